@@ -1,0 +1,70 @@
+"""What a conductor asks of a node agent and what the agent answers, both through the bucket."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+OrderKind = Literal["precopy", "drain", "copy", "verify", "go", "resume", "retire", "stop"]
+
+
+class Order(msgspec.Struct, frozen=True):
+    """One instruction, at ``runs/<run>/inbox/<generation>/<n>.json``, created once.
+
+    ``order_id`` makes it idempotent: the conductor looks for it before it writes another, and the
+    agent never obeys it twice. ``step`` is a sealed step where one is needed.
+    """
+
+    order_id: str
+    kind: OrderKind
+    at: float
+    step: int | None = None
+    manifest_digest: str | None = None
+
+
+class OrderResult(msgspec.Struct, frozen=True):
+    """How far an order got. ``error_kind`` is the class name of a ``CloudshiftError``."""
+
+    state: Literal["running", "done", "failed"]
+    detail: str = ""
+    num_bytes: int = 0
+    step: int | None = None
+    manifest_digest: str | None = None
+    error_kind: str | None = None
+    error: str | None = None
+
+
+AgentState = Literal[
+    "starting", "standby", "running", "draining", "drained", "stopped", "finished", "failed",
+    "retired", "fenced",
+]  # fmt: skip
+
+
+class AgentStatus(msgspec.Struct, frozen=True):
+    """The agent's own word, at ``runs/<run>/status/<generation>.json``, overwritten by it alone.
+
+    ``beat`` grows with every write: an observer judges liveness by its own monotonic clock.
+    ``first_step_at`` is the wall-clock time at which this attempt's first step ended,
+    ``last_step_at`` that of its newest.
+    """
+
+    run_id: str
+    generation: int
+    state: AgentState
+    beat: int
+    at: float
+    results: dict[str, OrderResult] = {}
+    step: int | None = None
+    loss: float | None = None
+    staged_step: int | None = None
+    committed_step: int | None = None
+    committed_at: float | None = None
+    state_bytes: int = 0
+    stored_bytes: int = 0
+    first_step_at: float | None = None
+    last_step_at: float | None = None
+    error: str | None = None
+    error_rank: int | None = None
+    traceback: str | None = None
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,114 @@
+"""Where a run can live and what that costs: clouds, placements, offers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from cloudshift_lab.core.errors import UsageError
+
+Market = Literal["on-demand", "spot", "reserved"]
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """Cloud, region, machine kind and count of one attempt."""
+
+    cloud: str
+    region: str
+    instance_type: str
+    nodes: int = 1
+    ranks_per_node: int = 2
+    market: Market = "on-demand"
+
+    @property
+    def target(self) -> str:
+        """What a person types after ``--to``: ``gcp-sim:us-central1``."""
+        return f"{self.cloud}:{self.region}"
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+
+class EgressTier(msgspec.Struct, frozen=True):
+    """Marginal egress price up to a monthly volume; ``up_to_gb`` None means without end."""
+
+    up_to_gb: float | None
+    micro_usd_per_gb: int
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """A priced placement: one node of ``instance_type`` in ``region``.
+
+    ``tokens_per_s`` is a catalogue throughput of one node or None when unknown.
+    """
+
+    cloud: str
+    region: str
+    instance_type: str
+    price_micro_usd_per_h: int
+    market: Market = "on-demand"
+    source: str = "catalogue"
+    as_of: str = ""
+    simulated: bool = False
+    tokens_per_s: float | None = None
+
+
+class Cloud(msgspec.Struct, frozen=True):
+    """A place that can run ranks and keep objects.
+
+    ``store_options`` may hold credentials: it stays in the mode-0600 configuration file and in
+    the memory of processes that read that file, and is never put into a spec, log or telemetry.
+    """
+
+    name: str
+    title: str
+    store_url: str
+    store_options: dict[str, msgspec.Raw] | None = None
+    offers: tuple[Offer, ...] = ()
+    egress: tuple[EgressTier, ...] = ()
+    put_micro_usd_per_1000: int = 0
+    get_micro_usd_per_1000: int = 0
+    simulated: bool = False
+    note: str = ""
+
+    @property
+    def regions(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(offer.region for offer in self.offers))
+
+
+class Clouds(msgspec.Struct, frozen=True):
+    """Everything that is configured on this machine."""
+
+    clouds: tuple[Cloud, ...]
+
+    def find(self, name: str) -> Cloud:
+        """The cloud called ``name``.
+
+        Raises:
+            UsageError: No such cloud; lists the ones that exist.
+        """
+        for cloud in self.clouds:
+            if cloud.name == name:
+                return cloud
+        raise UsageError(f"no cloud called '{name}'; choose one of: {', '.join(self.targets())}")
+
+    def targets(self) -> tuple[str, ...]:
+        """All ``cloud:region`` pairs that can be named after ``--on`` or ``--to``."""
+        return tuple(f"{cloud.name}:{region}" for cloud in self.clouds for region in cloud.regions)
+
+    def resolve(self, target: str) -> tuple[Cloud, Offer]:
+        """Parse ``cloud`` or ``cloud:region`` and take the cheapest offer there.
+
+        Raises:
+            UsageError: Unknown cloud or region; lists the ones that exist.
+        """
+        name, _, region = target.partition(":")
+        cloud = self.find(name)
+        offers = [offer for offer in cloud.offers if region in ("", offer.region)]
+        if not offers:
+            raise UsageError(
+                f"'{name}' has no region '{region}'; choose one of: {', '.join(self.targets())}"
+            )
+        return cloud, min(offers, key=lambda offer: offer.price_micro_usd_per_h)

@@ -1,0 +1,97 @@
+"""What the researcher started and what can be seen of it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from cloudshift_lab.core.placement import Placement
+
+RunState = Literal[
+    "starting", "running", "migrating", "stopping", "stopped", "finished", "failed", "lost"
+]
+FINAL_STATES: frozenset[str] = frozenset({"stopped", "finished", "failed", "lost"})
+ApprovePolicy = Literal["ask", "auto", "never"]
+
+
+class RunSpec(msgspec.Struct, frozen=True):
+    """A run as asked for. Holds no secret: stores are named, not opened, by it."""
+
+    name: str
+    script: str
+    target: str = "local"
+    ranks_per_node: int = 2
+    checkpoint_every: int = 50
+    seed: int = 0
+    args: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    budget_micro_usd: int | None = None
+    approve: ApprovePolicy = "ask"
+    python: str = ""
+
+
+class JobSpec(msgspec.Struct, frozen=True):
+    """What an engine needs to start one attempt (one generation in one placement).
+
+    ``store_url`` is the data store of this attempt; its credentials come from ``home``'s cloud
+    list by ``placement.cloud``. A ``standby`` attempt starts its ranks up to the gate and waits
+    for an order; ``source_*`` then name where its state comes from.
+    """
+
+    run_id: str
+    generation: int
+    owner: str
+    placement: Placement
+    store_url: str
+    script: str
+    home: str
+    workdir: str
+    checkpoint_every: int
+    seed: int
+    args: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    python: str = ""
+    restore_step: int | None = None
+    standby: bool = False
+    source_cloud: str | None = None
+    source_url: str | None = None
+    conductor_home: str | None = None
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """The newest step a rank reported; ``at`` is wall-clock seconds."""
+
+    step: int
+    loss: float | None
+    tokens_per_s: float | None
+    at: float
+
+
+class RunView(msgspec.Struct, frozen=True):
+    """One run as every surface shows it. Times are wall-clock seconds, money micro-dollars."""
+
+    run_id: str
+    name: str
+    state: RunState
+    placement: Placement
+    generation: int
+    created_at: float
+    simulated: bool
+    step: int | None = None
+    loss: float | None = None
+    tokens_per_s: float | None = None
+    progress_at: float | None = None
+    price_micro_usd_per_h: int = 0
+    price_source: str = ""
+    spent_micro_usd: int = 0
+    checkpoint_step: int | None = None
+    checkpoint_at: float | None = None
+    store_url: str = ""
+    migration_id: str | None = None
+    error: str | None = None
+    error_rank: int | None = None
+    traceback: str | None = None
+    losses: tuple[tuple[int, float], ...] = ()
+    ended_at: float | None = None
+    as_of: float = 0.0
