@@ -41,61 +41,61 @@ class CloudshiftError(Exception):
 class UsageError(CloudshiftError, ValueError):
     """The call, the cell or the configuration is wrong; nothing was changed."""
 
-    action = "fix"
+    action: ClassVar[Action] = "fix"
 
 
 class NotFound(CloudshiftError):
     """The named object, run, step or target does not exist."""
 
-    action = "fix"
+    action: ClassVar[Action] = "fix"
 
 
 class Denied(CloudshiftError):
     """The store or service refused our credentials or permissions."""
 
-    action = "fix"
+    action: ClassVar[Action] = "fix"
 
 
 class Unavailable(CloudshiftError):
     """A store or service did not answer in time; the outcome may be unknown."""
 
-    action = "retry"
+    action: ClassVar[Action] = "retry"
 
 
 class Conflict(CloudshiftError):
     """Somebody else got there first."""
 
-    action = "ask"
+    action: ClassVar[Action] = "ask"
 
 
 class Fenced(Conflict):
     """A newer generation owns the run: this owner must stop publishing at once."""
 
-    action = "stop"
+    action: ClassVar[Action] = "stop"
 
 
 class StaleDecision(Conflict):
     """The decision was taken on a plan that has changed, expired or is decided already."""
 
-    action = "ask"
+    action: ClassVar[Action] = "ask"
 
 
 class Corrupt(CloudshiftError):
     """Stored bytes differ from their hash or do not parse; never retried."""
 
-    action = "stop"
+    action: ClassVar[Action] = "stop"
 
 
 class Exhausted(CloudshiftError):
     """A deadline, grace period, budget, quota or disk is used up."""
 
-    action = "ask"
+    action: ClassVar[Action] = "ask"
 
 
 class Unsupported(CloudshiftError):
     """This adapter cannot do what was asked."""
 
-    action = "fix"
+    action: ClassVar[Action] = "fix"
 
 
 _BY_NAME: dict[str, type[CloudshiftError]] = {

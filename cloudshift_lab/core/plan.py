@@ -12,7 +12,7 @@ BillKind = Literal["compute", "egress", "requests", "transfer", "pause", "overla
 
 
 class BillItem(msgspec.Struct, frozen=True):
-    """One line of a bill. ``amount_micro_usd`` < 0 is a saving; ``basis`` says how it came about."""
+    """One line of a bill: an amount (< 0 is a saving), and the arithmetic it came from."""
 
     label: str
     amount_micro_usd: int
