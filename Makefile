@@ -1,0 +1,46 @@
+# The whole product from a clone: make demo | make lab | make test. Each does its own set-up.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := pyproject.toml constraints.txt hatch_build.py \
+	$(shell find extensions/jupyterlab/src extensions/jupyterlab/style extensions/jupyterlab/schema -type f 2>/dev/null) \
+	$(wildcard extensions/jupyterlab/package*.json extensions/jupyterlab/tsconfig.json)
+
+.PHONY: setup demo lab test test-ui check bench clean
+
+setup: $(STAMP)
+
+$(STAMP): $(SOURCES)
+	@command -v $(PYTHON) >/dev/null || { echo "No $(PYTHON) here: install Python 3.11 or newer, or run make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "CloudShift Lab needs Python 3.11 or newer; this is $$($(PYTHON) --version). Try make PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python -m cloudshift_lab demo --out build/demo
+
+lab: setup
+	$(BIN)/python -m jupyterlab notebooks/01_quickstart.ipynb
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/tidy
+
+test: setup
+	$(BIN)/python -m pytest -q tests --ignore=tests/ui --ignore=tests/server --ignore=tests/notebooks
+	$(BIN)/python -m pytest -q tests/server
+	$(BIN)/python -m pytest -q tests/notebooks
+
+test-ui: setup
+	$(BIN)/python -m pytest -q tests/ui
+
+bench: setup
+	$(BIN)/python -m cloudshift_lab sim --seeds 1000 --json build/bench/sim.json
+
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
