@@ -1,0 +1,1 @@
+"""The migration saga: a pure state machine from a proposed plan to a receipt."""

@@ -1,0 +1,41 @@
+"""A saga as every surface shows it."""
+
+from __future__ import annotations
+
+from cloudshift_lab.core.plan import MigrationView
+from cloudshift_lab.migration.saga import Saga
+
+
+def view(
+    saga: Saga,
+    *,
+    run_name: str,
+    as_of: float,
+    bytes_state: int = 0,
+    receipt: str | None = None,
+) -> MigrationView:
+    """The shown form of a saga.
+
+    Args:
+        saga: The move.
+        run_name: What the researcher called the run.
+        as_of: Wall-clock seconds of this view.
+        bytes_state: Size of the run's raw state, bytes; 0 when unknown.
+        receipt: Where the receipt lies, once there is one.
+    """
+    return MigrationView(
+        migration_id=saga.plan.migration_id,
+        run_id=saga.plan.run_id,
+        run_name=run_name,
+        phase=saga.phase,
+        plan=saga.plan,
+        timeline=saga.timeline,
+        decision=saga.decision,
+        error=saga.error,
+        sealed_step=saga.sealed_step,
+        bytes_moved=saga.bytes_moved,
+        bytes_state=bytes_state,
+        pause_s=saga.pause_s,
+        receipt=receipt,
+        as_of=as_of,
+    )
