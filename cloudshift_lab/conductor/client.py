@@ -1,0 +1,363 @@
+"""The thin way into the conductor for kernels, command lines and servers: stdlib HTTP only."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote, urlencode, urlsplit
+
+import msgspec
+
+from cloudshift_lab import __version__
+from cloudshift_lab.conductor import discovery
+from cloudshift_lab.core.errors import Corrupt, Denied, Unavailable, error_from_wire
+from cloudshift_lab.core.home import home
+from cloudshift_lab.core.plan import Decision, MigrationView
+from cloudshift_lab.core.run import RunSpec, RunView
+from cloudshift_lab.core.views import Changes, Check, CostView, Health, Problem, Series, Target
+from cloudshift_lab.core.wire import from_json, to_json
+
+T = TypeVar("T")
+_START_DEADLINE_S = 45.0
+_QUICK_S = 15.0
+_SLOW_S = 150.0
+
+
+class Logs(msgspec.Struct, frozen=True):
+    """Answer of ``GET /v1/runs/{id}/logs``."""
+
+    text: str
+
+
+class MigrateRequest(msgspec.Struct, frozen=True):
+    """Body of ``POST /v1/runs/{id}/migrations``."""
+
+    to: str
+    expires_s: float = 600.0
+
+
+class Client:
+    """Calls one conductor. Safe to share between threads: each call has its own connection.
+
+    Args:
+        url: ``http://127.0.0.1:port``.
+        token: The bearer token of that conductor.
+        root: State directory, when the client may look the conductor up (or start it) again.
+    """
+
+    def __init__(self, url: str, token: str, *, root: Path | None = None) -> None:
+        self.url = url
+        self._token = token
+        self._root = root
+
+    @classmethod
+    def connect(cls, root: Path | None = None, *, start: bool = True) -> Client:
+        """Find the conductor of a state directory; start one when there is none.
+
+        Args:
+            root: State directory; ``core.home.home()`` when None.
+            start: Start a conductor (silently, in its own session) when none runs.
+
+        Raises:
+            Unavailable: None runs and ``start`` is False, or it does not come up.
+        """
+        place = (root or home()).absolute()
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        client = _attach(place)
+        if client is None and not start:
+            raise Unavailable(
+                f"no conductor runs for {place}; start one with: python -m cloudshift_lab status"
+            )
+        return client or _start(place)
+
+    # -- runs ------------------------------------------------------------------------------
+
+    def health(self, *, timeout_s: float = _QUICK_S) -> Health:
+        """Version, pid and home of the conductor."""
+        return self._get("/v1/health", Health, timeout_s=timeout_s)
+
+    def runs(self) -> tuple[RunView, ...]:
+        """All runs, newest first."""
+        return self._get("/v1/runs", tuple[RunView, ...])
+
+    def run(self, run: str) -> RunView:
+        """One run by id or name. Raises NotFound, listing the known ones."""
+        return self._get(f"/v1/runs/{quote(run, safe='')}", RunView)
+
+    def train(self, spec: RunSpec) -> RunView:
+        """Start a run and return at once.
+
+        Args:
+            spec: ``script`` is a path, or the source itself when it holds a line break.
+
+        Raises:
+            UsageError: Syntax error, unknown target or a name in use; nothing was started.
+            Unavailable: The target's store does not answer.
+            Denied: The target's store refuses the credentials, or writing.
+        """
+        return self._post("/v1/runs", to_json(spec), RunView)
+
+    def stop(self, run: str) -> RunView:
+        """Ask a run to save and stop; stopping a stopped run changes nothing."""
+        return self._post(f"/v1/runs/{quote(run, safe='')}/stop", b"{}", RunView)
+
+    def logs(self, run: str, *, rank: int | None = None, tail: int = 200) -> str:
+        """The newest lines a rank (or the agent, when ``rank`` is None) printed."""
+        query = {"tail": tail, **({} if rank is None else {"rank": rank})}
+        return self._get(f"/v1/runs/{quote(run, safe='')}/logs", Logs, query=query).text
+
+    def cost(self, run: str) -> CostView:
+        """What a run has cost so far, line by line."""
+        return self._get(f"/v1/runs/{quote(run, safe='')}/cost", CostView)
+
+    def series(self, run: str, *, points: int = 240) -> Series:
+        """A run's curves in at most ``points`` points."""
+        return self._get(f"/v1/runs/{quote(run, safe='')}/series", Series, query={"points": points})
+
+    # -- migrations ------------------------------------------------------------------------
+
+    def migrate(self, run: str, to: str, *, expires_s: float = 600.0) -> MigrationView:
+        """Propose a move to ``cloud:region`` and price it; nothing moves before a decision.
+
+        Raises:
+            UsageError: Unknown target, the place it is at already, or a run that does not run.
+            Conflict: Another migration of this run is open; names it.
+        """
+        body = to_json(MigrateRequest(to=to, expires_s=expires_s))
+        return self._post(f"/v1/runs/{quote(run, safe='')}/migrations", body, MigrationView)
+
+    def migrations(self, run: str | None = None) -> tuple[MigrationView, ...]:
+        """All migrations (of one run), newest first."""
+        query = {} if run is None else {"run": run}
+        return self._get("/v1/migrations", tuple[MigrationView, ...], query=query)
+
+    def migration(self, migration_id: str) -> MigrationView:
+        """One migration. Raises NotFound, listing the known ones."""
+        return self._get(f"/v1/migrations/{quote(migration_id, safe='')}", MigrationView)
+
+    def decide(self, migration_id: str, decision: Decision) -> MigrationView:
+        """Approve or reject the plan that was shown; the same decision again changes nothing.
+
+        Raises:
+            StaleDecision: The plan expired, was decided otherwise, or is not the one shown.
+        """
+        path = f"/v1/migrations/{quote(migration_id, safe='')}/decision"
+        return self._post(path, to_json(decision), MigrationView)
+
+    # -- the rest --------------------------------------------------------------------------
+
+    def targets(self) -> tuple[Target, ...]:
+        """The places that can be named after ``--on`` or ``--to``."""
+        return self._get("/v1/targets", tuple[Target, ...])
+
+    def doctor(self) -> tuple[Check, ...]:
+        """Checks of this installation, each with advice when it fails."""
+        return self._get("/v1/doctor", tuple[Check, ...], timeout_s=_SLOW_S)
+
+    def changes(self, since: int = 0, *, timeout_s: float = 25.0) -> Changes:
+        """Wait until something changed after version ``since``, at most ``timeout_s``."""
+        query = {"since": since, "timeout": timeout_s}
+        return self._get("/v1/changes", Changes, query=query, timeout_s=timeout_s + _QUICK_S)
+
+    def sql(self, query: str) -> bytes:
+        """Run one read-only query on the telemetry store; returns an Arrow IPC stream."""
+        body = to_json({"query": query})
+        return self._call("POST", "/v1/sql", body=body, timeout_s=_SLOW_S)
+
+    def ingest(self, run: str, *, batch: str, table: str, data: bytes) -> None:
+        """Hand over one Arrow IPC telemetry batch; a batch id seen before is dropped."""
+        query = {"run": run, "batch": batch, "table": table}
+        self._call("POST", "/v1/ingest", body=data, query=query)
+
+    def shutdown(self) -> None:
+        """Stop the conductor; runs and their agents go on without it."""
+        self._call("POST", "/v1/shutdown", body=b"{}")
+
+    # -- transport -------------------------------------------------------------------------
+
+    def _get(
+        self,
+        path: str,
+        kind: type[T],
+        *,
+        query: Mapping[str, str | float] | None = None,
+        timeout_s: float = _QUICK_S,
+    ) -> T:
+        try:
+            data = self._call("GET", path, query=query, timeout_s=timeout_s)
+        except Unavailable:
+            if not self._refresh():
+                raise
+            data = self._call("GET", path, query=query, timeout_s=timeout_s)
+        return from_json(data, kind, what="the conductor's answer")
+
+    def _post(self, path: str, body: bytes, kind: type[T]) -> T:
+        if self._root is not None and discovery.find_daemon(self._root) is None:
+            self._refresh()
+        data = self._call("POST", path, body=body, timeout_s=_SLOW_S)
+        return from_json(data, kind, what="the conductor's answer")
+
+    def _refresh(self) -> bool:
+        """Take over the address of a conductor that was restarted; True when it changed."""
+        if self._root is None:
+            return False
+        fresh = Client.connect(self._root)
+        changed = (fresh.url, fresh._token) != (self.url, self._token)
+        self.url, self._token = fresh.url, fresh._token
+        return changed
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        query: Mapping[str, str | float] | None = None,
+        timeout_s: float = _QUICK_S,
+    ) -> bytes:
+        address = urlsplit(self.url)
+        target = f"{path}?{urlencode(query)}" if query else path
+        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        connection = http.client.HTTPConnection(
+            address.hostname or "", address.port, timeout=timeout_s
+        )
+        with contextlib.closing(connection):
+            try:
+                connection.request(method, target, body=body, headers=headers)
+                answer = connection.getresponse()
+                data = answer.read()
+            except (OSError, http.client.HTTPException) as error:
+                raise Unavailable(_lost_message(method, error, timeout_s)) from error
+        if answer.status >= 400:
+            raise _problem(answer.status, data)
+        return data
+
+
+def _lost_message(method: str, error: Exception, timeout_s: float) -> str:
+    if isinstance(error, TimeoutError):
+        return (
+            f"the conductor did not answer within {timeout_s:.0f} s; "
+            "check `cloudshift status`, then try again"
+        )
+    if isinstance(error, ConnectionRefusedError):
+        return "the conductor is not running; run the command again to start it"
+    if method == "GET":
+        return "the conductor stopped while answering; run the command again"
+    return (
+        "the conductor stopped while answering, so whether it acted is unknown; "
+        "check `cloudshift status` before trying again (runs go on without it)"
+    )
+
+
+def _problem(status: int, data: bytes) -> Exception:
+    try:
+        problem = from_json(data, Problem, what="the conductor's answer")
+    except Corrupt:
+        return Unavailable(f"the conductor answered with HTTP {status}; see its conductor.log")
+    return error_from_wire(problem.kind, problem.message)
+
+
+def _attach(root: Path) -> Client | None:
+    """A client for the running, answering conductor of our version; None when there is none."""
+    daemon = discovery.find_daemon(root)
+    if daemon is None:
+        return None
+    client = Client(daemon.url, daemon.token, root=root)
+    try:
+        health = from_json(client._call("GET", "/v1/health"), Health, what="health")
+    except (Unavailable, Denied, Corrupt):
+        return None
+    ours = health.pid == daemon.pid and Path(health.home) == root
+    return client if ours and health.version == __version__ else None
+
+
+def _start(root: Path) -> Client:
+    with discovery.start_lock(root):
+        client = _attach(root) or _await_republished(root)
+        if client is not None:
+            return client
+        _dismiss(root)
+        discovery.remove_daemon_file(root)
+        return _spawn(root)
+
+
+def _await_republished(root: Path, *, patience_s: float = 4.0) -> Client | None:
+    """Give a living conductor whose file was damaged the moment it needs to write it again."""
+    until = time.monotonic() + patience_s
+    owner = discovery.lock_owner(root)
+    while owner is not None and time.monotonic() < until:
+        found = discovery.find_daemon(root)
+        if found is not None and found.version != __version__:
+            return None
+        client = _attach(root)
+        if client is not None:
+            return client
+        time.sleep(0.1)
+        owner = discovery.lock_owner(root)
+    return None
+
+
+def _dismiss(root: Path) -> None:
+    """End a conductor that is not usable (another version, or a hung one) before a new one.
+
+    Only the process that holds this directory's life lock is ever signalled: a pid that was
+    given to another program is left alone.
+    """
+    owner = discovery.lock_owner(root)
+    if owner is None:
+        return
+    for number, patience_s in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(owner.pid, number)
+        until = time.monotonic() + patience_s
+        while time.monotonic() < until:
+            if discovery.process_start_time(owner.pid) != owner.start_time:
+                return
+            time.sleep(0.05)
+    raise Unavailable(f"the old conductor (pid {owner.pid}) does not end; end it and try again")
+
+
+def _spawn(root: Path) -> Client:
+    """Start a conductor in its own session, its output in ``conductor.log``, and wait for it."""
+    log = os.open(root / discovery.LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cloudshift_lab.conductor", "--home", str(root)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd=root,
+        )
+    finally:
+        os.close(log)
+    _reap_quietly(process)
+    until = time.monotonic() + _START_DEADLINE_S
+    while time.monotonic() < until:
+        client = _attach(root)
+        if client is not None:
+            return client
+        if process.poll() is not None:
+            raise Unavailable(
+                f"the conductor did not start ({discovery.log_tail(root) or 'no output'}); "
+                f"mend that, then try again (log: {root / discovery.LOG_FILE})"
+            )
+        time.sleep(0.05)
+    raise Unavailable(
+        f"the conductor did not answer within {_START_DEADLINE_S:.0f} s of its start; "
+        f"look into {root / discovery.LOG_FILE} and try again"
+    )
+
+
+def _reap_quietly(process: subprocess.Popen[bytes]) -> None:
+    """Collect the daemon should it end before us, so that it never lingers as a zombie."""
+    threading.Thread(target=process.wait, name="conductor-reaper", daemon=True).start()
