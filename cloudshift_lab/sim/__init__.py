@@ -1,0 +1,1 @@
+"""Simulated clouds, stores and histories, and the contracts that every adapter must keep."""
