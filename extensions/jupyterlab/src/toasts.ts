@@ -1,0 +1,95 @@
+import { Notification } from '@jupyterlab/apputils';
+import { TranslationBundle } from '@jupyterlab/translation';
+import { IDisposable } from '@lumino/disposable';
+import { Signal } from '@lumino/signaling';
+
+import { formatClock, formatDuration, formatUsd } from './format';
+import { CloudshiftModel } from './model';
+import { IMigrationView, target } from './types';
+
+/**
+ * One toast per pending approval, naming the deadline; dismissed as soon as the move is decided or
+ * expired, wherever that happened.
+ */
+export class ApprovalToasts implements IDisposable {
+  constructor(
+    private _model: CloudshiftModel,
+    private _review: () => void,
+    private _trans: TranslationBundle
+  ) {
+    _model.changed.connect(this._update, this);
+  }
+
+  enabled = true;
+
+  get isDisposed(): boolean {
+    return this._disposed;
+  }
+
+  dispose(): void {
+    this._disposed = true;
+    Signal.clearData(this);
+    this._shown.forEach(id => Notification.dismiss(id));
+    this._shown.clear();
+  }
+
+  private _update(): void {
+    const pending = new Map(
+      this._model.pending.map(view => [view.migration_id, view])
+    );
+    for (const [migrationId, toastId] of [...this._shown]) {
+      if (!pending.has(migrationId)) {
+        Notification.dismiss(toastId);
+        this._shown.delete(migrationId);
+      }
+    }
+    for (const view of pending.values()) {
+      if (this.enabled && !this._seen.has(view.migration_id)) {
+        this._seen.add(view.migration_id);
+        this._shown.set(view.migration_id, this._show(view));
+      }
+    }
+  }
+
+  private _show(view: IMigrationView): string {
+    const { bill, expires_at } = view.plan;
+    const message = this._trans.__(
+      'Move %1 to %2? %3 per hour less, pause about %4. Answer by %5, else it stays.',
+      view.run_name,
+      target(view.plan.target),
+      formatUsd(bill.saving_micro_usd_per_h),
+      formatDuration(bill.pause_s),
+      formatClock(expires_at)
+    );
+    return Notification.emit(
+      bill.simulated ? `${message} ${this._trans.__('(simulated)')}` : message,
+      'warning',
+      {
+        autoClose: false,
+        actions: [
+          {
+            label: this._trans.__('Approve'),
+            displayType: 'accent',
+            callback: () => void this._approve(view)
+          },
+          { label: this._trans.__('Review'), callback: this._review }
+        ]
+      }
+    );
+  }
+
+  private async _approve(view: IMigrationView): Promise<void> {
+    try {
+      await this._model.decide(view, 'approve', 'toast');
+    } catch (error) {
+      Notification.error(
+        this._trans.__('Not approved: %1', (error as Error).message),
+        { autoClose: false }
+      );
+    }
+  }
+
+  private _disposed = false;
+  private _seen = new Set<string>();
+  private _shown = new Map<string, string>();
+}

@@ -1,0 +1,99 @@
+/** The JSON of the conductor's views, as far as this page reads them (money in micro-dollars, times in seconds). */
+
+export interface IPlacement {
+  cloud: string;
+  region: string;
+  instance_type: string;
+  nodes: number;
+  ranks_per_node: number;
+}
+
+export interface IRunView {
+  run_id: string;
+  name: string;
+  state: string;
+  placement: IPlacement;
+  simulated: boolean;
+  created_at: number;
+  step: number | null;
+  loss: number | null;
+  progress_at: number | null;
+  price_micro_usd_per_h: number;
+  spent_micro_usd: number;
+  checkpoint_step: number | null;
+  checkpoint_at: number | null;
+  migration_id: string | null;
+  error: string | null;
+  error_rank: number | null;
+  losses: [number, number][];
+  ended_at: number | null;
+  as_of: number;
+}
+
+export interface IBillItem {
+  label: string;
+  amount_micro_usd: number;
+  basis: string;
+  source: string;
+  simulated: boolean;
+}
+
+export interface IBill {
+  items: IBillItem[];
+  total_micro_usd: number;
+  one_off_micro_usd: number;
+  saving_micro_usd_per_h: number;
+  break_even_s: number | null;
+  pause_s: number;
+  simulated: boolean;
+  reasons: string[];
+}
+
+export interface IPlan {
+  source: IPlacement;
+  target: IPlacement;
+  bill: IBill;
+  verdict: 'move' | 'stay';
+  expires_at: number;
+  digest: string;
+}
+
+export interface IDecision {
+  decision_id: string;
+  plan_digest: string;
+  verdict: 'approve' | 'reject';
+  by: string;
+}
+
+export interface IMigrationView {
+  migration_id: string;
+  run_id: string;
+  run_name: string;
+  phase: string;
+  plan: IPlan;
+  decision: IDecision | null;
+  error: string | null;
+  bytes_moved: number;
+  bytes_state: number;
+  pause_s: number | null;
+}
+
+/** `since` is when the server extension lost sight of the conductor. */
+export interface IProblem {
+  kind: string;
+  message: string;
+  action: string;
+  since?: number;
+}
+
+export const FINAL_PHASES = new Set([
+  'source_retired',
+  'rejected',
+  'expired',
+  'rolled_back'
+]);
+
+/** What a person types after `--to`. */
+export function target(placement: IPlacement): string {
+  return `${placement.cloud}:${placement.region}`;
+}
