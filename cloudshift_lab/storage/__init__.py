@@ -1,0 +1,1 @@
+"""Object stores with our own deadlines, create-if-absent that tells the truth, and the run log."""

@@ -1,0 +1,356 @@
+"""The run log: ownership and commits in one total order, built on create-if-absent alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+from blake3 import blake3
+
+from cloudshift_lab.core.errors import Conflict, Corrupt, Fenced, NotFound, Unavailable
+from cloudshift_lab.core.wire import from_json, to_json
+from cloudshift_lab.core.world import REAL_WORLD, World
+from cloudshift_lab.storage.store import DEADLINE_S, Store
+
+RecordKind = Literal["acquire", "commit", "handover", "cancel", "release"]
+_LONGEST_PAUSE_S = 1.0
+
+
+class LogBase(msgspec.Struct, frozen=True):
+    """The handover record, in another log, that an ``acquire`` continues."""
+
+    url: str
+    seq: int
+    digest: str
+
+
+class LogRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One line of the log.
+
+    ``generation`` of a handover is already the new owner's: the old one is fenced from there on.
+    """
+
+    seq: int
+    kind: RecordKind
+    generation: int
+    owner: str
+    nonce: str
+    at: float
+    step: int | None = None
+    manifest_key: str | None = None
+    manifest_digest: str | None = None
+    final: bool = False
+    to_url: str | None = None
+    migration_id: str | None = None
+    base: LogBase | None = None
+
+    @property
+    def digest(self) -> str:
+        """blake3 of the record's bytes; what a ``LogBase`` points at."""
+        return str(blake3(to_json(self)).hexdigest())
+
+
+@dataclass(frozen=True)
+class LogState:
+    """What all records together say.
+
+    ``home_url`` is set between a handover and the acquire that takes it up: the log to go on in.
+    ``owner`` is None before the first acquire and after a release.
+    """
+
+    records: tuple[LogRecord, ...] = ()
+    generation: int = 0
+    owner: str | None = None
+    home_url: str | None = None
+    commits: tuple[LogRecord, ...] = ()
+    cancelled: frozenset[str] = frozenset()
+
+    @property
+    def next_seq(self) -> int:
+        return len(self.records)
+
+    @property
+    def last_commit(self) -> LogRecord | None:
+        return self.commits[-1] if self.commits else None
+
+    def by_nonce(self, nonce: str) -> LogRecord | None:
+        """The record that an earlier, perhaps unanswered, attempt has landed."""
+        return next((r for r in reversed(self.records) if r.nonce == nonce), None)
+
+    def handover_of(self, migration_id: str) -> LogRecord | None:
+        """The handover of one migration, if it landed."""
+        return next(
+            (r for r in self.records if r.kind == "handover" and r.migration_id == migration_id),
+            None,
+        )
+
+
+def fold(records: Sequence[LogRecord]) -> LogState:
+    """The state after all of ``records``, in order. Pure."""
+    generation, owner, home_url = 0, None, None
+    for record in records:
+        if record.kind == "acquire":
+            generation, owner, home_url = record.generation, record.owner, None
+        elif record.kind == "handover":
+            generation, owner, home_url = record.generation, record.owner, record.to_url
+        elif record.kind == "release":
+            owner = None
+    return LogState(
+        records=tuple(records),
+        generation=generation,
+        owner=owner,
+        home_url=home_url,
+        commits=tuple(r for r in records if r.kind == "commit"),
+        cancelled=frozenset(
+            r.migration_id for r in records if r.kind == "cancel" and r.migration_id
+        ),
+    )
+
+
+def log_key(run_id: str, seq: int) -> str:
+    """Where record ``seq`` of a run's log lies."""
+    return f"runs/{run_id}/log/{seq:012d}.json"
+
+
+class RunLog:
+    """One party's view of a run's log in one store; not for several threads at once.
+
+    Args:
+        store: Where the log is.
+        run_id: Whose log.
+        world: Clock and jitter.
+        deadline_s: How long one append goes on trying, seconds, on top of the store's own limit.
+    """
+
+    def __init__(
+        self, store: Store, run_id: str, world: World = REAL_WORLD, deadline_s: float = DEADLINE_S
+    ) -> None:
+        self._store = store
+        self._run_id = run_id
+        self._world = world
+        self._deadline_s = deadline_s
+        self._records: list[LogRecord] = []
+
+    def sync(self) -> LogState:
+        """Read every record not seen yet, up to the first key that does not exist.
+
+        Raises:
+            Corrupt: A record does not parse or stands at the wrong place.
+            Unavailable, Denied: As the store reported.
+        """
+        while (record := self._read(len(self._records))) is not None:
+            self._records.append(record)
+        return fold(self._records)
+
+    def acquire(
+        self, *, generation: int, owner: str, nonce: str, base: LogBase | None = None
+    ) -> LogRecord:
+        """Own the run from now on; the same owner at the same generation may ask again.
+
+        Args:
+            generation: Greater than any the log has seen, or exactly the one handed over to us.
+            owner: Who we are.
+            nonce: Identifies this request across retries and restarts.
+            base: The handover record in another store's log that sends the run here.
+
+        Raises:
+            Fenced: A newer owner has the run, or it went on in another store.
+            Unavailable: No answer in time; ask again with the same nonce.
+        """
+
+        def draft(state: LogState, at: float) -> LogRecord:
+            if (held := _held_by(state, generation, owner)) is not None:
+                return held
+            self._check_acquire(state, generation, owner, base)
+            return LogRecord(
+                seq=state.next_seq, kind="acquire", generation=generation, owner=owner,
+                nonce=nonce, at=at, base=base,
+            )  # fmt: skip
+
+        return self._append(nonce, draft)
+
+    def commit(
+        self, *, generation: int, step: int, manifest_key: str, manifest_digest: str, nonce: str,
+        final: bool = False,
+    ) -> LogRecord:  # fmt: skip
+        """Make a step exist.
+
+        Raises:
+            Fenced: We are not the owner any more; nothing was published.
+            Unavailable: No answer in time; ask again with the same nonce.
+        """
+
+        def draft(state: LogState, at: float) -> LogRecord:
+            owner = self._check_owner(state, generation)
+            return LogRecord(
+                seq=state.next_seq, kind="commit", generation=generation, owner=owner, nonce=nonce,
+                at=at, step=step, manifest_key=manifest_key, manifest_digest=manifest_digest,
+                final=final,
+            )  # fmt: skip
+
+        return self._append(nonce, draft)
+
+    def handover(
+        self, *, generation: int, to_url: str, new_owner: str, migration_id: str, nonce: str
+    ) -> LogRecord:
+        """Give the run away; the record carries ``generation + 1`` and fences us from there on.
+
+        Raises:
+            Conflict: This migration was cancelled first.
+            Fenced: ``generation`` is not the owner's any more.
+            Unavailable: No answer in time; ask again with the same nonce.
+        """
+
+        def draft(state: LogState, at: float) -> LogRecord:
+            if (landed := state.handover_of(migration_id)) is not None:
+                return landed
+            if migration_id in state.cancelled:
+                raise Conflict(
+                    f"move {migration_id} was cancelled, so run {self._run_id} stays where it is; "
+                    "start a new move",
+                    migration=migration_id,
+                )
+            self._check_owner(state, generation)
+            return LogRecord(
+                seq=state.next_seq, kind="handover", generation=generation + 1, owner=new_owner,
+                nonce=nonce, at=at, to_url=to_url.rstrip("/"), migration_id=migration_id,
+            )  # fmt: skip
+
+        return self._append(nonce, draft)
+
+    def cancel(self, *, generation: int, migration_id: str, nonce: str) -> LogRecord:
+        """Make sure that a migration's handover can never land any more.
+
+        Args:
+            generation: Of the source; kept for the record, a newer one changes nothing.
+            migration_id: What is called off.
+            nonce: Identifies this request across retries and restarts.
+
+        Raises:
+            Fenced: The handover landed first: the move has happened, go forward.
+            Unavailable: No answer in time; ask again with the same nonce.
+        """
+
+        def draft(state: LogState, at: float) -> LogRecord:
+            if (landed := state.handover_of(migration_id)) is not None:
+                raise Fenced(
+                    f"move {migration_id} already happened (log record {landed.seq}), it cannot be "
+                    "cancelled; let it finish",
+                    migration=migration_id, seq=landed.seq,
+                )  # fmt: skip
+            earlier = (r for r in state.records if r.kind == "cancel")
+            for record in earlier:
+                if record.migration_id == migration_id:
+                    return record
+            return LogRecord(
+                seq=state.next_seq, kind="cancel", generation=max(generation, state.generation),
+                owner=state.owner or "", nonce=nonce, at=at, migration_id=migration_id,
+            )  # fmt: skip
+
+        return self._append(nonce, draft)
+
+    def release(self, *, generation: int, nonce: str) -> LogRecord:
+        """Stop owning the run, at its end.
+
+        Raises:
+            Fenced: We are not the owner any more.
+            Unavailable: No answer in time; ask again with the same nonce.
+        """
+
+        def draft(state: LogState, at: float) -> LogRecord:
+            last = state.records[-1] if state.records else None
+            if last and last.kind == "release" and last.generation == generation:
+                return last
+            owner = self._check_owner(state, generation)
+            return LogRecord(
+                seq=state.next_seq, kind="release", generation=generation, owner=owner,
+                nonce=nonce, at=at,
+            )  # fmt: skip
+
+        return self._append(nonce, draft)
+
+    def _read(self, seq: int) -> LogRecord | None:
+        key = log_key(self._run_id, seq)
+        try:
+            data = self._store.get(key)
+        except NotFound:
+            return None
+        record = from_json(data, LogRecord, what=f"{self._store.url}/{key}")
+        if record.seq != seq:
+            raise Corrupt(
+                f"{self._store.url}/{key} says it is record {record.seq}; restore it from a copy",
+                key=key,
+            )
+        return record
+
+    def _append(self, nonce: str, draft: Callable[[LogState, float], LogRecord]) -> LogRecord:
+        """Write the next record exactly once, however often requests or answers get lost.
+
+        Invariant: before every create, all records before it were read, and none has our nonce.
+        """
+        at = self._world.now()
+        until = self._world.monotonic() + self._deadline_s
+        pause_s = 0.05
+        while True:
+            try:
+                record = self._try_append(nonce, draft, at)
+            except Unavailable as error:
+                if self._world.monotonic() + pause_s >= until:
+                    raise Unavailable(
+                        f"{self._store.url} did not answer within {self._deadline_s:.0f} s, so it "
+                        f"is unknown whether run {self._run_id}'s log has our record; check the "
+                        "store, then ask again",
+                        url=self._store.url,
+                    ) from error
+                self._world.sleep(pause_s * self._world.random())
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                continue
+            if record is not None:
+                return record
+
+    def _try_append(
+        self, nonce: str, draft: Callable[[LogState, float], LogRecord], at: float
+    ) -> LogRecord | None:
+        """One attempt; None when somebody else took the place."""
+        state = self.sync()
+        if (landed := state.by_nonce(nonce)) is not None:
+            return landed
+        record = draft(state, at)
+        if record.seq < state.next_seq:
+            return record
+        if not self._store.create(log_key(self._run_id, record.seq), to_json(record)):
+            return None
+        self._records.append(record)
+        return record
+
+    def _check_owner(self, state: LogState, generation: int) -> str:
+        if state.home_url is not None or state.owner is None or state.generation != generation:
+            raise self._fenced(state, generation)
+        return state.owner
+
+    def _check_acquire(
+        self, state: LogState, generation: int, owner: str, base: LogBase | None
+    ) -> None:
+        if state.home_url == self._store.url:
+            if (generation, owner) != (state.generation, state.owner):
+                raise self._fenced(state, generation)
+        elif generation <= state.generation or (state.home_url is not None and base is None):
+            raise self._fenced(state, generation)
+
+    def _fenced(self, state: LogState, generation: int) -> Fenced:
+        where = f" in {state.home_url}" if state.home_url else ""
+        return Fenced(
+            f"run {self._run_id} is at generation {state.generation}{where}, owner "
+            f"{state.owner or 'nobody'}; generation {generation} must stop",
+            run=self._run_id, generation=generation, current=state.generation,
+        )  # fmt: skip
+
+
+def _held_by(state: LogState, generation: int, owner: str) -> LogRecord | None:
+    """The acquire by which this very owner holds the run already."""
+    if state.home_url is not None or (state.generation, state.owner) != (generation, owner):
+        return None
+    acquired = (r for r in reversed(state.records) if r.kind == "acquire")
+    return next(acquired, None)

@@ -1,0 +1,129 @@
+"""The run log when answers get lost: exactly one record, or an honest 'unknown'."""
+
+from collections.abc import Callable
+
+import pytest
+
+from cloudshift_lab.core.errors import Fenced, Unavailable
+from cloudshift_lab.storage.log import LogRecord, RunLog, fold, log_key
+from cloudshift_lab.storage.memory import MemoryStore
+
+
+class ScriptedWorld:
+    """A clock that only sleep moves."""
+
+    def __init__(self) -> None:
+        self.time_s = 1000.0
+
+    def now(self) -> float:
+        return self.time_s
+
+    def monotonic(self) -> float:
+        return self.time_s
+
+    def sleep(self, seconds: float) -> None:
+        self.time_s += max(seconds, 0.01)
+
+    def random(self) -> float:
+        return 0.5
+
+    def new_id(self, prefix: str) -> str:
+        return f"{prefix}-1"
+
+
+class LossyStore(MemoryStore):
+    """Loses the answers to creates: ``before`` the effect, ``after`` it, in the order scripted."""
+
+    def __init__(self, *script: str) -> None:
+        super().__init__()
+        self.script = list(script)
+        self.between: Callable[[], None] = lambda: None
+
+    def create(self, key: str, data: bytes) -> bool:
+        fault = self.script.pop(0) if self.script else "none"
+        if fault == "before":
+            self.between()
+            raise Unavailable("lost the request; try again")
+        created = super().create(key, data)
+        if fault == "after":
+            self.between()
+            raise Unavailable("lost the answer; try again")
+        return created
+
+
+def owned(store: MemoryStore) -> RunLog:
+    log = RunLog(store, "r", ScriptedWorld(), deadline_s=10)
+    log.acquire(generation=1, owner="a", nonce="acquire-a")
+    return log
+
+
+def commit(log: RunLog, step: int, nonce: str) -> LogRecord:
+    return log.commit(generation=1, step=step, manifest_key="m", manifest_digest="d", nonce=nonce)
+
+
+def test_a_commit_whose_answer_is_lost_is_found_and_not_written_twice() -> None:
+    store = LossyStore("none", "after")
+    record = commit(owned(store), 10, "n1")
+    assert record.seq == 1
+    assert store.list("runs") == [log_key("r", 0), log_key("r", 1)]
+
+
+def test_a_commit_whose_request_is_lost_is_written_once() -> None:
+    store = LossyStore("none", "before", "before", "after")
+    assert commit(owned(store), 10, "n1").seq == 1
+    assert len(store.list("runs")) == 2
+
+
+def test_an_owner_fenced_between_two_attempts_does_not_commit() -> None:
+    store = LossyStore("none", "before")
+    log = owned(store)
+    rival = RunLog(store, "r", ScriptedWorld())
+    store.between = lambda: rival.acquire(generation=2, owner="b", nonce="acquire-b") and None
+    with pytest.raises(Fenced):
+        commit(log, 10, "n1")
+    assert fold(rival.sync().records).commits == ()
+
+
+def test_a_commit_that_landed_before_the_fence_is_still_reported_as_landed() -> None:
+    store = LossyStore("none", "after")
+    log = owned(store)
+    rival = RunLog(store, "r", ScriptedWorld())
+    store.between = lambda: rival.acquire(generation=2, owner="b", nonce="acquire-b") and None
+    assert commit(log, 10, "n1").seq == 1
+
+
+def test_a_store_that_never_answers_ends_within_the_deadline_and_says_unknown() -> None:
+    store = LossyStore("none", *["before"] * 10_000)
+    log = owned(store)
+    with pytest.raises(Unavailable, match=r"within 10 s.*unknown.*check the store"):
+        commit(log, 10, "n1")
+    assert store.script
+
+
+def test_an_unknown_append_is_settled_by_asking_again_with_the_same_nonce() -> None:
+    store = LossyStore("none", "after")
+    log = RunLog(store, "r", ScriptedWorld(), deadline_s=0)
+    log.acquire(generation=1, owner="a", nonce="acquire-a")
+    with pytest.raises(Unavailable):
+        commit(log, 10, "n1")
+    assert commit(log, 10, "n1").seq == 1
+    assert len(store.list("runs")) == 2
+
+
+def test_the_log_is_read_by_key_and_never_by_listing() -> None:
+    class Unlistable(MemoryStore):
+        def list(self, prefix: str) -> list[str]:
+            raise AssertionError("the log must not depend on listing")
+
+    log = owned(Unlistable())
+    commit(log, 10, "n1")
+    assert log.sync().next_seq == 2
+
+
+def test_a_record_survives_its_encoding_and_has_one_digest() -> None:
+    store = MemoryStore()
+    log = owned(store)
+    written = commit(log, 10, "n1")
+    read = RunLog(store, "r").sync().records[1]
+    assert (read, read.digest) == (written, written.digest)
+    assert written.digest != log.sync().records[0].digest
