@@ -5,7 +5,13 @@ from __future__ import annotations
 import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
 from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.migration import (
@@ -76,6 +82,23 @@ class AnyWorld(RuleBasedStateMachine):
 
     def done(self, name: EffectName) -> EffectDone:
         return EffectDone(name, self.later(), step=7 if name == "drain" else None)
+
+    @initialize(num_done=st.integers(-1, 8))
+    def somewhere_on_the_way(self, num_done: int) -> None:
+        if num_done >= 0:
+            self.decide("approve")
+        for _ in range(num_done):
+            self.effect_succeeds()
+
+    def teardown(self) -> None:
+        """From wherever we are, a world that answers truthfully brings the move to its end."""
+        if self.saga.phase == "proposed":
+            return
+        for _ in range(20):
+            if self.saga.effect is not None:
+                self.effect_succeeds()
+        assert self.saga.is_final
+        self.the_end_fits_the_log()
 
     @rule(verdict=st.sampled_from(["approve", "approve", "approve", "reject"]))
     def decide(self, verdict: str) -> None:
