@@ -39,7 +39,7 @@ MAX_BODY_BYTES = 64_000_000
 
 def status_of(error: CloudshiftError) -> int:
     """The HTTP status that carries an error; an expired decision is 410, else a conflict 409."""
-    if isinstance(error, StaleDecision) and error.facts.get("expired"):
+    if isinstance(error, StaleDecision) and error.facts.get("reason") == "expired":
         return 410
     return _STATUS.get(type(error).__name__, 500)
 
@@ -294,7 +294,7 @@ def application(gate: Gate) -> tornado.web.Application:
     ]
     shared = {"gate": gate}
     return tornado.web.Application(
-        [(path, handler, shared) for path, handler in routes],  # type: ignore[misc]
+        [(path, handler, shared) for path, handler in routes],
         default_handler_class=_Unknown,
         default_handler_args=shared,
         log_function=lambda handler: None,  # noqa: ARG005
