@@ -68,3 +68,13 @@ class AgentStatus(msgspec.Struct, frozen=True):
     error_rank: int | None = None
     traceback: str | None = None
     warnings: tuple[str, ...] = ()
+
+
+def inbox_key(run_id: str, generation: int, number: int) -> str:
+    """Where order ``number`` for one generation's agent lies."""
+    return f"runs/{run_id}/inbox/{generation}/{number:06d}.json"
+
+
+def status_key(run_id: str, generation: int) -> str:
+    """Where one generation's agent tells how it is."""
+    return f"runs/{run_id}/status/{generation}.json"

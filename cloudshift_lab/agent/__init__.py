@@ -1,0 +1,1 @@
+"""One per node: supervises the ranks, saves their state, obeys orders from the bucket."""

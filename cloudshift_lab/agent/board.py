@@ -1,0 +1,74 @@
+"""The status object: what this agent says of itself, written on news or when it is time."""
+
+from __future__ import annotations
+
+import msgspec
+
+from cloudshift_lab.core.errors import CloudshiftError
+from cloudshift_lab.core.orders import AgentStatus, status_key
+from cloudshift_lab.core.run import JobSpec
+from cloudshift_lab.core.wire import to_json
+from cloudshift_lab.core.world import World
+from cloudshift_lab.storage.store import Store
+
+STATUS_EVERY_S = 2.0
+_MAX_WARNINGS = 5
+
+
+class Board:
+    """Keeps the newest status and publishes it.
+
+    Args:
+        store: Where the status object lies.
+        job: Whose status.
+        world: Clock.
+    """
+
+    def __init__(self, store: Store, job: JobSpec, world: World) -> None:
+        self._store = store
+        self._world = world
+        self._published: AgentStatus | None = None
+        self._publish_at = float("-inf")
+        self.status = AgentStatus(
+            run_id=job.run_id, generation=job.generation, state="starting", beat=0, at=world.now()
+        )
+
+    def update(self, **changes: object) -> None:
+        """Replace fields of the status; published with the next ``publish``."""
+        self.status = msgspec.structs.replace(self.status, **changes)
+
+    def warn(self, message: str) -> None:
+        """Keep a warning among the newest few, each once."""
+        kept = tuple(line for line in self.status.warnings if line != message)
+        self.update(warnings=(*kept, message)[-_MAX_WARNINGS:])
+
+    def publish(self) -> None:
+        """Write the status if it has news or the last one is ``STATUS_EVERY_S`` old.
+
+        A store that refuses is a warning in the next status; it must not stop the training.
+        """
+        if not self._has_news() and self._world.monotonic() < self._publish_at:
+            return
+        self.update(beat=self.status.beat + 1, at=self._world.now())
+        self._publish_at = self._world.monotonic() + STATUS_EVERY_S
+        status = self.status
+        try:
+            self._store.put(status_key(status.run_id, status.generation), to_json(status))
+        except CloudshiftError as error:
+            self.warn(error.message)
+        else:
+            self._published = status
+
+    def is_told(self) -> bool:
+        """Whether the world knows the present state."""
+        return self._published is not None and self._published.state == self.status.state
+
+    def _has_news(self) -> bool:
+        return self._published is None or _gist(self._published) != _gist(self.status)
+
+
+def _gist(status: AgentStatus) -> tuple[object, ...]:
+    """The fields whose change cannot wait."""
+    return (
+        status.state, status.results, status.committed_step, status.first_step_at, status.error,
+    )  # fmt: skip

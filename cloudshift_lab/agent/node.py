@@ -1,0 +1,375 @@
+"""The node agent as a state machine: one ``tick`` at a time, no thread or process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import get_args
+
+from cloudshift_lab.agent.board import Board
+from cloudshift_lab.agent.moves import copy_step, precopy, verify_step
+from cloudshift_lab.agent.protocols import RanksProtocol, RanksView, SaverProtocol
+from cloudshift_lab.agent.saves import Saves
+from cloudshift_lab.agent.tenure import Tenure, restore_of
+from cloudshift_lab.core.errors import CloudshiftError, Conflict, Fenced, NotFound, Unavailable
+from cloudshift_lab.core.orders import (
+    AgentState,
+    AgentStatus,
+    Order,
+    OrderKind,
+    OrderResult,
+    inbox_key,
+)
+from cloudshift_lab.core.run import JobSpec
+from cloudshift_lab.core.wire import from_json
+from cloudshift_lab.core.world import World
+from cloudshift_lab.storage.lease import TTL_S
+from cloudshift_lab.storage.log import LogRecord
+from cloudshift_lab.storage.store import Store
+
+INBOX_EVERY_S = 0.3
+LAST_WORDS_S = 60.0
+_ENDING: tuple[OrderKind, ...] = ("stop", "retire")
+
+Activity = Iterator[OrderResult]
+
+
+class NodeAgent:
+    """Owns one attempt of a run on one node: its ranks, its saves, its orders.
+
+    Everything that a crash, a slow store or a second owner could break is decided here, so that
+    the simulation can run this very class. Invariants:
+
+    - ranks run only while this generation owns the run (a standby's wait at the gate);
+    - a step is committed only by its owner, with every object it names already in the store;
+    - after ``Fenced`` nothing is published but the status that says so.
+
+    Args:
+        job: What to run; ``standby`` decides whether the run is acquired at once.
+        store: The attempt's own store.
+        source_store: Where a standby copies its state from; None otherwise.
+        world: Clock and nonces.
+        ranks: The ranks of this node.
+        saver: Uploads what the ranks staged.
+        ttl_s: Time to live of the lease, seconds.
+    """
+
+    def __init__(
+        self,
+        job: JobSpec,
+        *,
+        store: Store,
+        source_store: Store | None,
+        world: World,
+        ranks: RanksProtocol,
+        saver: SaverProtocol,
+        ttl_s: float = TTL_S,
+    ) -> None:
+        self._job = job
+        self._store = store
+        self._source_store = source_store
+        self._world = world
+        self._ranks = ranks
+        self._saver = saver
+        self._tenure = Tenure(store, job, world, ttl_s)
+        self._view = RanksView()
+        self._begun = False
+        self._drain_asked = False
+        self._next_order = 0
+        self._active: dict[str, tuple[Order, Activity]] = {}
+        self._due_at: dict[str, float] = {}
+        self._failed_at: float | None = None
+        self._board = Board(store, job, world)
+        self._saves = Saves(self._tenure, ranks, saver, self._board, world)
+        self._ended_at: float | None = None
+
+    @property
+    def status(self) -> AgentStatus:
+        """The newest status, published or about to be."""
+        return self._board.status
+
+    @property
+    def finished(self) -> bool:
+        """True once the attempt has ended and said so: the process may exit."""
+        if self._ended_at is None:
+            return False
+        return self._board.is_told() or self._world.monotonic() - self._ended_at > LAST_WORDS_S
+
+    def stop(self) -> None:
+        """Ask, as an order would, for a last commit and the end (the machine wants us gone)."""
+        self._accept(Order(order_id="signal", kind="stop", at=self._world.now()))
+
+    def tick(self) -> None:
+        """Do what is due now; returns soon, except for a slice of copying or one store call."""
+        if self.finished:
+            return
+        if self._ended_at is None:
+            self._view = self._ranks.poll()
+            self._work()
+        self._refresh()
+        self._board.publish()
+
+    # -- what a tick consists of ------------------------------------------------------------------
+
+    def _work(self) -> None:
+        parts = (self._begin, self._beat, self._save, self._read_inbox, self._obey, self._settle)
+        for part in parts:
+            try:
+                part()
+            except Fenced as error:
+                self._end("fenced", error)
+            except CloudshiftError as error:
+                self._board.warn(error.message)
+                if not self._begun and not isinstance(error, Unavailable):
+                    self._end("failed", error)
+            if self._ended_at is not None:
+                return
+
+    def _begin(self) -> None:
+        if self._begun:
+            return
+        if self._job.standby:
+            self._ranks.start(None, standby=True)
+        else:
+            restore = self._tenure.acquire()
+            self._saves.continue_from(restore)
+            self._ranks.start(restore, standby=False)
+        self._begun = True
+
+    def _beat(self) -> None:
+        running = self._view.state in ("starting", "running")
+        if self._tenure.owned and self._tenure.beat() and running:
+            self._tenure.check()
+
+    def _save(self) -> None:
+        if self._tenure.owned:
+            self._saves.tick(self._view)
+
+    def _read_inbox(self) -> None:
+        if not self._due("inbox", INBOX_EVERY_S):
+            return
+        while True:
+            key = inbox_key(self._job.run_id, self._job.generation, self._next_order)
+            try:
+                data = self._store.get(key)
+            except NotFound:
+                return
+            self._next_order += 1
+            self._accept(from_json(data, Order, what=key))
+
+    def _accept(self, order: Order) -> None:
+        """Take an order once; one that ends the attempt calls off the others."""
+        if order.order_id in self.status.results or order.order_id in self._active:
+            return
+        if order.kind in _ENDING:
+            self._call_off(*(kind for kind in get_args(OrderKind) if kind not in _ENDING))
+        if order.kind == "resume":
+            self._call_off("drain")
+        self._active[order.order_id] = (order, self._activity(order))
+        self._report(order, OrderResult(state="running"))
+
+    def _call_off(self, *kinds: OrderKind) -> None:
+        for order, _ in list(self._active.values()):
+            if order.kind in kinds:
+                error = Conflict(f"'{order.kind}' was overtaken by a later order; ask again")
+                self._report(order, _failure(error))
+
+    def _obey(self) -> None:
+        for order, activity in list(self._active.values()):
+            try:
+                self._report(order, next(activity))
+            except Fenced as error:
+                self._report(order, _failure(error))
+                raise
+            except Unavailable as error:
+                self._board.warn(error.message)
+                self._active[order.order_id] = (order, self._activity(order))
+            except CloudshiftError as error:
+                self._report(order, _failure(error))
+            if self._ended_at is not None:
+                return
+
+    def _report(self, order: Order, result: OrderResult) -> None:
+        self._board.update(results={**self.status.results, order.order_id: result})
+        if result.state != "running":
+            self._active.pop(order.order_id, None)
+
+    def _settle(self) -> None:
+        """End the attempt when the ranks have ended and what they left behind is committed."""
+        if self._view.state not in ("finished", "failed"):
+            return
+        if self._tenure.owned and self._is_save_owed():
+            return
+        self._tenure.release()
+        self._end("failed" if self._view.state == "failed" else "finished")
+
+    def _is_save_owed(self) -> bool:
+        if not self._saves.is_owed(self._view):
+            return False
+        if self._view.state == "finished":
+            return True
+        now = self._world.monotonic()
+        self._failed_at = now if self._failed_at is None else self._failed_at
+        return now - self._failed_at < LAST_WORDS_S
+
+    # -- orders -----------------------------------------------------------------------------------
+
+    def _activity(self, order: Order) -> Activity:
+        """An iterator whose last item is the outcome; safe to begin again after a failed call."""
+        obey: dict[OrderKind, Callable[[Order], Activity]] = {
+            "precopy": self._obey_precopy,
+            "copy": self._obey_copy,
+            "verify": self._obey_verify,
+            "go": self._obey_go,
+            "drain": self._obey_drain,
+            "resume": self._obey_resume,
+            "retire": self._obey_retire,
+            "stop": self._obey_stop,
+        }
+        return obey[order.kind](order)
+
+    def _obey_precopy(self, _order: Order) -> Activity:
+        yield from precopy(self._source(), self._store, self._job.run_id, self._world)
+
+    def _obey_copy(self, order: Order) -> Activity:
+        yield from copy_step(self._source(), self._store, self._job.run_id, order, self._world)
+
+    def _obey_verify(self, order: Order) -> Activity:
+        yield from verify_step(self._source(), self._store, self._job.run_id, order, self._world)
+
+    def _obey_go(self, order: Order) -> Activity:
+        while not self._tenure.owned:
+            restore = self._tenure.adopt(order.step)
+            if restore is None:
+                yield OrderResult(state="running", detail="waiting for the commit in the log")
+                continue
+            self._saves.continue_from(restore)
+            if self._view.state == "absent":
+                self._ranks.start(restore, standby=False)
+            else:
+                self._ranks.go(restore)
+        while self._view.first_step_at is None and self._view.state != "finished":
+            self._refuse_failed()
+            yield OrderResult(state="running", detail="restoring")
+        yield OrderResult(state="done", step=self._view.step)
+
+    def _obey_drain(self, _order: Order) -> Activity:
+        self._refuse_foreign()
+        self._drain_asked = True
+        self._ranks.request_drain()
+        while (sealed := self._sealed()) is None:
+            self._refuse_failed()
+            if self._view.state == "finished":
+                raise Conflict("the run finished before it could be drained; nothing is to be done")
+            yield OrderResult(state="running", detail=self._view.state)
+        yield OrderResult(state="done", step=sealed.step, manifest_digest=sealed.manifest_digest)
+
+    def _obey_resume(self, _order: Order) -> Activity:
+        if not self._drain_asked:
+            yield OrderResult(state="done", detail="never drained")
+            return
+        while (sealed := self._sealed()) is None:
+            self._refuse_failed()
+            if self._view.state == "finished":
+                yield OrderResult(state="done", detail="finished")
+                return
+            yield OrderResult(state="running", detail="waiting for the drained step")
+        self._tenure.check()
+        restore = restore_of(sealed)
+        self._saves.continue_from(restore)
+        self._ranks.start(restore, standby=False)
+        self._drain_asked = False
+        self._view = self._ranks.poll()
+        while self._view.state not in ("running", "finished"):
+            self._refuse_failed()
+            yield OrderResult(state="running", detail="restoring")
+        yield OrderResult(state="done", step=sealed.step)
+
+    def _obey_retire(self, _order: Order) -> Activity:
+        self._end("retired")
+        yield OrderResult(state="done")
+
+    def _obey_stop(self, _order: Order) -> Activity:
+        if self._tenure.owned and (self._view.state in ("running", "drained") or self._drain_asked):
+            self._drain_asked = True
+            self._ranks.request_drain()
+            while self._sealed() is None and self._view.state not in ("failed", "finished"):
+                yield OrderResult(state="running", detail=self._view.state)
+        while self._view.state in ("failed", "finished"):
+            yield OrderResult(state="running", detail=self._view.state)  # until _settle ends it
+        self._tenure.release()
+        self._end("stopped")
+        yield OrderResult(state="done", step=self.status.committed_step)
+
+    # -- what they share ---------------------------------------------------------------------------
+
+    def _source(self) -> Store:
+        if self._source_store is None:
+            raise Conflict("this agent has no source to copy from; start it as a standby")
+        return self._source_store
+
+    def _sealed(self) -> LogRecord | None:
+        """The commit after which no rank has run; None while there is none."""
+        return self._saves.closing if self._view.state == "drained" else None
+
+    def _refuse_foreign(self) -> None:
+        if not self._tenure.owned:
+            raise Conflict("this agent does not own the run; drain the one that does")
+
+    def _refuse_failed(self) -> None:
+        if self._view.state == "failed":
+            error = self._view.error
+            raise Conflict(f"the ranks failed: {error.message if error else 'see their logs'}")
+
+    # -- status -----------------------------------------------------------------------------------
+
+    def _end(self, state: AgentState, error: CloudshiftError | None = None) -> None:
+        if self._ended_at is not None:
+            return
+        self._ranks.kill()
+        self._saver.close()
+        for order, _ in list(self._active.values()):
+            is_done = order.kind in _ENDING
+            called_off = Conflict(f"the attempt ended as '{state}' before this order was obeyed")
+            self._report(order, OrderResult(state="done") if is_done else _failure(called_off))
+        self._ended_at = self._world.monotonic()
+        self._board.update(state=state)
+        if error is not None:
+            self._board.update(error=f"{type(error).__name__}: {error.message}")
+        elif state == "failed" and self._view.error is not None:
+            failure = self._view.error
+            self._board.update(
+                error=failure.message, error_rank=failure.rank, traceback=failure.traceback
+            )
+
+    def _refresh(self) -> None:
+        view, status = self._view, self.status
+        self._board.update(
+            state=status.state if self._ended_at is not None else self._state(),
+            step=status.step if view.step is None else view.step,
+            loss=status.loss if view.loss is None else view.loss,
+            staged_step=view.staged_step,
+            state_bytes=view.state_bytes or status.state_bytes,
+            first_step_at=status.first_step_at or view.first_step_at,
+            last_step_at=view.last_step_at or status.last_step_at,
+        )
+
+    def _state(self) -> AgentState:
+        if self._drain_asked:
+            return "draining" if self._sealed() is None else "drained"
+        if self._view.state == "gate":
+            return "standby"
+        return "starting" if self._view.state in ("absent", "starting") else "running"
+
+    def _is_past(self, name: str) -> bool:
+        return self._world.monotonic() >= self._due_at.get(name, float("-inf"))
+
+    def _due(self, name: str, every_s: float) -> bool:
+        """Whether it is time for ``name``; if so, the next time is ``every_s`` from now."""
+        if not self._is_past(name):
+            return False
+        self._due_at[name] = self._world.monotonic() + every_s
+        return True
+
+
+def _failure(error: CloudshiftError) -> OrderResult:
+    return OrderResult(state="failed", error_kind=type(error).__name__, error=error.message)

@@ -1,0 +1,116 @@
+"""What the node agent needs of its ranks and of its saver; real in this room, simulated in sim."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+RanksState = Literal["absent", "starting", "gate", "running", "drained", "finished", "failed"]
+
+
+@dataclass(frozen=True)
+class Restore:
+    """The committed step that ranks continue from, in the agent's own store."""
+
+    step: int
+    manifest_key: str
+    manifest_digest: str
+
+
+@dataclass(frozen=True)
+class RankError:
+    """The first failure among the ranks; ``rank`` is None when it cannot be blamed on one."""
+
+    rank: int | None
+    message: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class RanksView:
+    """All ranks of this node at one moment.
+
+    ``absent``: never started. ``gate``: every rank is built and waits for ``go``. ``drained`` and
+    ``finished``: every rank has exited by itself after staging its last state.
+    ``staged_step`` is the newest step that *every* rank has staged completely; ``staged_last``
+    says that no rank will execute another one (so that step closes the attempt).
+    ``first_step_at`` and ``last_step_at`` are wall-clock seconds of this start's steps.
+    """
+
+    state: RanksState = "absent"
+    step: int | None = None
+    loss: float | None = None
+    first_step_at: float | None = None
+    last_step_at: float | None = None
+    staged_step: int | None = None
+    staged_last: bool = False
+    state_bytes: int = 0
+    error: RankError | None = None
+
+
+class RanksProtocol(Protocol):
+    """The ranks of this node. No call blocks for long; none raises for a rank's failure."""
+
+    def start(self, restore: Restore | None, *, standby: bool) -> None:
+        """Start all ranks (again); what an earlier start had staged or reported is forgotten.
+
+        Args:
+            restore: Where to continue; None for a fresh start, or for standby.
+            standby: Build everything, then wait at the gate for ``go``.
+        """
+
+    def go(self, restore: Restore) -> None:
+        """Open the gate; said again with the same step it changes nothing."""
+
+    def request_drain(self) -> None:
+        """Ask for a last state: all ranks stop after the same step, stage it and exit."""
+
+    def release(self, step: int) -> None:
+        """The staged ``step`` is committed: its memory may be used for the next one."""
+
+    def poll(self) -> RanksView:
+        """Where the ranks are now."""
+
+    def kill(self) -> None:
+        """End every rank at once; nothing more is staged. No error when there is none."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A staged step whose packs, rank records and manifest are in the store, not yet committed."""
+
+    step: int
+    manifest_key: str
+    manifest_digest: str
+    raw_bytes: int
+    stored_bytes: int
+    new_bytes: int
+
+
+@dataclass(frozen=True)
+class SaveFailed:
+    """A save that did not get through; the staged step is still there to be saved again."""
+
+    step: int
+    error_kind: str
+    message: str
+
+
+class SaverProtocol(Protocol):
+    """Encodes and uploads staged steps, one at a time, without holding up anybody."""
+
+    def start(self, step: int) -> None:
+        """Begin to save a staged step. Only when not busy."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save has begun whose outcome ``poll`` has not returned yet."""
+
+    def poll(self) -> Saved | SaveFailed | None:
+        """The outcome of the save, once; None while there is none."""
+
+    def learn(self, manifest_key: str, manifest_digest: str) -> None:
+        """A manifest was committed: its chunks need not be uploaded again."""
+
+    def close(self) -> None:
+        """Stop at once; an unfinished save is given up."""

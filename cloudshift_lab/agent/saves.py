@@ -1,0 +1,96 @@
+"""From staged to committed: when a save starts, what happens when it fails, and the commit."""
+
+from __future__ import annotations
+
+from cloudshift_lab.agent.board import Board
+from cloudshift_lab.agent.protocols import (
+    RanksProtocol,
+    RanksView,
+    Restore,
+    Saved,
+    SaveFailed,
+    SaverProtocol,
+)
+from cloudshift_lab.agent.tenure import Tenure
+from cloudshift_lab.core.world import World
+from cloudshift_lab.storage.log import LogRecord
+
+_LONGEST_WAIT_S = 30.0
+
+
+class Saves:
+    """Carries each newest staged step to its commit, one at a time.
+
+    Invariant: a step is committed only after the saver has put every object it names, and a
+    staged step is released to its ranks only after the commit.
+
+    ``closing`` is the commit of the step after which no rank ran, until the ranks are restarted.
+    """
+
+    def __init__(
+        self, tenure: Tenure, ranks: RanksProtocol, saver: SaverProtocol, board: Board, world: World
+    ) -> None:
+        self._tenure = tenure
+        self._ranks = ranks
+        self._saver = saver
+        self._board = board
+        self._world = world
+        self._pending: tuple[Saved, str] | None = None
+        self._num_failures = 0
+        self._retry_at = float("-inf")
+        self.closing: LogRecord | None = None
+
+    def continue_from(self, restore: Restore | None) -> None:
+        """The ranks start from this committed step: nothing of it needs to be saved again."""
+        self.closing = None
+        if restore is not None:
+            self._saver.learn(restore.manifest_key, restore.manifest_digest)
+            self._board.update(committed_step=restore.step)
+
+    def tick(self, view: RanksView) -> None:
+        """Take the saver's outcome, commit it, start the next save.
+
+        Raises:
+            Fenced: The run is not ours any more.
+            Unavailable: The commit's outcome is unknown; the next tick asks again.
+        """
+        outcome = self._saver.poll()
+        if isinstance(outcome, Saved):
+            self._pending = (outcome, self._world.new_id("commit"))
+            self._num_failures = 0
+        elif isinstance(outcome, SaveFailed):
+            self._put_off(outcome)
+        if self._pending is not None:
+            self._commit(view, *self._pending)
+        if self._pending is None and not self._saver.busy and self._is_due(view):
+            assert view.staged_step is not None
+            self._saver.start(view.staged_step)
+
+    def is_owed(self, view: RanksView) -> bool:
+        """Whether the ranks left a complete state behind that is not committed yet."""
+        return view.staged_step not in (None, self._board.status.committed_step)
+
+    def _is_due(self, view: RanksView) -> bool:
+        return self.is_owed(view) and self._world.monotonic() >= self._retry_at
+
+    def _put_off(self, failure: SaveFailed) -> None:
+        self._num_failures += 1
+        wait_s = min(_LONGEST_WAIT_S, 0.25 * 2**self._num_failures)
+        self._retry_at = self._world.monotonic() + wait_s
+        self._board.warn(failure.message)
+
+    def _commit(self, view: RanksView, saved: Saved, nonce: str) -> None:
+        is_last = view.staged_last and view.staged_step == saved.step
+        record = self._tenure.commit(saved, nonce, is_last=is_last)
+        if record is None:
+            return
+        self._pending = None
+        self._ranks.release(saved.step)
+        self._saver.learn(saved.manifest_key, saved.manifest_digest)
+        self.closing = record if record.final else None
+        self._board.update(
+            committed_step=saved.step,
+            committed_at=record.at,
+            state_bytes=saved.raw_bytes,
+            stored_bytes=saved.stored_bytes,
+        )

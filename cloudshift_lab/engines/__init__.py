@@ -1,0 +1,1 @@
+"""Where runs execute: an engine starts, observes and stops one agent per attempt."""
