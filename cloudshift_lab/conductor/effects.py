@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cloudshift_lab.conductor.inbox import ends_attempt
-from cloudshift_lab.conductor.side import Jobs, OpenStore, Side
+from cloudshift_lab.conductor.side import OpenStore, Side
 from cloudshift_lab.core.errors import (
     CloudshiftError,
     Conflict,
@@ -22,6 +22,7 @@ from cloudshift_lab.core.errors import (
 from cloudshift_lab.core.orders import AgentStatus, OrderKind, OrderResult
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.world import World
+from cloudshift_lab.engines.engine import Engine
 from cloudshift_lab.migration import Effect, EffectDone, EffectFailed, EffectName, Saga
 from cloudshift_lab.storage.log import LogBase, LogRecord, LogState
 
@@ -61,7 +62,7 @@ class MoveEffects:
     Args:
         source: The attempt that moves.
         target: The attempt it moves to; ``standby``, with its own ``owner`` and ``generation``.
-        jobs: Starts and ends agents.
+        engine: Starts and ends agents.
         open_store: Opens a cloud's store by the cloud's name.
         world: Clock.
         patience: Deadlines.
@@ -71,15 +72,14 @@ class MoveEffects:
         self,
         source: JobSpec,
         target: JobSpec,
-        jobs: Jobs,
+        engine: Engine,
         open_store: OpenStore,
         world: World,
         *,
         patience: Patience | None = None,
     ) -> None:
-        self._source = Side("the source", source, open_store, world)
-        self._target = Side("the target", target, open_store, world)
-        self._jobs = jobs
+        self._source = Side("the source", source, engine, open_store=open_store, world=world)
+        self._target = Side("the target", target, engine, open_store=open_store, world=world)
         self._world = world
         self._patience = patience or Patience()
         self._begun: dict[str, float] = {}
@@ -119,7 +119,7 @@ class MoveEffects:
     # -- towards the commit ----------------------------------------------------------------
 
     def _provision(self, effect: Effect, _: Saga) -> EffectDone | None:
-        self._jobs.submit(self._target.job)
+        self._target.submit()
         status = self._target.line.look()
         if status is not None and status.state == "standby":
             return self._done(effect)
@@ -228,14 +228,14 @@ class MoveEffects:
     def _revive_target(self) -> None:
         """The run is the target's now: when its agent is dead, start it again."""
         if self._target.line.silent_for_s() > self._patience.silence_s:
-            self._jobs.stop(self._target.job, self._patience.stop_grace_s)
-        if self._jobs.is_gone(self._target.job):
-            self._jobs.revive(self._target.job)
+            self._target.stop(self._patience.stop_grace_s)
+        if self._target.is_gone():
+            self._target.revive()
 
     def _retire(self, effect: Effect, saga: Saga) -> EffectDone | None:
-        is_gone = self._jobs.is_gone(self._source.job)
+        is_gone = self._source.is_gone()
         if is_gone or self._is_late(effect) or not self._retires(_order_id(effect, saga)):
-            self._jobs.stop(self._source.job, self._patience.stop_grace_s)
+            self._source.stop(self._patience.stop_grace_s)
             return self._done(effect)
         return None
 
@@ -274,7 +274,7 @@ class MoveEffects:
         return None
 
     def _release(self, effect: Effect, _: Saga) -> EffectDone:
-        self._jobs.stop(self._target.job, self._patience.stop_grace_s)
+        self._target.stop(self._patience.stop_grace_s)
         return self._done(effect)
 
     # -- shared ----------------------------------------------------------------------------
@@ -301,7 +301,7 @@ class MoveEffects:
         if status is not None and ends_attempt(status):
             why = f" ({status.error})" if status.error else ""
             raise Conflict(f"{side.name} has {status.state} meanwhile{why}; nothing was moved")
-        if self._jobs.is_gone(side.job) and side.line.look() == status:
+        if side.is_gone() and side.line.look() == status:
             raise NotFound(
                 f"{side.name}'s agent is gone; see `cloudshift logs {side.job.run_id}`, "
                 "then try again"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cloudshift_lab.core.errors import Corrupt, Exhausted, NotFound
-from cloudshift_lab.core.orders import AgentStatus, Order, OrderKind
+from cloudshift_lab.core.orders import AgentStatus, Order, OrderKind, inbox_key, status_key
 from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.core.world import World
 from cloudshift_lab.storage.store import Store
@@ -11,16 +11,6 @@ from cloudshift_lab.storage.store import Store
 _MAX_ORDERS = 100_000
 _LONGEST_GAP_S = 10.0
 _ENDED = frozenset({"stopped", "finished", "failed", "retired", "fenced"})
-
-
-def order_key(run_id: str, generation: int, number: int) -> str:
-    """Where order ``number`` of an attempt lies."""
-    return f"runs/{run_id}/inbox/{generation}/{number:06d}.json"
-
-
-def status_key(run_id: str, generation: int) -> str:
-    """Where an attempt's agent says how it is."""
-    return f"runs/{run_id}/status/{generation}.json"
 
 
 class AgentLine:
@@ -108,7 +98,7 @@ class AgentLine:
             self._looked_at = max(self._looked_at, self._changed_at)
 
     def _key(self, number: int) -> str:
-        return order_key(self._run_id, self._generation, number)
+        return inbox_key(self._run_id, self._generation, number)
 
     def _create(self, number: int, order: Order) -> Order | None:
         """Our order when it is there now; None when somebody else's took the place."""

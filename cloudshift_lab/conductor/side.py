@@ -1,41 +1,36 @@
-"""What a move touches of one attempt: its job, its store, its run log, the line to its agent."""
+"""What a move touches of one attempt: its job, its agent, its store, its run log."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 from cloudshift_lab.conductor.inbox import AgentLine
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.world import World
+from cloudshift_lab.engines.engine import Engine
 from cloudshift_lab.storage.log import RunLog
 from cloudshift_lab.storage.store import Store
 
 OpenStore = Callable[[str], Store]
 
 
-class Jobs(Protocol):
-    """The engine as a move needs it: attempts named by their job, never by a handle."""
-
-    def submit(self, job: JobSpec) -> None:
-        """Start the attempt's agent, once: nothing happens when it was started before."""
-
-    def revive(self, job: JobSpec) -> None:
-        """Start the agent of an attempt again; nothing happens while one runs."""
-
-    def is_gone(self, job: JobSpec) -> bool:
-        """Whether nothing of this attempt runs (any more), for certain."""
-
-    def stop(self, job: JobSpec, grace_s: float) -> None:
-        """End whatever runs of this attempt; nothing to do when nothing does."""
-
-
 class Side:
-    """One attempt as a move sees it: its job, its store, its log, the line to its agent."""
+    """One attempt as the conductor reaches it.
 
-    def __init__(self, name: str, job: JobSpec, open_store: OpenStore, world: World) -> None:
+    Args:
+        name: What messages call it: "the source".
+        job: The attempt.
+        engine: Where its agent runs.
+        open_store: Opens a cloud's store by the cloud's name.
+        world: Clock.
+    """
+
+    def __init__(
+        self, name: str, job: JobSpec, engine: Engine, *, open_store: OpenStore, world: World
+    ) -> None:
         self.name = name
         self.job = job
+        self._engine = engine
         self._open_store = open_store
         self._world = world
         self._store: Store | None = None
@@ -44,7 +39,7 @@ class Side:
 
     @property
     def store(self) -> Store:
-        """Opened at first use, so that a cloud that is away fails an effect and not a restart."""
+        """Opened at first use, so that a cloud that is away fails a call and not a restart."""
         if self._store is None:
             self._store = self._open_store(self.job.placement.cloud)
         return self._store
@@ -60,3 +55,27 @@ class Side:
         if self._log is None:
             self._log = RunLog(self.store, self.job.run_id, self._world)
         return self._log
+
+    def submit(self) -> None:
+        """Start the agent, unless it was started before."""
+        self._engine.submit(self.job)
+
+    def revive(self) -> None:
+        """Start the agent again, unless it runs."""
+        self._engine.revive(self.job)
+
+    def is_gone(self) -> bool:
+        """Whether nothing of this attempt runs (any more)."""
+        handle = self._engine.find(self.job.run_id, self.job.generation)
+        return handle is None or self._engine.observe(handle).is_gone
+
+    def stop(self, grace_s: float) -> None:
+        """End whatever runs of this attempt; nothing to do when it never started."""
+        handle = self._engine.find(self.job.run_id, self.job.generation)
+        if handle is not None:
+            self._engine.stop(handle, grace_s)
+
+    def logs(self, rank: int | None, tail: int) -> str:
+        """The newest lines of a rank, or of the agent; empty when it never started."""
+        handle = self._engine.find(self.job.run_id, self.job.generation)
+        return "" if handle is None else self._engine.logs(handle, rank, tail)
