@@ -1,0 +1,169 @@
+"""Chunk codecs: store, planes-zstd for floats, shuffle-zstd for integers (FORMAT.md section 8)."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from cloudshift_lab.checkpoint.dtypes import ElementType
+from cloudshift_lab.core.errors import Corrupt
+
+Bytes1d = npt.NDArray[np.uint8]
+STORE, PLANES_ZSTD, SHUFFLE_ZSTD = 0, 1, 2
+_WORDS: dict[int, np.dtype[Any]] = {
+    1: np.dtype("<u1"),
+    2: np.dtype("<u2"),
+    4: np.dtype("<u4"),
+    8: np.dtype("<u8"),
+}
+_PROBE_BLOCK, _PROBE_BLOCKS = 4096, 4
+_INCOMPRESSIBLE_BITS = 7.9
+_local = threading.local()
+
+
+class Encoded(NamedTuple):
+    """A chunk as it is stored; never longer than its raw bytes."""
+
+    codec: int
+    width: int
+    blob: bytes
+
+
+class _Zstd(NamedTuple):
+    literals: Any
+    matching: Any
+    decompressor: Any
+
+
+def _zstd() -> _Zstd:
+    """This thread's compressors: they are not safe to share, and making one costs more than use."""
+    found: _Zstd | None = getattr(_local, "zstd", None)
+    if found is None:
+        # No matches, only Huffman: the rotated exponent plane has no repetitions worth searching.
+        # target_length > 0 would turn literal coding off.
+        literals = zstandard.ZstdCompressionParameters(
+            window_log=17, chain_log=6, hash_log=7, search_log=1, min_match=7, target_length=0,
+            strategy=zstandard.STRATEGY_FAST, write_content_size=1, write_checksum=0,
+        )  # fmt: skip
+        found = _local.zstd = _Zstd(
+            zstandard.ZstdCompressor(compression_params=literals),
+            zstandard.ZstdCompressor(level=1),
+            zstandard.ZstdDecompressor(),
+        )
+    return found
+
+
+def encode(raw: Bytes1d, kind: ElementType) -> Encoded:
+    """Compress one chunk with the codec of its element type, or store it where that is smaller.
+
+    Args:
+        raw: The chunk's bytes, contiguous.
+        kind: Its element type.
+    """
+    if len(raw) <= 64:
+        return Encoded(STORE, 1, raw.tobytes())
+    if kind.is_float:
+        blob = _encode_planes(raw, kind.width)
+        return _smaller(raw, Encoded(PLANES_ZSTD, kind.width, blob))
+    if not _worth_trying(raw):
+        return Encoded(STORE, 1, raw.tobytes())
+    planes = np.ascontiguousarray(raw.reshape(-1, kind.width).T)
+    return _smaller(raw, Encoded(SHUFFLE_ZSTD, kind.width, _zstd().matching.compress(planes)))
+
+
+def _smaller(raw: Bytes1d, encoded: Encoded) -> Encoded:
+    return encoded if len(encoded.blob) < len(raw) else Encoded(STORE, 1, raw.tobytes())
+
+
+def _encode_planes(raw: Bytes1d, width: int) -> bytes:
+    words = raw.view(_WORDS[width])
+    one, top = words.dtype.type(1), words.dtype.type(8 * width - 1)
+    rotated = words << one
+    rotated |= words >> top
+    columns = rotated.view(np.uint8).reshape(-1, width)
+    parts = [_encode_plane(np.ascontiguousarray(columns[:, p])) for p in range(width)]
+    return b"".join((struct.pack(f"<{width}I", *map(len, parts)), *parts))
+
+
+def _encode_plane(plane: Bytes1d) -> bytes:
+    if not _worth_trying(plane):
+        return plane.tobytes()
+    frame: bytes = _zstd().literals.compress(plane)
+    return frame if len(frame) < len(plane) else plane.tobytes()
+
+
+def _worth_trying(data: Bytes1d) -> bool:
+    """Order-0 entropy of a sample: random bytes are not worth a compressor's time."""
+    if len(data) > _PROBE_BLOCK * _PROBE_BLOCKS:
+        starts = np.linspace(0, len(data) - _PROBE_BLOCK, _PROBE_BLOCKS).astype(int)
+        data = np.concatenate([data[s : s + _PROBE_BLOCK] for s in starts])
+    counts = np.bincount(data, minlength=256)
+    share = counts[counts > 0] / len(data)
+    return float(-(share * np.log2(share)).sum()) <= _INCOMPRESSIBLE_BITS
+
+
+def decode(blob: bytes | memoryview, codec: int, width: int, raw_len: int) -> Bytes1d:
+    """Undo ``encode``; allocates nothing that ``raw_len`` does not allow.
+
+    Args:
+        blob: The stored bytes.
+        codec: Codec number.
+        width: Bytes per word.
+        raw_len: Expected raw bytes; the caller has bounded it.
+
+    Raises:
+        Corrupt: The blob does not decode to exactly ``raw_len`` bytes, or the codec is unknown.
+    """
+    if codec == STORE:
+        if len(blob) != raw_len:
+            raise Corrupt(f"stored chunk has {len(blob)} bytes instead of {raw_len}; {_ADVICE}")
+        return np.frombuffer(blob, dtype=np.uint8)
+    if codec == PLANES_ZSTD and width in (2, 4, 8) and raw_len % width == 0:
+        return _decode_planes(blob, width, raw_len)
+    if codec == SHUFFLE_ZSTD and width in _WORDS and raw_len % width == 0:
+        flat = np.frombuffer(_decompress(blob, raw_len), dtype=np.uint8)
+        return np.ascontiguousarray(flat.reshape(width, -1).T).reshape(-1)
+    raise Corrupt(f"chunk codec {codec} with width {width} is unknown; update cloudshift-lab")
+
+
+def _decode_planes(blob: bytes | memoryview, width: int, raw_len: int) -> Bytes1d:
+    num_words, at = raw_len // width, 4 * width
+    if len(blob) < at:
+        raise Corrupt(f"chunk is cut off; {_ADVICE}")
+    lengths = struct.unpack_from(f"<{width}I", blob)
+    if sum(lengths) + at != len(blob):
+        raise Corrupt(f"chunk's planes do not add up; {_ADVICE}")
+    columns = np.empty((num_words, width), dtype=np.uint8)
+    for p, length in enumerate(lengths):
+        part = memoryview(blob)[at : at + length]
+        plane = part if length == num_words else _decompress(part, num_words)
+        columns[:, p] = np.frombuffer(plane, dtype=np.uint8)
+        at += length
+    words = columns.reshape(-1).view(_WORDS[width])
+    one, top = words.dtype.type(1), words.dtype.type(8 * width - 1)
+    restored = words >> one
+    restored |= words << top
+    flat: Bytes1d = restored.view(np.uint8)
+    return flat
+
+
+_ADVICE = "restore this object from another copy or use another step"
+
+
+def _decompress(frame: bytes | memoryview, raw_len: int) -> bytes:
+    try:
+        if zstandard.frame_content_size(frame) != raw_len:
+            raise Corrupt(f"zstd frame does not announce {raw_len} bytes; {_ADVICE}")
+        data: bytes = _zstd().decompressor.decompress(
+            frame, max_output_size=raw_len, allow_extra_data=False
+        )
+    except zstandard.ZstdError as error:
+        raise Corrupt(f"zstd frame does not decode ({error}); {_ADVICE}") from error
+    if len(data) != raw_len:
+        raise Corrupt(f"zstd frame decodes to {len(data)} bytes instead of {raw_len}; {_ADVICE}")
+    return data

@@ -1,0 +1,79 @@
+"""What a copy of a step to another store has to bring, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from cloudshift_lab.checkpoint.reader import Checkpoint, open_checkpoint
+from cloudshift_lab.storage.store import Store
+
+
+class CopyPlan(msgspec.Struct, frozen=True):
+    """Keys (with their blake3) that the target lacks, stage by stage in write order.
+
+    ``num_bytes`` is what the packs to copy weigh, ``present_bytes`` what those already there do.
+    """
+
+    step: int
+    packs: dict[str, str]
+    records: dict[str, str]
+    manifest: dict[str, str]
+    num_bytes: int
+    present_bytes: int
+
+    def stages(self) -> tuple[Mapping[str, str], ...]:
+        """Copy one after the other: packs, then indexes and records, then the manifest."""
+        return tuple(stage for stage in (self.packs, self.records, self.manifest) if stage)
+
+
+def copy_plan(
+    source: Store, target: Store, run_id: str, manifest_key: str, digest: str
+) -> CopyPlan:
+    """Which objects of a step the target lacks, judged by size; content is proved by ``verify``.
+
+    Args:
+        source: Where the step is.
+        target: Where it shall be too.
+        run_id: Whose step it is.
+        manifest_key: From the log's commit record.
+        digest: The manifest's blake3, from there too.
+
+    Raises:
+        Corrupt, NotFound: The source's manifest, records or chunk tables are damaged.
+        Unavailable, Denied: As a store reported.
+    """
+    checkpoint = open_checkpoint(source, run_id, manifest_key, digest=digest)
+    sizes = {key: size for key, (_, size) in checkpoint.packs().items()}
+    missing = {
+        key: pack for key, (pack, size) in checkpoint.packs().items() if target.size(key) != size
+    }
+    num_bytes = sum(sizes[key] for key in missing)
+    return CopyPlan(
+        step=checkpoint.step,
+        packs=missing,
+        records=_absent(target, checkpoint.record_keys()),
+        manifest=_absent(target, {checkpoint.manifest_key: checkpoint.manifest_digest}),
+        num_bytes=num_bytes,
+        present_bytes=sum(sizes.values()) - num_bytes,
+    )
+
+
+def _absent(target: Store, keys: Mapping[str, str]) -> dict[str, str]:
+    return {key: digest for key, digest in keys.items() if target.size(key) is None}
+
+
+def static_packs(older: Checkpoint, newer: Checkpoint) -> dict[str, tuple[str, int]]:
+    """Packs that two commits share: what is worth copying before training pauses.
+
+    Returns:
+        Per pack key its blake3 and size in bytes; empty when every byte changes between saves.
+    """
+    before = older.packs()
+    return {key: value for key, value in newer.packs().items() if key in before}
+
+
+def static_chunks(older: Checkpoint, newer: Checkpoint) -> frozenset[bytes]:
+    """Ids of the chunks that two commits share."""
+    return older.chunk_ids() & newer.chunk_ids()
