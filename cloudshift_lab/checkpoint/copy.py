@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import msgspec
 
 from cloudshift_lab.checkpoint.reader import Checkpoint, open_checkpoint
@@ -11,21 +9,17 @@ from cloudshift_lab.storage.store import Store
 
 
 class CopyPlan(msgspec.Struct, frozen=True):
-    """Keys (with their blake3) that the target lacks, stage by stage in write order.
+    """Keys (with their blake3) that the target lacks, in write order.
 
+    ``records`` are chunk tables, rank records and, last, the manifest; copy them after all packs.
     ``num_bytes`` is what the packs to copy weigh, ``present_bytes`` what those already there do.
     """
 
     step: int
     packs: dict[str, str]
     records: dict[str, str]
-    manifest: dict[str, str]
     num_bytes: int
     present_bytes: int
-
-    def stages(self) -> tuple[Mapping[str, str], ...]:
-        """Copy one after the other: packs, then indexes and records, then the manifest."""
-        return tuple(stage for stage in (self.packs, self.records, self.manifest) if stage)
 
 
 def copy_plan(
@@ -49,19 +43,15 @@ def copy_plan(
     missing = {
         key: pack for key, (pack, size) in checkpoint.packs().items() if target.size(key) != size
     }
+    documents = {**checkpoint.record_keys(), checkpoint.manifest_key: checkpoint.manifest_digest}
     num_bytes = sum(sizes[key] for key in missing)
     return CopyPlan(
         step=checkpoint.step,
         packs=missing,
-        records=_absent(target, checkpoint.record_keys()),
-        manifest=_absent(target, {checkpoint.manifest_key: checkpoint.manifest_digest}),
+        records={k: d for k, d in documents.items() if target.size(k) is None},
         num_bytes=num_bytes,
         present_bytes=sum(sizes.values()) - num_bytes,
     )
-
-
-def _absent(target: Store, keys: Mapping[str, str]) -> dict[str, str]:
-    return {key: digest for key, digest in keys.items() if target.size(key) is None}
 
 
 def static_packs(older: Checkpoint, newer: Checkpoint) -> dict[str, tuple[str, int]]:
