@@ -37,6 +37,10 @@ class CloudshiftError(Exception):
         self.message = message
         self.facts = facts
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows instead of a traceback: the message is made to stand alone."""
+        return [f"{type(self).__name__}: {self.message}"]
+
 
 class UsageError(CloudshiftError, ValueError):
     """The call, the cell or the configuration is wrong; nothing was changed."""

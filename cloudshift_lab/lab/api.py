@@ -1,0 +1,147 @@
+"""The Python API: ``import cloudshift_lab as cs; run = cs.train("script.py", on="gcp-sim")``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from cloudshift_lab.core.money import to_micro_usd
+from cloudshift_lab.core.run import ApprovePolicy, RunSpec
+from cloudshift_lab.core.views import Target
+from cloudshift_lab.lab.desk import Desk
+from cloudshift_lab.lab.objects import Migration, Report, Run, ScriptFailed
+from cloudshift_lab.lab.render import card
+from cloudshift_lab.lab.source import check_script, script_of_file
+
+__all__ = [
+    "Migration",
+    "Run",
+    "ScriptFailed",
+    "approve",
+    "cost",
+    "migrate",
+    "migration",
+    "reject",
+    "run",
+    "runs",
+    "status",
+    "stop",
+    "targets",
+    "train",
+]
+
+
+def _desk() -> Desk:
+    return Desk("Python", "cloudshift")
+
+
+def train(
+    script: str,
+    *,
+    name: str = "train",
+    on: str = "local",
+    ranks: int = 2,
+    checkpoint_every: int = 50,
+    seed: int = 0,
+    env: Mapping[str, str] | None = None,
+    budget_usd: float | None = None,
+    approve: ApprovePolicy = "ask",
+) -> Run:
+    """Start a run and return at once.
+
+    Args:
+        script: Path of a script, or its source when it holds a line break.
+        on: ``cloud`` or ``cloud:region``.
+        ranks: Processes, >= 1.
+        checkpoint_every: Steps between checkpoints, >= 1.
+        budget_usd: Most it may spend.
+
+    Raises:
+        UsageError: Syntax error or unknown target; nothing was started.
+    """
+    if "\n" in script:
+        check_script(script, where="the script")
+    spec = RunSpec(
+        name=name,
+        script=script if "\n" in script else script_of_file(script),
+        target=on,
+        ranks_per_node=ranks,
+        checkpoint_every=checkpoint_every,
+        seed=seed,
+        env=dict(env or {}),
+        budget_micro_usd=None if budget_usd is None else to_micro_usd(budget_usd),
+        approve=approve,
+        python=sys.executable,
+    )
+    desk = _desk()
+    return Run(desk, desk.client().train(spec))
+
+
+def run(name: str | None = None) -> Run:
+    """A run by id or name; without, the only active one, else the newest.
+
+    Raises:
+        NotFound: No such run.
+    """
+    desk = _desk()
+    return Run(desk, desk.find_run(name))
+
+
+def runs() -> tuple[Run, ...]:
+    """All runs, newest first."""
+    desk = _desk()
+    return tuple(Run(desk, view) for view in desk.client().runs())
+
+
+def status() -> Report:
+    """Every run and what waits for a decision, as a table."""
+    client = _desk().client()
+    views = client.runs()
+    waiting = [move for move in client.migrations() if move.phase == "proposed"]
+    return Report(
+        views, card.runs_text(views, waiting, "cloudshift"), card.runs_html(views, waiting)
+    )
+
+
+def migrate(name: str | None = None, *, to: str, expires_s: float = 600.0) -> Migration:
+    """Propose a move of a run; nothing happens before it is approved.
+
+    Raises:
+        UsageError: Unknown target. Conflict: another move of this run is open.
+    """
+    return run(name).migrate(to, expires_s=expires_s)
+
+
+def migration(name: str | None = None) -> Migration:
+    """A move by its id or its run; without, the only one that waits for a decision."""
+    desk = _desk()
+    return Migration(desk, desk.find_migration(name))
+
+
+def approve(name: str | None = None) -> Migration:
+    """Approve a proposed move.
+
+    Raises:
+        StaleDecision: It expired or was decided otherwise.
+    """
+    return migration(name).approve()
+
+
+def reject(name: str | None = None) -> Migration:
+    """Reject a proposed move. Raises StaleDecision as :func:`approve`."""
+    return migration(name).reject()
+
+
+def stop(name: str | None = None) -> Run:
+    """Checkpoint and stop a run."""
+    return run(name).stop()
+
+
+def cost(name: str | None = None) -> Report:
+    """What a run has cost so far, line by line."""
+    return run(name).cost()
+
+
+def targets() -> tuple[Target, ...]:
+    """The places that can be named in ``on`` and ``to``."""
+    return _desk().client().targets()

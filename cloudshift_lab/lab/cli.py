@@ -1,0 +1,130 @@
+"""``python -m cloudshift_lab VERB ...``: the same verbs in a terminal.
+
+Exit status: 0 done, 1 our error, 2 the call was wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TextIO
+
+from cloudshift_lab.core.errors import CloudshiftError, UsageError
+from cloudshift_lab.core.plan import MigrationView
+from cloudshift_lab.core.run import FINAL_STATES, RunView
+from cloudshift_lab.core.wire import to_json
+from cloudshift_lab.lab.desk import Desk
+from cloudshift_lab.lab.grammar import parse_words
+from cloudshift_lab.lab.objects import Migration, Run, ScriptFailed, Shown, note
+from cloudshift_lab.lab.render.card import run_text
+from cloudshift_lab.lab.render.figures import number
+from cloudshift_lab.lab.render.move import state_line, timeline_text
+from cloudshift_lab.lab.verbs import Request, perform
+
+PROMPT = "cloudshift"
+
+
+def main(argv: Sequence[str], *, out: TextIO | None = None, err: TextIO | None = None) -> int:
+    """Do what the words ask; print to ``out``, complain to ``err``; return the exit status."""
+    out, err = out or sys.stdout, err or sys.stderr
+    try:
+        _respond(argv, out)
+    except UsageError as error:
+        print(error.message, file=err)
+        return 2
+    except ScriptFailed as error:
+        print("\n".join(error.report()), file=err)
+        return 1
+    except CloudshiftError as error:
+        print(error.message, file=err)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; whatever was started goes on", file=err)
+        return 130
+    return 0
+
+
+def _respond(argv: Sequence[str], out: TextIO) -> None:
+    call = parse_words(argv, surface="terminal")
+    shown = perform(Request(call, Desk("terminal", PROMPT), TerminalStage(out)))
+    if shown is None:
+        return
+    as_json = getattr(call.args, "json", False)
+    print(to_json(shown.as_data()).decode() if as_json else shown.as_text(), file=out)
+
+
+class TerminalStage:
+    """A terminal, or a file or pipe, where nothing is ever overwritten."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def watch_run(self, run: Run) -> Shown | None:
+        if run.wait(self.follow_run()):
+            return run
+        return note(f"left; {run.name} goes on: {PROMPT} watch {run.name}")
+
+    def follow_run(self) -> Callable[[RunView], None]:
+        return _Redrawn(self._out) if self._out.isatty() else _Lines(self._out)
+
+    def follow_move(self, migration: Migration) -> Callable[[MigrationView], None]:
+        print(migration.as_text(), file=self._out, flush=True)
+        return _Phases(self._out)
+
+    def open_dashboard(self, run_id: str | None) -> Shown | None:
+        import webbrowser
+
+        from cloudshift_lab.lab.dashboard.launch import ensure_dashboard
+
+        address = ensure_dashboard(Desk("terminal", PROMPT).root).url
+        address += f"?run={run_id}" if run_id else ""
+        if self._out.isatty():
+            webbrowser.open(address)
+        return note(f"dashboard (this machine only): {address}")
+
+
+class _Redrawn:
+    """A card drawn over itself."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._lines = 0
+
+    def __call__(self, view: RunView) -> None:
+        if self._lines:
+            self._out.write(f"\x1b[{self._lines}F\x1b[J")
+        self._lines = 0
+        if view.state not in FINAL_STATES:
+            text = run_text(view, PROMPT)
+            self._lines = text.count("\n") + 1
+            print(text, file=self._out, flush=True)
+
+
+class _Lines:
+    """A line whenever something has changed."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._last: tuple[str, int | None] | None = None
+
+    def __call__(self, view: RunView) -> None:
+        seen = (view.state, view.step)
+        if seen != self._last:
+            self._last = seen
+            step = "-" if view.step is None else view.step
+            line = f"{view.name} {view.state} on {view.placement.target} step {step}"
+            print(f"{line} loss {number(view.loss, 4)}", file=self._out, flush=True)
+
+
+class _Phases:
+    """A line per phase entered."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._phase = ""
+
+    def __call__(self, view: MigrationView) -> None:
+        if view.phase != self._phase:
+            self._phase = view.phase
+            last = timeline_text(view)[-1:] or [state_line(view)]
+            print(last[0], file=self._out, flush=True)

@@ -1,0 +1,291 @@
+"""What can be typed: one table of verbs that the magics, the command line and Tab all read."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NoReturn
+
+from cloudshift_lab.core.errors import UsageError
+
+Kind = Literal["text", "switch", "int", "number", "usd", "run", "target", "migration", "pairs"]
+Surface = Literal["line", "cell", "terminal"]
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One flag (``--to``) or positional (``run``) of a verb.
+
+    ``kind`` says what it holds, and so what Tab offers for it.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    default: object = None
+    choices: tuple[str, ...] = ()
+    required: bool = False
+
+    @property
+    def is_flag(self) -> bool:
+        return self.name.startswith("--")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One thing that can be asked for; with ``passes_on`` another room reads its words."""
+
+    name: str
+    summary: str
+    arguments: tuple[Argument, ...] = ()
+    passes_on: bool = False
+
+    def find(self, flag: str) -> Argument | None:
+        """The flag called ``flag``, or None."""
+        return next((item for item in self.arguments if item.name == flag), None)
+
+    def flags(self) -> tuple[str, ...]:
+        return tuple(item.name for item in self.arguments if item.is_flag)
+
+    def usage(self) -> str:
+        """One line: the verb with its arguments, optional ones in brackets."""
+        return " ".join([self.name, *(_usage_word(item) for item in self.arguments)])
+
+
+@dataclass(frozen=True)
+class Call:
+    """A parsed line: the verb, its arguments, and words meant for somebody else."""
+
+    verb: Verb
+    args: argparse.Namespace
+    rest: tuple[str, ...] = ()
+
+
+RUN = Argument("run", "run", "run id or name; left out: the only active run")
+JSON = Argument("--json", "switch", "print JSON instead of text")
+WAIT = Argument("--wait", "switch", "stay until it has ended; Ctrl-C only detaches")
+APPROVE = ("ask", "auto", "never")
+
+VERBS: tuple[Verb, ...] = (
+    Verb("status", "every run, where it is, what it costs, what waits for you", (RUN, JSON)),
+    Verb(
+        "train",
+        "start a training script (a cell's body, or a file in a terminal)",
+        (
+            Argument("script", "text", "file to run (terminal only; in a notebook: the cell)"),
+            Argument("--name", "text", "what to call the run"),
+            Argument("--on", "target", "where to start: CLOUD[:REGION]", "local"),
+            Argument("--ranks", "int", "processes", 2),
+            Argument("--checkpoint-every", "int", "steps between checkpoints", 50),
+            Argument("--budget", "usd", "most it may spend, US dollars"),
+            Argument("--approve", "text", "who approves moves", "ask", APPROVE),
+            Argument("--seed", "int", "seed of the run", 0),
+            Argument("--env", "pairs", "environment of the script: K=V ..."),
+            WAIT,
+        ),
+    ),
+    Verb("watch", "live card of a run", (RUN,)),
+    Verb(
+        "migrate",
+        "plan a move with its bill, and ask for approval",
+        (
+            RUN,
+            Argument("--to", "target", "where to: CLOUD[:REGION]", required=True),
+            Argument("--expires", "number", "seconds until the plan expires", 600.0),
+            Argument("--yes", "switch", "approve at once"),
+            WAIT,
+            JSON,
+        ),
+    ),
+    Verb("approve", "approve a proposed move", (Argument("migration", "migration", "which"),)),
+    Verb("reject", "reject a proposed move", (Argument("migration", "migration", "which"),)),
+    Verb("cost", "what a run has cost so far, line by line", (RUN, JSON)),
+    Verb(
+        "logs",
+        "what the ranks printed",
+        (
+            RUN,
+            Argument("--rank", "int", "one rank only"),
+            Argument("--tail", "int", "last lines", 40),
+        ),
+    ),
+    Verb("stop", "checkpoint and stop a run", (RUN,)),
+    Verb("dashboard", "live dashboard", (RUN,)),
+    Verb("doctor", "check this installation and say what to mend", (JSON,)),
+    Verb(
+        "clouds",
+        "the simulated clouds of this machine",
+        (Argument("action", "text", "what to do", "status", ("up", "down", "status")),),
+    ),
+    Verb(
+        "conductor",
+        "the daemon that drives runs and moves",
+        (Argument("action", "text", "what to do", "status", ("start", "stop", "status")),),
+    ),
+    Verb("demo", "the whole story without a browser", passes_on=True),
+    Verb("sim", "thousands of simulated histories with injected faults", passes_on=True),
+    Verb("help", "this list", (Argument("topic", "text", "a verb"),)),
+)
+_BY_NAME = {verb.name: verb for verb in VERBS}
+
+
+def verb_names() -> tuple[str, ...]:
+    """All verbs in the order in which help lists them."""
+    return tuple(_BY_NAME)
+
+
+def find_verb(name: str) -> Verb | None:
+    """The verb called ``name``, or None."""
+    return _BY_NAME.get(name)
+
+
+def parse_line(line: str, *, surface: Surface = "line") -> Call:
+    """Parse what follows ``%cloudshift`` (or ``%%cloudshift``); an empty line means ``status``.
+
+    Raises:
+        UsageError: Unknown verb or flag, or a value that does not fit; says what would.
+    """
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise UsageError(f"the line has an unclosed quote ({error}); close it") from error
+    return parse_words(words, surface=surface)
+
+
+def parse_words(words: Sequence[str], *, surface: Surface) -> Call:
+    """Parse a command line that is already split into words.
+
+    Raises:
+        UsageError: As :func:`parse_line`.
+    """
+    name, *rest = list(words) or ["train" if surface == "cell" else "status"]
+    if name in ("-h", "--help"):
+        name, rest = "help", []
+    verb = _BY_NAME.get(name)
+    if verb is None:
+        raise _no_such_verb(name)
+    if surface == "cell" and name != "train":
+        raise UsageError(f"'%%cloudshift {name}' takes no cell; use '%cloudshift {name}'")
+    if {"-h", "--help"} & set(rest) and not verb.passes_on:
+        verb, rest = _BY_NAME["help"], [name]
+    if verb.passes_on:
+        return Call(verb, argparse.Namespace(), tuple(rest))
+    return Call(verb, _parse_arguments(verb, rest))
+
+
+def help_text(topic: str | None, prompt: str) -> str:
+    """The list of verbs, or one verb's arguments.
+
+    Raises:
+        UsageError: ``topic`` is no verb.
+    """
+    if topic is None:
+        width = max(map(len, _BY_NAME))
+        lines = [f"  {prompt} {verb.name:<{width}}  {verb.summary}" for verb in VERBS]
+        return "\n".join(["What you can ask for (add a verb after 'help' for its flags):", *lines])
+    verb = _BY_NAME.get(topic)
+    if verb is None:
+        raise _no_such_verb(topic)
+    lines = [f"{prompt} {verb.usage()}", f"  {verb.summary}"]
+    return "\n".join(lines + [_help_line(item) for item in verb.arguments])
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaints are ours: one line, no exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message.removeprefix('argument ')}; usage: {self.usage}")
+
+
+def _parse_arguments(verb: Verb, words: list[str]) -> argparse.Namespace:
+    parser = _Parser(
+        usage=verb.usage(), add_help=False, allow_abbrev=False
+    )  # fmt: skip
+    for item in verb.arguments:
+        _add(parser, item)
+    args, unread = parser.parse_known_intermixed_args(words)
+    if unread:
+        word = unread[0].split("=")[0]
+        what = f"'{verb.name}' has no flag '{word}'" if word.startswith("-") else (
+            f"'{verb.name}' does not know what to do with '{word}'"
+        )  # fmt: skip
+        raise UsageError(f"{what}{_suggest(word, verb.flags())}; usage: {verb.usage()}")
+    return args
+
+
+def _add(parser: _Parser, item: Argument) -> None:
+    name = item.name
+    if item.kind == "switch":
+        parser.add_argument(name, action="store_true")
+    elif item.kind == "pairs":
+        parser.add_argument(name, nargs="+", action="extend", type=_pair, default=[])
+    elif item.is_flag:
+        parser.add_argument(
+            name,
+            type=_TYPES.get(item.kind, str),
+            default=item.default,
+            choices=item.choices or None,
+            required=item.required,
+        )
+    else:
+        parser.add_argument(name, nargs="?", default=item.default, choices=item.choices or None)
+
+
+def _pair(word: str) -> tuple[str, str]:
+    key, sign, value = word.partition("=")
+    if not sign or not key:
+        raise argparse.ArgumentTypeError(f"'{word}' is not K=V")
+    return key, value
+
+
+def _whole(word: str) -> int:
+    try:
+        value = int(word)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"'{word}' is not a whole number of 0 or more")
+    return value
+
+
+def _positive(word: str) -> float:
+    try:
+        value = float(word.lstrip("$"))
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{word}' is not a number above 0")
+    return value
+
+
+_TYPES = {"int": _whole, "number": _positive, "usd": _positive}
+
+
+def _usage_word(item: Argument) -> str:
+    value = "|".join(item.choices) or _METAVAR.get(item.kind, item.name.strip("-").upper())
+    word = f"{item.name} {value}".strip() if item.is_flag else value
+    return word if item.required else f"[{word}]"
+
+
+_METAVAR = {
+    "switch": "", "run": "RUN", "target": "TARGET", "migration": "MIGRATION", "usd": "USD",
+    "pairs": "K=V ...", "int": "N", "number": "S",
+}  # fmt: skip
+
+
+def _help_line(item: Argument) -> str:
+    default = "" if item.default is None else f" (default {item.default})"
+    return f"    {_usage_word(item):<28} {item.help}{default}"
+
+
+def _suggest(word: str, known: Sequence[str] | dict[str, Verb]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f": did you mean '{close[0]}'?" if close else ""
+
+
+def _no_such_verb(name: str) -> UsageError:
+    advice = _suggest(name, _BY_NAME) or f"; choose one of: {', '.join(_BY_NAME)}"
+    return UsageError(f"there is no '{name}'{advice}")

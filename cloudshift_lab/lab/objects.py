@@ -1,0 +1,261 @@
+"""What a request gives back: runs, moves and reports that show themselves in text and HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from cloudshift_lab.core.errors import CloudshiftError
+from cloudshift_lab.core.plan import FINAL_PHASES, MigrationView
+from cloudshift_lab.core.run import FINAL_STATES, RunView
+from cloudshift_lab.lab.desk import Desk
+from cloudshift_lab.lab.render import card, move, reports
+from cloudshift_lab.lab.render.markup import MONO, box, tag
+
+
+class Shown(Protocol):
+    """Anything that can be shown on every surface."""
+
+    def as_text(self) -> str:
+        """For a terminal and ``text/plain``."""
+
+    def as_html(self) -> str:
+        """For a notebook, also when it is saved and opened elsewhere."""
+
+    def as_data(self) -> object:
+        """For ``--json``."""
+
+
+class Displayed:
+    """Lets IPython show a :class:`Shown`."""
+
+    def _repr_mimebundle_(
+        self: Shown, include: object = None, exclude: object = None
+    ) -> dict[str, str]:
+        del include, exclude
+        return {"text/plain": self.as_text(), "text/html": self.as_html()}
+
+
+@dataclass(frozen=True, repr=False)
+class Report(Displayed):
+    """Something rendered already."""
+
+    data: object
+    text: str
+    html: str
+
+    def as_text(self) -> str:
+        return self.text
+
+    def as_html(self) -> str:
+        return self.html
+
+    def as_data(self) -> object:
+        return self.data
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def note(text: str) -> Report:
+    """A plain message."""
+    return Report(text, text, tag("div", text, role="status"))
+
+
+def printed(text: str, label: str) -> Report:
+    """Output of a program, kept as it was."""
+    style = f"{MONO}white-space:pre-wrap;max-height:480px;overflow:auto;margin:0"
+    return Report(text, text, box(label, tag("pre", text, style=style)))
+
+
+def run_report(view: RunView, prompt: str) -> Report:
+    """The card of a run as it was at one moment."""
+    return Report(view, card.run_text(view, prompt), card.run_html(view))
+
+
+def move_report(view: MigrationView, prompt: str) -> Report:
+    """A plan with its bill and progress as they were at one moment."""
+    return Report(view, move.move_text(view, prompt), move.move_html(view))
+
+
+class ScriptFailed(CloudshiftError):
+    """The training script raised; the message is the failing rank's own traceback."""
+
+    action = "fix"
+
+    def __init__(self, view: RunView) -> None:
+        rank = "a rank" if view.error_rank is None else f"rank {view.error_rank}"
+        super().__init__(
+            f"{rank} of {view.name} failed: {view.error or 'see its logs'}; "
+            "mend the script and start it again",
+            run_id=view.run_id,
+            rank=view.error_rank,
+        )
+        self._traceback = view.traceback
+
+    def report(self) -> list[str]:
+        """The failing rank's traceback, then what to do."""
+        return [*(self._traceback or "").rstrip().splitlines(), self.message]
+
+    def _render_traceback_(self) -> list[str]:
+        return self.report()
+
+
+class Run(Displayed):
+    """A run, bound to the conductor that drives it. Every property asks anew."""
+
+    def __init__(self, desk: Desk, view: RunView) -> None:
+        self._desk = desk
+        self._last = view
+        self.run_id = view.run_id
+        self.name = view.name
+
+    @property
+    def view(self) -> RunView:
+        """The newest state (as a frozen struct)."""
+        self._last = self._desk.client().run(self.run_id)
+        return self._last
+
+    @property
+    def state(self) -> str:
+        return self.view.state
+
+    def stop(self) -> Run:
+        """Checkpoint and stop."""
+        self._last = self._desk.client().stop(self.run_id)
+        return self
+
+    def logs(self, rank: int | None = None, tail: int = 40) -> str:
+        """The newest lines a rank printed."""
+        return self._desk.client().logs(self.run_id, rank=rank, tail=tail)
+
+    def cost(self) -> Report:
+        """What it has cost so far, line by line."""
+        view = self._desk.client().cost(self.run_id)
+        return Report(view, reports.cost_text(view), reports.cost_html(view))
+
+    def migrate(self, to: str, *, expires_s: float = 600.0) -> Migration:
+        """Propose a move; nothing happens before it is approved.
+
+        Raises:
+            UsageError: Unknown target, or the place it is at.
+            Conflict: Another move of this run is open.
+        """
+        view = self._desk.client().migrate(self.run_id, to, expires_s=expires_s)
+        return Migration(self._desk, view)
+
+    def wait(self, show: Callable[[RunView], None] | None = None) -> bool:
+        """Stay until it has ended; True then, False after Ctrl-C (the run goes on).
+
+        Raises:
+            ScriptFailed: The training script raised.
+        """
+
+        def seen(view: object) -> None:
+            assert isinstance(view, RunView)
+            self._last = view
+            if show is not None:
+                show(view)
+
+        client = self._desk.client()
+        done = self._desk.wait(
+            lambda: client.run(self.run_id), lambda _: self._last.state in FINAL_STATES, seen
+        )
+        if done and self._last.state == "failed":
+            raise ScriptFailed(self._last)
+        return done
+
+    def as_text(self) -> str:
+        return card.run_text(self._newest(), self._desk.prompt)
+
+    def as_html(self) -> str:
+        return card.run_html(self._newest())
+
+    def as_data(self) -> object:
+        return self._newest()
+
+    def __repr__(self) -> str:
+        return f"Run({self.run_id!r}, name={self.name!r}, state={self._last.state!r})"
+
+    def _newest(self) -> RunView:
+        """The newest view that can be had: showing a run must not fail."""
+        try:
+            return self.view
+        except CloudshiftError:
+            return self._last
+
+
+class Migration(Displayed):
+    """A proposed or running move, bound to the conductor that drives it."""
+
+    def __init__(self, desk: Desk, view: MigrationView) -> None:
+        self._desk = desk
+        self._last = view
+        self.migration_id = view.migration_id
+        desk.remember_plan(view)
+
+    @property
+    def view(self) -> MigrationView:
+        """The newest state (as a frozen struct)."""
+        self._last = self._desk.client().migration(self.migration_id)
+        return self._last
+
+    @property
+    def phase(self) -> str:
+        return self.view.phase
+
+    def approve(self) -> Migration:
+        """Approve the plan that was shown.
+
+        Raises:
+            StaleDecision: It expired, was decided otherwise, or has changed.
+        """
+        self._last = self._desk.decide(self._last, "approve")
+        return self
+
+    def reject(self) -> Migration:
+        """Reject the plan that was shown. Raises StaleDecision as :meth:`approve`."""
+        self._last = self._desk.decide(self._last, "reject")
+        return self
+
+    def wait(self, show: Callable[[MigrationView], None] | None = None) -> bool:
+        """Stay until it has ended; True then, False after Ctrl-C (the move goes on)."""
+
+        def seen(view: object) -> None:
+            assert isinstance(view, MigrationView)
+            self._last = view
+            if show is not None:
+                show(view)
+
+        client = self._desk.client()
+        return self._desk.wait(
+            lambda: client.migration(self.migration_id),
+            lambda _: self._last.phase in FINAL_PHASES,
+            seen,
+        )
+
+    def _ipython_display_(self) -> None:
+        """In a notebook: the plan, kept when it is saved, and below it the live approval."""
+        from cloudshift_lab.lab.notebook import present_move
+
+        present_move(self, self._desk)
+
+    def as_text(self) -> str:
+        return move.move_text(self._newest(), self._desk.prompt)
+
+    def as_html(self) -> str:
+        return move.move_html(self._newest())
+
+    def as_data(self) -> object:
+        return self._newest()
+
+    def __repr__(self) -> str:
+        target = self._last.plan.target.target
+        return f"Migration({self.migration_id!r}, to={target!r}, phase={self._last.phase!r})"
+
+    def _newest(self) -> MigrationView:
+        try:
+            return self.view
+        except CloudshiftError:
+            return self._last

@@ -1,0 +1,249 @@
+"""What each verb does. Every surface calls :func:`perform`; none has verbs of its own."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from cloudshift_lab.core.errors import CloudshiftError, UsageError
+from cloudshift_lab.core.home import load_clouds
+from cloudshift_lab.core.money import format_duration, to_micro_usd
+from cloudshift_lab.core.plan import Verdict
+from cloudshift_lab.core.run import RunSpec
+from cloudshift_lab.core.views import Target
+from cloudshift_lab.lab.desk import Desk
+from cloudshift_lab.lab.doctor import examine
+from cloudshift_lab.lab.grammar import Call, help_text
+from cloudshift_lab.lab.objects import (
+    Report,
+    Run,
+    Shown,
+    move_report,
+    note,
+    printed,
+    run_report,
+)
+from cloudshift_lab.lab.render import card, reports
+from cloudshift_lab.lab.source import script_of_cell, script_of_file
+from cloudshift_lab.lab.stage import Stage
+
+
+@dataclass(frozen=True)
+class Request:
+    """A parsed line with who asks and where: ``cell`` is the body of a notebook cell."""
+
+    call: Call
+    desk: Desk
+    stage: Stage
+    cell: str | None = None
+
+    @property
+    def args(self) -> argparse.Namespace:
+        return self.call.args
+
+
+def perform(request: Request) -> Shown | None:
+    """Do what was asked and return what to show.
+
+    Raises:
+        CloudshiftError: One line about what is wrong and what to do.
+    """
+    if request.call.verb.passes_on:
+        return _pass_on(request.call.verb.name, request.call.rest)
+    return _ACTIONS[request.call.verb.name](request)
+
+
+def _train(request: Request) -> Shown:
+    args = request.args
+    spec = RunSpec(
+        name=args.name or (Path(args.script).stem if args.script else "train"),
+        script=_script(args.script, request.cell),
+        target=args.on,
+        ranks_per_node=args.ranks,
+        checkpoint_every=args.checkpoint_every,
+        seed=args.seed,
+        env=dict(args.env),
+        budget_micro_usd=None if args.budget is None else to_micro_usd(args.budget),
+        approve=args.approve,
+        python=sys.executable,
+    )
+    return _start(request, spec)
+
+
+def _start(request: Request, spec: RunSpec) -> Shown:
+    desk = request.desk
+    run = Run(desk, desk.client().train(spec))
+    if not request.args.wait:
+        return run
+    if run.wait(request.stage.follow_run()):
+        return run
+    return note(f"detached; {run.name} goes on: {desk.prompt} watch {run.name}")
+
+
+def _script(path: str | None, cell: str | None) -> str:
+    if cell is None and path is None:
+        raise UsageError("train needs a script: '%%cloudshift train' with a cell, or a file's path")
+    if cell is not None and path is not None:
+        raise UsageError(f"the cell is the script; take '{path}' out of the first line")
+    return script_of_file(path) if path is not None else script_of_cell(cell or "")
+
+
+def _status(request: Request) -> Shown:
+    args, desk = request.args, request.desk
+    if args.run is not None:
+        return run_report(desk.find_run(args.run), desk.prompt)
+    client = desk.client()
+    runs = client.runs()
+    waiting = [move for move in client.migrations() if move.phase == "proposed"]
+    return Report(
+        {"runs": runs, "waiting": waiting},
+        card.runs_text(runs, waiting, desk.prompt),
+        card.runs_html(runs, waiting),
+    )
+
+
+def _watch(request: Request) -> Shown | None:
+    args, desk = request.args, request.desk
+    return request.stage.watch_run(Run(desk, desk.find_run(args.run)))
+
+
+def _migrate(request: Request) -> Shown | None:
+    args, desk = request.args, request.desk
+    run = Run(desk, desk.find_run(args.run, active=True))
+    migration = run.migrate(args.to, expires_s=args.expires)
+    if args.yes:
+        migration.approve()
+    if args.json or not args.wait or migration.wait(request.stage.follow_move(migration)):
+        return migration
+    return note(f"detached; the move goes on by itself: {desk.prompt} watch {run.name}")
+
+
+def _decide(request: Request, verdict: Verdict) -> Shown:
+    args, desk = request.args, request.desk
+    view = desk.decide(desk.find_migration(args.migration), verdict)
+    return move_report(view, desk.prompt)
+
+
+def _approve(request: Request) -> Shown:
+    return _decide(request, "approve")
+
+
+def _reject(request: Request) -> Shown:
+    return _decide(request, "reject")
+
+
+def _cost(request: Request) -> Shown:
+    args, desk = request.args, request.desk
+    return Run(desk, desk.find_run(args.run)).cost()
+
+
+def _logs(request: Request) -> Shown:
+    args, desk = request.args, request.desk
+    run = desk.find_run(args.run)
+    text = desk.client().logs(run.run_id, rank=args.rank, tail=args.tail)
+    whose = "" if args.rank is None else f" of rank {args.rank}"
+    return printed(text.rstrip() or f"no output{whose} yet", f"logs of {run.name}{whose}")
+
+
+def _stop(request: Request) -> Shown:
+    args, desk = request.args, request.desk
+    run = desk.find_run(args.run, active=args.run is None)
+    return run_report(desk.client().stop(run.run_id), desk.prompt)
+
+
+def _dashboard(request: Request) -> Shown | None:
+    args, desk = request.args, request.desk
+    return request.stage.open_dashboard(
+        None if args.run is None else desk.find_run(args.run).run_id
+    )
+
+
+def _doctor(request: Request) -> Shown:
+    checks = examine(request.desk)
+    return Report(checks, reports.checks_text(checks), reports.checks_html(checks))
+
+
+def _clouds(request: Request) -> Shown:
+    args, desk = request.args, request.desk
+    from cloudshift_lab.sim.clouds import SimClouds
+
+    clouds = SimClouds(desk.root)
+    if args.action == "up":
+        clouds.up()
+    elif args.action == "down":
+        clouds.down()
+    targets = list_targets(desk.root)
+    return Report(targets, reports.targets_text(targets), reports.targets_html(targets))
+
+
+def list_targets(root: Path) -> tuple[Target, ...]:
+    """The places in the cloud list, each with its cheapest price."""
+    clouds = load_clouds(root)
+    return tuple(
+        Target(
+            target=target,
+            title=cloud.title,
+            price_micro_usd_per_h=offer.price_micro_usd_per_h,
+            simulated=cloud.simulated,
+            note=cloud.note,
+        )
+        for target in clouds.targets()
+        for cloud, offer in [clouds.resolve(target)]
+    )
+
+
+def _conductor(request: Request) -> Shown:
+    args, desk = request.args, request.desk
+    if args.action == "stop":
+        try:
+            desk.peek().shutdown()
+        except CloudshiftError as error:
+            return note(f"nothing to stop: {error.message}")
+        desk.forget_client()
+        return note("the conductor has been asked to stop; runs and their agents go on")
+    client = desk.client() if args.action == "start" else desk.peek()
+    health = client.health()
+    up = format_duration(max(0.0, desk.world.now() - health.started_at))
+    line = f"conductor {health.version}, pid {health.pid}, up {up}, home {health.home}"
+    return Report(health, line, note(line).html)
+
+
+def _help(request: Request) -> Shown:
+    args, desk = request.args, request.desk
+    return printed(help_text(args.topic, desk.prompt), "help")
+
+
+def _pass_on(name: str, words: Sequence[str]) -> Shown | None:
+    """Hand over to the room that does it; its exit status is its answer."""
+    module = import_module(
+        {"demo": "cloudshift_lab.sim.demo", "sim": "cloudshift_lab.sim.dst"}[name]
+    )
+    try:
+        status = module.main(list(words))
+    except SystemExit as end:  # argparse of that room
+        status = end.code
+    if status:
+        raise CloudshiftError(f"{name} ended with status {status}; see its output above")
+    return None
+
+
+_ACTIONS: dict[str, Callable[[Request], Shown | None]] = {
+    "status": _status,
+    "train": _train,
+    "watch": _watch,
+    "migrate": _migrate,
+    "approve": _approve,
+    "reject": _reject,
+    "cost": _cost,
+    "logs": _logs,
+    "stop": _stop,
+    "dashboard": _dashboard,
+    "doctor": _doctor,
+    "clouds": _clouds,
+    "conductor": _conductor,
+    "help": _help,
+}

@@ -1,0 +1,4 @@
+"""Live widgets: small JavaScript files beside their Python, no build step.
+
+Each ESM is ``page.js`` followed by the widget's own file, because a widget is one module.
+"""

@@ -1,0 +1,133 @@
+// Approve or reject a planned move. The decision goes to the Jupyter server, which works while the
+// kernel is busy; only where there is no such server it goes through the kernel.
+
+const FINAL = ["source_retired", "rejected", "expired", "rolled_back"];
+const PATH = [
+  "proposed", "approved", "provisioning", "precopying", "draining", "copying", "verifying",
+  "committing", "committed", "resumed", "source_retired",
+];
+const SERVER_CANNOT = [0, 404, 405, 503];
+
+function freshId() {
+  const words = crypto.getRandomValues(new Uint32Array(3));
+  return "decision-" + Array.from(words, (word) => word.toString(16).padStart(8, "0")).join("");
+}
+
+function title(phase) {
+  return phase.replaceAll("_", " ");
+}
+
+function stateWords(view) {
+  const words = [title(view.phase)];
+  if (view.decision) {
+    const verb = view.decision.verdict === "approve" ? "approved" : "rejected";
+    words.push(verb + " by " + view.decision.by);
+  }
+  if (view.sealed_step !== null && view.sealed_step !== undefined) {
+    words.push("moved at step " + view.sealed_step);
+  }
+  if (view.pause_s !== null && view.pause_s !== undefined) words.push("pause " + duration(view.pause_s));
+  if (view.bytes_moved) words.push(bytes(view.bytes_moved) + " moved");
+  if (view.error) words.push(view.error);
+  return words.join(" · ");
+}
+
+function deadlineWords(view, now) {
+  if (view.phase !== "proposed") return "";
+  const left = view.plan.expires_at - now;
+  if (left <= 0) return "expired at " + clock(view.plan.expires_at) + "; plan the move again";
+  return "expires in " + duration(left) + " (" + clock(view.plan.expires_at) + ") and then nothing happens";
+}
+
+function billWords(plan) {
+  const bill = plan.bill;
+  const saving = bill.saving_micro_usd_per_h;
+  const even = bill.break_even_s === null ? "never pays for itself" : "pays for itself after " + duration(bill.break_even_s);
+  return (
+    (saving >= 0 ? "saves " : "costs ") + usd(Math.abs(saving)) + "/h, one-off " +
+    usd(bill.one_off_micro_usd) + ", " + even + ", expected pause " + duration(bill.pause_s) +
+    ", advice: " + plan.verdict
+  );
+}
+
+function drawPhases(list, view) {
+  const entered = new Map(view.timeline.map((entry, index) => [entry.phase, index]));
+  const ahead = FINAL.includes(view.phase) || view.phase === "rolling_back" ? [] : PATH;
+  const phases = [...entered.keys(), ...ahead.filter((phase) => !entered.has(phase))];
+  list.replaceChildren(
+    ...phases.map((phase) => {
+      const index = entered.get(phase);
+      const current = phase === view.phase;
+      const next = index === undefined ? undefined : view.timeline[index + 1];
+      const took = next ? " " + duration(next.at - view.timeline[index].at) : "";
+      const glyph = index === undefined ? "·" : current && !FINAL.includes(phase) ? "▸" : "✓";
+      const kind = index === undefined ? "cs-ahead" : current ? "cs-current" : "cs-done";
+      return make("li", { class: kind, "aria-current": current ? "step" : null }, glyph + " " + title(phase) + took);
+    }),
+  );
+}
+
+function render({ model, el }) {
+  const first = model.get("view");
+  const id = first.migration_id;
+  const ids = { approve: freshId(), reject: freshId() };
+  const heading = make("strong", {}, "Move " + first.run_name + " from " +
+    first.plan.source.cloud + ":" + first.plan.source.region + " to " +
+    first.plan.target.cloud + ":" + first.plan.target.region);
+  const bill = make("div", { class: "cs-dim" });
+  const state = make("div", { class: "cs-state", role: "status", "aria-live": "polite" });
+  const deadline = make("div", { class: "cs-dim" });
+  const approve = make("button", { type: "button", class: "cs-button cs-primary" }, "Approve");
+  const reject = make("button", { type: "button", class: "cs-button" }, "Reject");
+  const buttons = make("div", { class: "cs-buttons" }, approve, reject);
+  const phases = make("ol", { class: "cs-phases", "aria-label": "phases of the move" });
+  const note = make("div", { class: "cs-note", role: "alert" });
+  el.append(make("div", { class: "cs-box", role: "group", "aria-label": "decide on the move of " + first.run_name },
+    make("div", {}, heading, simulatedBadge(first.plan.bill.simulated)),
+    bill, state, deadline, buttons, phases, note));
+
+  let sending = false;
+  let shown = first;
+  let drawn = "";
+  const live = follow(model, "migrations/" + encodeURIComponent(id), (view) => FINAL.includes(view.phase), (view, words, now) => {
+    shown = view;
+    const expired = view.phase === "proposed" && view.plan.expires_at <= now;
+    setText(bill, billWords(view.plan));
+    setText(state, stateWords(view));
+    setText(deadline, deadlineWords(view, now));
+    setText(note, words);
+    note.hidden = words === "";
+    deadline.hidden = view.phase !== "proposed";
+    buttons.hidden = view.phase !== "proposed";
+    for (const button of [approve, reject]) {
+      button.disabled = sending || expired;
+      button.title = sending ? "sending" : expired ? "the plan has expired" : "";
+    }
+    const key = JSON.stringify([view.phase, view.timeline]);
+    if (key !== drawn) drawPhases(phases, view);
+    phases.hidden = view.phase === "proposed";
+    drawn = key;
+  });
+
+  async function decide(verdict) {
+    if (sending) return;
+    const decision = {
+      decision_id: ids[verdict], plan_digest: shown.plan.digest, verdict, by: model.get("by"), at: Date.now() / 1000,
+    };
+    sending = true;
+    live.tell("");
+    const { status, data } = await ask("migrations/" + encodeURIComponent(id) + "/decision", decision);
+    sending = false;
+    if (status === 200) live.accept(data);
+    else if (SERVER_CANNOT.includes(status)) {
+      model.send({ type: "decision", decision });
+      live.tell("sent through the kernel, which answers after the running cell; " +
+        "a terminal answers at once: cloudshift " + verdict + " " + id);
+    } else live.tell(data && data.message ? data.message : "the server refused (HTTP " + status + "); reload the page");
+  }
+  approve.addEventListener("click", () => decide("approve"));
+  reject.addEventListener("click", () => decide("reject"));
+  return () => live.close();
+}
+
+export default { render };

@@ -1,0 +1,87 @@
+// The live card of one run.
+
+const ENDED = ["stopped", "finished", "failed", "lost"];
+const GLYPHS = {
+  starting: "…", running: "●", migrating: "◐", stopping: "◌", stopped: "■", finished: "✓", failed: "✗", lost: "?",
+};
+const STALE_S = 10;
+
+function curve(points) {
+  const losses = points.map((point) => point[1]).filter((value) => Number.isFinite(value));
+  if (losses.length < 2) return null;
+  const low = Math.min(...losses);
+  const span = Math.max(...losses) - low || 1;
+  const step = 156 / (losses.length - 1);
+  const line = document.createElementNS(SVG, "polyline");
+  line.setAttribute("class", "cs-curve");
+  line.setAttribute("points", losses.map((value, index) =>
+    (2 + index * step).toFixed(1) + "," + (2 + (1 - (value - low) / span) * 24).toFixed(1)).join(" "));
+  const svg = document.createElementNS(SVG, "svg");
+  svg.setAttribute("viewBox", "0 0 160 28");
+  svg.setAttribute("width", "160");
+  svg.setAttribute("height", "28");
+  svg.setAttribute("role", "img");
+  svg.setAttribute("aria-label", "loss, newest " + losses[losses.length - 1].toFixed(4));
+  svg.append(line);
+  return svg;
+}
+
+function amount(value, digits) {
+  if (value === null || value === undefined) return "-";
+  return value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+}
+
+function ageWords(at, now) {
+  return at === null || at === undefined ? "none yet" : duration(now - at) + " old";
+}
+
+function render({ model, el }) {
+  const first = model.get("view");
+  const where = make("strong");
+  const state = make("span", { role: "status", "aria-live": "polite" });
+  const badge = make("span");
+  const names = ["step", "loss", "curve", "tokens/s", "price", "spent", "checkpoint"];
+  const slots = Object.fromEntries(names.map((name) => [name, make("span", { class: "cs-value" })]));
+  const facts = make("div", { class: "cs-facts" }, ...names.map((name) =>
+    make("div", {}, make("div", { class: "cs-label" }, name === "curve" ? "loss so far" : name), slots[name])));
+  const age = make("div", { class: "cs-dim" });
+  const note = make("div", { class: "cs-note", role: "alert" });
+  const trace = make("pre", { class: "cs-trace" });
+  el.append(make("div", { class: "cs-box", role: "group", "aria-label": "live card of run " + first.name },
+    make("div", {}, make("strong", {}, first.name), " (" + first.run_id + ")  ", state, " on ", where, badge),
+    facts, note, trace, age));
+
+  let drawn = "";
+  const live = follow(model, "runs/" + encodeURIComponent(first.run_id), (view) => ENDED.includes(view.state), (view, words, now) => {
+    const ended = ENDED.includes(view.state);
+    const clockNow = ended ? view.as_of : now;
+    const simulated = view.simulated ? ", simulated" : "";
+    setText(state, GLYPHS[view.state] + " " + view.state);
+    setText(where, view.placement.cloud + ":" + view.placement.region);
+    badge.replaceChildren(...[simulatedBadge(view.simulated)].filter(Boolean));
+    setText(slots.step, amount(view.step, 0));
+    setText(slots.loss, amount(view.loss, 4));
+    setText(slots["tokens/s"], amount(view.tokens_per_s, 0));
+    setText(slots.price, usd(ended ? 0 : view.price_micro_usd_per_h) + "/h" + simulated);
+    setText(slots.spent, usd(view.spent_micro_usd));
+    setText(slots.checkpoint, view.checkpoint_step === null ? "none yet" :
+      "step " + view.checkpoint_step + ", " + ageWords(view.checkpoint_at, clockNow));
+    const key = JSON.stringify(view.losses);
+    if (key !== drawn) slots.curve.replaceChildren(...[curve(view.losses)].filter(Boolean));
+    drawn = key;
+    const dataAge = Math.max(0, now - view.as_of);
+    const stale = !ended && dataAge > STALE_S;
+    setText(age, (stale ? "stale: " : "") + "newest step " + ageWords(view.progress_at, clockNow) +
+      (ended ? ", ended" : ", data " + duration(dataAge) + " old"));
+    el.classList.toggle("cs-stale", stale);
+    const waiting = view.migration_id && !ended ? "a move is open: " + view.migration_id : "";
+    const failure = view.error ? (view.error_rank === null ? "" : "rank " + view.error_rank + ": ") + view.error : "";
+    setText(note, [failure, words, waiting].filter(Boolean).join(" · "));
+    note.hidden = note.textContent === "";
+    setText(trace, view.traceback || "");
+    trace.hidden = !view.traceback;
+  });
+  return () => live.close();
+}
+
+export default { render };
