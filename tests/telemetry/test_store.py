@@ -1,6 +1,8 @@
 import datetime
 import math
-import threading
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import duckdb
 import pyarrow as pa
@@ -266,31 +268,20 @@ def test_a_query_beyond_the_memory_limit_is_refused_and_the_store_goes_on(tmp_pa
 
 
 def test_readers_and_writers_of_many_threads_do_not_disturb_each_other(store):
-    errors = []
-
     def work(number):
-        try:
-            for n in range(10):
-                data = encode("step", rows_of(range(n * 5, n * 5 + 5)))
-                store.ingest(f"t{number % 2}-{n}", "step", data)
-                store.step_curve("r", 10)
-                store.sql("SELECT count(*) FROM step")
-        except Exception as error:
-            errors.append(error)
+        for n in range(10):
+            data = encode("step", rows_of(range(n * 5, n * 5 + 5)))
+            store.ingest(f"t{number % 2}-{n}", "step", data)
+            store.step_curve("r", 10)
+            store.sql("SELECT count(*) FROM step")
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(work, number) for number in range(4)]:
+            done.result()
     assert count(store) == 2 * 10 * 10
 
 
 def test_a_second_process_is_told_who_owns_the_file(tmp_path):
-    import subprocess
-    import sys
-
     path = tmp_path / "t.duckdb"
     holder = subprocess.Popen(
         [sys.executable, "-c",
