@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import math
+
+import msgspec
 
 from cloudshift_lab.core.errors import Corrupt, UsageError
 
@@ -13,8 +14,8 @@ _EXACT_INT = 2**53
 _FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
-def encode_leaves(value: object, path: str = "leaves") -> object:
-    """Turn a tree of plain Python values into JSON-able values that keep their types.
+def encode_leaves(value: object, path: str = "leaves") -> bytes:
+    """Turn a tree of plain Python values into JSON that keeps their types and order.
 
     Args:
         value: None, bool, int, float, str, bytes, list, tuple or dict of such.
@@ -23,7 +24,12 @@ def encode_leaves(value: object, path: str = "leaves") -> object:
     Raises:
         UsageError: A value of another type, or nesting beyond 64; names its path.
     """
-    return _encode(value, path, 0)
+    try:
+        return msgspec.json.encode(_encode(value, path, 0))
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{path} has a string that is not Unicode ({error}); store bytes"
+        ) from error
 
 
 def _encode(value: object, path: str, depth: int) -> object:
@@ -67,15 +73,15 @@ def _encode_dict(value: dict[object, object], path: str, depth: int) -> object:
     return {"$d": pairs}
 
 
-def decode_leaves(value: object) -> object:
+def decode_leaves(data: bytes | msgspec.Raw) -> object:
     """Undo ``encode_leaves``.
 
     Raises:
         Corrupt: An unknown tag or a malformed value.
     """
     try:
-        return _decode(value, 0)
-    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        return _decode(msgspec.json.decode(data), 0)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise Corrupt(
             f"leaves of a rank record are malformed ({error}); use another step"
         ) from error

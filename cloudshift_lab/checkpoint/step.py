@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -208,7 +207,7 @@ class Checkpoint:
             raise NotFound(
                 f"step {self.step} has no record of rank {rank}; it has {list(self._records)}"
             )
-        return decode_leaves(msgspec.json.decode(record.leaves))
+        return decode_leaves(record.leaves)
 
     def locations(self) -> Iterator[ChunkLocation]:
         """Every row of every chunk table."""

@@ -133,7 +133,7 @@ def write_rank(
     """
     place = step_dir(run_id, staged.step, generation)
     entries = _check(staged)
-    leaves = to_json(encode_leaves(staged.leaves))
+    leaves = encode_leaves(staged.leaves)
     packer = _Packer(store, known or KnownChunks(), concurrency)
     for chunk in _encoded_chunks(staged, entries, packer, threads):
         packer.add(chunk)

@@ -25,5 +25,5 @@ def from_json(data: bytes | str, kind: type[T], *, what: str = "message") -> T:
     """
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Corrupt(f"{what} is not readable ({error}); restore it from another copy") from error

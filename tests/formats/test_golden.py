@@ -1,0 +1,104 @@
+"""Old checkpoints stay readable: by our reader, and by one written from FORMAT.md alone."""
+
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from cloudshift_lab.checkpoint import KnownChunks, open_run, stage_arrays, verify, write_rank
+from cloudshift_lab.storage.memory import MemoryStore
+from cloudshift_lab.storage.store import open_store
+
+HERE = Path(__file__).parent
+GOLDEN = HERE / "golden-v1"
+READER = runpy.run_path(str(HERE / "numpy_reader.py"))
+STATE = runpy.run_path(str(HERE / "golden_state.py"))
+STEPS = pytest.mark.parametrize("step", [1, 2])
+
+
+def assert_same_bytes(found, expected):
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    assert found.tobytes() == expected.tobytes()
+
+
+@STEPS
+def test_our_reader_opens_every_golden_step(step):
+    checkpoint = open_run(f"file://{GOLDEN}", "golden", step)
+    expected = STATE["golden_state"](step)
+    assert checkpoint.names() == tuple(sorted(expected))
+    for name, (dtype, values) in expected.items():
+        assert checkpoint.spec(name).dtype == dtype
+        assert_same_bytes(checkpoint.tensor(name), values)
+    for rank in (0, 1):
+        assert repr(checkpoint.leaves(rank)) == repr(STATE["golden_leaves"](step, rank))
+
+
+@STEPS
+def test_a_reader_written_from_the_format_page_reads_the_same(step):
+    tensors, leaves = READER["read_step"](GOLDEN, "golden", step)
+    expected = STATE["golden_state"](step)
+    assert set(tensors) == set(expected)
+    for name, (_, values) in expected.items():
+        assert_same_bytes(tensors[name], values)
+    assert repr(leaves) == repr({r: STATE["golden_leaves"](step, r) for r in (0, 1)})
+
+
+def test_the_page_reader_uses_none_of_our_code():
+    code = (
+        "import runpy, sys; from pathlib import Path;"
+        "runpy.run_path(sys.argv[1])['read_step'](Path(sys.argv[2]), 'golden');"
+        "ours = ('cloudshift_lab', 'torch', 'msgspec', 'safetensors');"
+        "assert not [m for m in sys.modules if m.startswith(ours)]"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(HERE / "numpy_reader.py"), str(GOLDEN)], capture_output=True, text=True, timeout=60, env=environment,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_page_reader_notices_a_flipped_bit(tmp_path):
+    shutil.copytree(GOLDEN, tmp_path / "copy")
+    pack = sorted((tmp_path / "copy" / "packs").rglob("*.pack"))[0]
+    data = bytearray(pack.read_bytes())
+    data[len(data) // 2] ^= 1
+    pack.chmod(0o644)
+    pack.write_bytes(data)
+    with pytest.raises((AssertionError, zstandard.ZstdError)):
+        READER["read_step"](tmp_path / "copy", "golden", 1)
+
+
+@STEPS
+def test_golden_steps_pass_both_levels_of_verification(step):
+    store = open_store(f"file://{GOLDEN}")
+    checkpoint = open_run(store, "golden", step)
+    for level in (1, 2):
+        report = verify(
+            store, "golden", checkpoint.manifest_key, checkpoint.manifest_digest, level=level
+        )
+        assert report.ok, report.problems
+
+
+def test_the_second_golden_step_uses_packs_of_the_first():
+    first, second = (open_run(f"file://{GOLDEN}", "golden", step) for step in (1, 2))
+    assert set(first.packs()) & set(second.packs())
+
+
+def test_todays_writer_still_finds_the_golden_chunks():
+    """Grid and chunk identity must not drift: only cells cut by the golden ranks are new."""
+    golden = open_run(f"file://{GOLDEN}", "golden", 2)
+    values = STATE["golden_state"](2)
+    arrays = {"weight": values["weight"][1], "counts": values["counts"][1]}
+    known = KnownChunks.from_checkpoint(golden)
+    written = write_rank(
+        MemoryStore(), "new", stage_arrays(arrays, step=1), generation=1, known=known
+    )
+    whole = write_rank(MemoryStore(), "new", stage_arrays(arrays, step=1), generation=1)
+    assert 0 < written.new_bytes < whole.new_bytes
