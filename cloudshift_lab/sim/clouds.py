@@ -1,0 +1,163 @@
+"""Two simulated clouds: an S3 and a Google Cloud Storage server, with real, dated list prices."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from cloudshift_lab.core.home import load_clouds, local_cloud, save_clouds
+from cloudshift_lab.core.placement import Cloud, Clouds
+from cloudshift_lab.core.world import REAL_WORLD, World
+from cloudshift_lab.sim import catalogue
+from cloudshift_lab.sim.servers import (
+    Server,
+    ServerKind,
+    find_server,
+    make_bucket,
+    start_server,
+    stop_server,
+)
+
+AWS_SIM = "aws-sim"
+GCP_SIM = "gcp-sim"
+KINDS: dict[str, ServerKind] = {AWS_SIM: "s3", GCP_SIM: "gcs"}
+
+
+@dataclass(frozen=True)
+class SimStatus:
+    """Whether one simulated cloud runs, and where; ``endpoint`` and ``pid`` are None when not."""
+
+    name: str
+    running: bool
+    store_url: str
+    endpoint: str | None = None
+    pid: int | None = None
+
+
+class SimClouds:
+    """The simulated clouds of one state directory.
+
+    The servers live in sessions of their own until ``down``: they survive this process. What
+    ``aws-sim`` holds is in its memory and gone after ``down``; ``gcp-sim`` keeps it on disk.
+    """
+
+    def __init__(self, root: Path, world: World = REAL_WORLD) -> None:
+        self._root = root
+        self._folder = root / "sim"
+        self._world = world
+
+    def up(self, progress: Callable[[str], None] | None = None) -> tuple[Cloud, ...]:
+        """Start what is not running, make the buckets, and list both clouds in ``clouds.json``.
+
+        Raises:
+            Unsupported: A server's package is not installed; says what to install.
+            Unavailable: A server does not start; names its log.
+        """
+        with self._locked():
+            servers = [self._ensure(name, progress or _quiet) for name in KINDS]
+            clouds = tuple(describe(server) for server in servers)
+            self._list(clouds)
+        return clouds
+
+    def down(self) -> None:
+        """Stop the servers and take both clouds off ``clouds.json``; fine when none runs."""
+        with self._locked():
+            for name in KINDS:
+                if (server := find_server(self._folder, name)) is not None:
+                    stop_server(server, world=self._world)
+                (self._folder / f"{name}.json").unlink(missing_ok=True)
+            self._list(())
+
+    def status(self) -> tuple[SimStatus, ...]:
+        """Which of the two run, and where."""
+        return tuple(self._status(name) for name in KINDS)
+
+    def server(self, name: str) -> Server | None:
+        """A running server, for playing an outage with ``freeze`` and ``thaw``."""
+        return find_server(self._folder, name)
+
+    def _status(self, name: str) -> SimStatus:
+        server = find_server(self._folder, name)
+        if server is None:
+            return SimStatus(name, running=False, store_url=store_url(name))
+        return SimStatus(
+            name,
+            running=True,
+            store_url=store_url(name),
+            endpoint=server.endpoint,
+            pid=server.pid,
+        )
+
+    def _ensure(self, name: str, progress: Callable[[str], None]) -> Server:
+        server = find_server(self._folder, name)
+        verb = "already runs at" if server else "runs at"
+        if server is None:
+            server = start_server(self._folder, name, KINDS[name], world=self._world)
+        make_bucket(server, _bucket(name))
+        progress(f"{name} (simulated) {verb} {server.endpoint}, store {store_url(name)}")
+        return server
+
+    def _list(self, clouds: tuple[Cloud, ...]) -> None:
+        ours = {AWS_SIM, GCP_SIM}
+        local = local_cloud(self._root)
+        kept = (c for c in load_clouds(self._root).clouds if c.name not in ours and c != local)
+        save_clouds(self._root, Clouds(clouds=(*kept, *clouds)))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One caller at a time, also across processes."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (self._folder / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def store_url(name: str) -> str:
+    """Where a simulated cloud keeps the runs' objects."""
+    return f"{'s3' if KINDS[name] == 's3' else 'gs'}://{_bucket(name)}/lab"
+
+
+def describe(server: Server) -> Cloud:
+    """The entry of ``clouds.json`` for a running server."""
+    if server.kind == "s3":
+        title = "simulated AWS (an S3 server on this machine)"
+        prices = catalogue.AWS_TYPE, catalogue.AWS_AS_OF, catalogue.AWS_PRICES
+        egress = catalogue.AWS_EGRESS
+    else:
+        title = "simulated Google Cloud (a GCS server on this machine)"
+        prices = catalogue.GCP_TYPE, catalogue.GCP_AS_OF, catalogue.GCP_PRICES
+        egress = catalogue.GCP_EGRESS
+    return Cloud(
+        name=server.name,
+        title=title,
+        store_url=store_url(server.name),
+        store_options=_options(server),
+        offers=catalogue.offers(server.name, *prices),
+        egress=egress,
+        put_micro_usd_per_1000=catalogue.PUT_MICRO_USD_PER_1000,
+        get_micro_usd_per_1000=catalogue.GET_MICRO_USD_PER_1000,
+        simulated=True,
+        note=catalogue.NOTE,
+    )
+
+
+def _options(server: Server) -> dict[str, msgspec.Raw]:
+    if server.kind == "s3":
+        options = {"key": "simulated", "secret": "simulated", "endpoint_url": server.endpoint}
+    else:
+        options = {"token": "anon", "project": "simulated", "endpoint_url": server.endpoint}
+    return {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in options.items()}
+
+
+def _bucket(name: str) -> str:
+    return f"cloudshift-{name}"
+
+
+def _quiet(line: str) -> None:
+    """Say nothing."""
+    del line
