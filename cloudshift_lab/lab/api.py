@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from cloudshift_lab.core.money import to_micro_usd
 from cloudshift_lab.core.run import ApprovePolicy, RunSpec
@@ -38,7 +39,7 @@ def _desk() -> Desk:
 def train(
     script: str,
     *,
-    name: str = "train",
+    name: str | None = None,
     on: str = "local",
     ranks: int = 2,
     checkpoint_every: int = 50,
@@ -59,11 +60,13 @@ def train(
     Raises:
         UsageError: Syntax error or unknown target; nothing was started.
     """
-    if "\n" in script:
+    source = "\n" in script
+    if source:
         check_script(script, where="the script")
+    desk = _desk()
     spec = RunSpec(
-        name=name,
-        script=script if "\n" in script else script_of_file(script),
+        name=name or desk.free_name("train" if source else Path(script).stem),
+        script=script if source else script_of_file(script),
         target=on,
         ranks_per_node=ranks,
         checkpoint_every=checkpoint_every,
@@ -73,7 +76,6 @@ def train(
         approve=approve,
         python=sys.executable,
     )
-    desk = _desk()
     return Run(desk, desk.client().train(spec))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import getpass
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -90,6 +91,12 @@ class Desk:
             return max(runs, key=lambda run: run.created_at)
         what = "no run is active" if runs else "there is no run yet"
         raise NotFound(f"{what}; start one with a %%cloudshift train cell or 'train script.py'")
+
+    def free_name(self, stem: str) -> str:
+        """``stem``, or ``stem-2`` and so on when runs have these names already."""
+        taken = {run.name for run in self.client().runs()}
+        names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+        return next(name for name in names if name not in taken)
 
     def find_migration(self, name: str | None) -> MigrationView:
         """The move that is meant: by id, by its run, or the only one that waits.

@@ -53,7 +53,7 @@ def check_script(script: str, *, where: str) -> None:
 
 
 def _explain(error: SyntaxError | ValueError, where: str) -> str:
-    if not isinstance(error, SyntaxError):
+    if not isinstance(error, SyntaxError) or error.lineno is None:
         return f"{where} cannot be compiled ({error}); nothing was started"
     text = (error.text or "").strip()
     at = f"line {error.lineno} of {where}"

@@ -59,9 +59,11 @@ def perform(request: Request) -> Shown | None:
 
 def _train(request: Request) -> Shown:
     args = request.args
+    script = _script(args.script, request.cell)
+    stem = "train" if args.script is None else Path(args.script).stem
     spec = RunSpec(
-        name=args.name or (Path(args.script).stem if args.script else "train"),
-        script=_script(args.script, request.cell),
+        name=args.name or request.desk.free_name(stem),
+        script=script,
         target=args.on,
         ranks_per_node=args.ranks,
         checkpoint_every=args.checkpoint_every,

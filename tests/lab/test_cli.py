@@ -1,0 +1,156 @@
+import io
+import json
+from pathlib import Path
+
+from cloudshift_lab.lab.cli import main
+
+
+def call(*words: str) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    status = main(words, out=out, err=err)
+    return status, out.getvalue(), err.getvalue()
+
+
+def test_a_wrong_call_exits_with_2_and_one_line(home) -> None:
+    status, out, err = call("migrat")
+    assert (status, out) == (2, "")
+    assert err == "there is no 'migrat': did you mean 'migrate'?\n"
+
+
+def test_our_own_error_exits_with_1_and_one_line(service) -> None:
+    status, out, err = call("watch", "nothing")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert "no run called 'nothing'" in err
+
+
+def test_status_lists_runs(service, make_run) -> None:
+    service.views = [make_run()]
+    status, out, _ = call("status")
+    assert status == 0
+    assert "first" in out
+
+
+def test_status_as_json_can_be_read_by_a_program(service, make_run, make_move) -> None:
+    service.views, service.moves = [make_run()], [make_move()]
+    data = json.loads(call("status", "--json")[1])
+    assert data["runs"][0]["step"] == 120
+    assert data["waiting"][0]["plan"]["bill"]["total_micro_usd"] == -194_500
+
+
+def test_cost_as_json_and_as_text(service, make_run) -> None:
+    service.views = [make_run()]
+    assert json.loads(call("cost", "--json")[1])["total_micro_usd"] == 8_833
+    assert "$0.0088" in call("cost", "first")[1]
+
+
+def test_train_sends_the_script_and_every_flag(service, tmp_path: Path) -> None:
+    script = tmp_path / "gpt.py"
+    script.write_text("print(1)\n")
+    status, out, _ = call("train", str(script), "--on", "aws-sim", "--ranks", "4", "--budget", "2",
+                          "--seed", "3", "--env", "A=1", "--approve", "never")  # fmt: skip
+    (spec,) = service.specs
+    assert status == 0
+    assert "gpt (run-1)" in out
+    assert (spec.name, spec.script, spec.target) == ("gpt", str(script), "aws-sim")
+    assert (spec.ranks_per_node, spec.budget_micro_usd, spec.seed) == (4, 2_000_000, 3)
+    assert (spec.env, spec.approve) == ({"A": "1"}, "never")
+
+
+def test_train_without_a_script_says_what_is_missing(service) -> None:
+    status, _, err = call("train")
+    assert (status, service.specs) == (2, [])
+    assert "needs a script" in err
+
+
+def test_an_unknown_target_starts_nothing(service, tmp_path: Path) -> None:
+    script = tmp_path / "gpt.py"
+    script.write_text("print(1)\n")
+    status, _, err = call("train", str(script), "--on", "mars")
+    assert (status, service.specs) == (2, [])
+    assert "no cloud called 'mars'" in err
+
+
+def test_waiting_for_a_script_that_raises_shows_the_ranks_traceback(
+    service, make_run, tmp_path: Path
+) -> None:
+    script = tmp_path / "gpt.py"
+    script.write_text("print(1)\n")
+    service.started = make_run(state="failed", error="ValueError: no", error_rank=1,
+                               traceback='File "gpt.py", line 3\nValueError: no')  # fmt: skip
+    status, out, err = call("train", str(script), "--wait")
+    assert status == 1
+    assert "gpt failed" in out
+    assert err.splitlines()[:2] == ['File "gpt.py", line 3', "ValueError: no"]
+    assert "rank 1 of gpt failed" in err
+
+
+def test_migrate_prints_the_bill_and_decides_nothing(service, make_run) -> None:
+    service.views = [make_run()]
+    status, out, _ = call("migrate", "--to", "gcp-sim")
+    assert status == 0
+    assert "pays for itself" in out
+    assert "cloudshift approve mig-1" in out
+    assert service.decisions == []
+
+
+def test_migrate_yes_approves_the_plan_it_got(service, make_run) -> None:
+    service.views = [make_run()]
+    assert call("migrate", "--to", "gcp-sim", "--yes")[0] == 0
+    (decision,) = service.decisions
+    assert (decision.verdict, decision.plan_digest) == ("approve", "digest-of-the-plan")
+    assert decision.by.endswith("(terminal)")
+
+
+def test_approving_what_was_rejected_says_who_decided(service, make_move) -> None:
+    service.moves = [make_move()]
+    assert call("reject", "mig-1")[0] == 0
+    status, _, err = call("approve", "mig-1")
+    assert status == 1
+    assert "already decided by" in err
+
+
+def test_watching_a_run_that_has_ended_prints_it_and_returns(service, make_run) -> None:
+    service.views = [make_run(state="finished")]
+    status, out, _ = call("watch", "first")
+    assert status == 0
+    assert "first finished on aws-sim:us-east-1 step 120 loss 2.3456" in out
+
+
+def test_logs_are_printed_as_they_are(service, make_run) -> None:
+    service.views = [make_run()]
+    out = call("logs", "first", "--rank", "1", "--tail", "5")[1]
+    assert out == "hello <b>from</b> rank 1, last 5\n"
+
+
+def test_the_doctor_reports_the_conductors_checks_too(service) -> None:
+    out = call("doctor")[1]
+    assert "mount it writable" in out
+    assert "ipykernel" in out
+
+
+def test_the_conductor_tells_about_itself(service) -> None:
+    status, out, _ = call("conductor", "status")
+    assert status == 0
+    assert "pid" in out
+
+
+def test_looking_for_a_conductor_does_not_start_one(home) -> None:
+    status, _, err = call("conductor", "status")
+    assert status == 1
+    assert "no conductor runs" in err
+    assert not (home / "daemon.json").exists()
+
+
+def test_clouds_lists_this_machine_when_nothing_is_configured(home) -> None:
+    status, out, _ = call("clouds")
+    assert status == 0
+    assert "local:here" in out
+
+
+def test_the_module_can_be_run(home) -> None:
+    import subprocess
+    import sys
+
+    done = subprocess.run([sys.executable, "-m", "cloudshift_lab", "help", "migrate"],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert "cloudshift migrate [RUN] --to TARGET" in done.stdout

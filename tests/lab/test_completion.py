@@ -1,0 +1,70 @@
+import pytest
+
+from cloudshift_lab.lab.completion import Catalogue, Offer, complete
+from cloudshift_lab.lab.grammar import verb_names
+
+NAMES = Catalogue(
+    runs=("gpt", "run-1"), targets=("local:here", "gcp-sim:us-central1"), migrations=("mig-1",)
+)
+
+
+def words(before: str) -> tuple[str, ...]:
+    offer = complete(before, NAMES)
+    assert offer is not None
+    return offer.words
+
+
+@pytest.mark.parametrize("line", ["", "print(1)", "%cloudshiftx ", "%cd ", "cloudshift "])
+def test_other_lines_are_left_to_others(line: str) -> None:
+    assert complete(line, NAMES) is None
+
+
+def test_verbs_come_first() -> None:
+    assert words("%cloudshift ") == verb_names()
+    assert complete("%cloudshift mig", NAMES) == Offer("mig", ("migrate",))
+
+
+def test_a_cell_offers_train_only() -> None:
+    assert words("%%cloudshift ") == ("train",)
+
+
+def test_assignments_complete_too() -> None:
+    assert words("move = %cloudshift app") == ("approve",)
+
+
+@pytest.mark.parametrize("line", ["%cloudshift migrate --to ", "%%cloudshift train --on "])
+def test_targets_come_after_on_and_to(line: str) -> None:
+    assert words(line) == NAMES.targets
+
+
+def test_targets_with_a_colon_are_completed_as_one_word() -> None:
+    assert complete("%cloudshift migrate gpt --to gcp-sim:us", NAMES) == Offer(
+        "gcp-sim:us", ("gcp-sim:us-central1",)
+    )
+
+
+def test_runs_come_where_a_run_is_meant() -> None:
+    assert words("%cloudshift migrate g") == ("gpt",)
+    assert words("%cloudshift migrate --to gcp-sim g") == ("gpt",)
+
+
+def test_a_second_run_is_not_offered() -> None:
+    assert words("%cloudshift stop gpt ") == ()
+
+
+def test_migrations_come_after_approve() -> None:
+    assert words("%cloudshift approve ") == ("mig-1",)
+
+
+def test_flags_are_offered_once() -> None:
+    assert words("%cloudshift migrate --y") == ("--yes",)
+    assert "--yes" not in words("%cloudshift migrate --yes --")
+
+
+def test_choices_are_offered() -> None:
+    assert words("%cloudshift clouds ") == ("up", "down", "status")
+    assert words("%%cloudshift train --approve a") == ("ask", "auto")
+
+
+def test_an_unknown_verb_offers_nothing() -> None:
+    assert words("%cloudshift frobnicate ") == ()

@@ -1,0 +1,92 @@
+import pytest
+
+from cloudshift_lab.core.errors import UsageError
+from cloudshift_lab.lab.grammar import VERBS, help_text, parse_line, parse_words
+
+
+def test_an_empty_line_asks_for_status() -> None:
+    assert parse_line("").verb.name == "status"
+
+
+def test_a_cell_without_a_verb_trains() -> None:
+    assert parse_line("", surface="cell").verb.name == "train"
+
+
+def test_train_reads_every_flag() -> None:
+    args = parse_line(
+        "train --name gpt --on aws-sim:us-east-1 --ranks 4 --checkpoint-every 25 --budget 1.50 "
+        "--approve auto --seed 7 --env A=1 B='x y' --wait"
+    ).args
+    assert (args.name, args.on, args.ranks, args.checkpoint_every) == (
+        "gpt",
+        "aws-sim:us-east-1",
+        4,
+        25,
+    )
+    assert (args.budget, args.approve, args.seed, args.wait) == (1.5, "auto", 7, True)
+    assert args.env == [("A", "1"), ("B", "x y")]
+
+
+def test_positionals_may_stand_behind_flags() -> None:
+    args = parse_line("migrate --to gcp-sim:us-central1 run-1 --yes").args
+    assert (args.run, args.to, args.yes) == ("run-1", "gcp-sim:us-central1", True)
+
+
+def test_an_environment_value_may_hold_an_equals_sign() -> None:
+    assert parse_line("train --env A=b=c").args.env == [("A", "b=c")]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("migrat run-1", "did you mean 'migrate'?"),
+        ("xyzzy", "choose one of: status, train"),
+        ("status --jsn", "did you mean '--json'?"),
+        ("status a b", "does not know what to do with 'b'"),
+        ("migrate run-1", "--to"),
+        ("migrate run-1 --to", "expected one argument"),
+        ("train --ranks two", "'two' is not a whole number"),
+        ("train --ranks -2", "--ranks"),
+        ("train --budget 0", "'0' is not a number above 0"),
+        ("train --budget nan", "'nan' is not a number above 0"),
+        ("train --approve maybe", "'ask', 'auto', 'never'"),
+        ("train --env A", "'A' is not K=V"),
+        ("clouds sideways", "'up', 'down', 'status'"),
+        ("logs 'run", "unclosed quote"),
+        ("train --na x", "did you mean '--name'?"),
+    ],
+)
+def test_a_wrong_line_gets_one_line_that_says_what_would_be_right(line: str, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_line(line)
+    assert says in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_only_train_takes_a_cell() -> None:
+    with pytest.raises(UsageError, match="use '%cloudshift status'"):
+        parse_line("status", surface="cell")
+
+
+@pytest.mark.parametrize("words", [["demo", "--steps", "5", "--help"], ["sim", "--seeds", "9"]])
+def test_words_of_other_rooms_are_passed_on_unread(words: list[str]) -> None:
+    assert parse_words(words, surface="terminal").rest == tuple(words[1:])
+
+
+@pytest.mark.parametrize("line", ["help migrate", "migrate --help", "migrate -h"])
+def test_help_can_be_asked_for_in_every_usual_way(line: str) -> None:
+    call = parse_line(line)
+    assert (call.verb.name, call.args.topic) == ("help", "migrate")
+
+
+def test_help_lists_every_verb_with_its_summary() -> None:
+    text = help_text(None, "%cloudshift")
+    for verb in VERBS:
+        assert f"%cloudshift {verb.name}" in text
+        assert verb.summary in text
+
+
+def test_help_on_a_verb_lists_its_flags_and_defaults() -> None:
+    text = help_text("train", "cloudshift")
+    assert "--checkpoint-every N" in text
+    assert "(default 50)" in text
