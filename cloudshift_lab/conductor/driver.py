@@ -97,6 +97,11 @@ class MigrationDriver:
             journal.append(to_json(Proposed(plan=plan, at=world.now())))
         return cls(journal, effects, world, lock=lock)
 
+    @staticmethod
+    def plan_in(journal: EventLog) -> Plan:
+        """The plan that a journal begins with. Raises Corrupt when there is none."""
+        return _load(journal).plan
+
     def decide(self, decision: Decision) -> Saga:
         """Take a decision, durably; the same one again changes nothing.
 

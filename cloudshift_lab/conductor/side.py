@@ -64,6 +64,10 @@ class Side:
         """Start the agent again, unless it runs."""
         self._engine.revive(self.job)
 
+    def was_started(self) -> bool:
+        """Whether the engine was ever asked for this attempt."""
+        return self._engine.find(self.job.run_id, self.job.generation) is not None
+
     def is_gone(self) -> bool:
         """Whether nothing of this attempt runs (any more)."""
         handle = self._engine.find(self.job.run_id, self.job.generation)

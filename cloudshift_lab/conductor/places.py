@@ -1,0 +1,95 @@
+"""The configured clouds as the conductor uses them: found by name, priced, their stores opened."""
+
+from __future__ import annotations
+
+import difflib
+import threading
+from pathlib import Path
+
+from cloudshift_lab.core.errors import UsageError
+from cloudshift_lab.core.home import load_clouds
+from cloudshift_lab.core.placement import Cloud, Clouds, Offer, Placement
+from cloudshift_lab.core.world import World
+from cloudshift_lab.storage.store import Store, open_cloud_store
+
+
+class Places:
+    """Clouds of one state directory; ``clouds.json`` is read anew at each use, it may change.
+
+    Args:
+        root: State directory.
+        world: Clock of the stores' retries.
+    """
+
+    def __init__(self, root: Path, world: World) -> None:
+        self._root = root
+        self._world = world
+        self._lock = threading.Lock()
+        self._open: dict[str, tuple[Cloud, Store]] = {}
+
+    def clouds(self) -> Clouds:
+        """Everything configured now. Raises Corrupt when ``clouds.json`` is damaged."""
+        return load_clouds(self._root)
+
+    def store(self, cloud_name: str) -> Store:
+        """The store of a cloud; opened anew only when its configuration changed.
+
+        Raises:
+            UsageError: No such cloud (any more).
+        """
+        cloud = self.clouds().find(cloud_name)
+        with self._lock:
+            held = self._open.get(cloud_name)
+            if held is None or held[0] != cloud:
+                held = (cloud, open_cloud_store(cloud, world=self._world))
+                self._open[cloud_name] = held
+            return held[1]
+
+    def resolve(self, target: str) -> tuple[Cloud, Offer]:
+        """Cloud and cheapest offer of ``cloud`` or ``cloud:region``.
+
+        Raises:
+            UsageError: No such place; names the nearest one and lists all.
+        """
+        clouds = self.clouds()
+        try:
+            return clouds.resolve(target)
+        except UsageError as error:
+            near = difflib.get_close_matches(target, clouds.targets(), n=1, cutoff=0.5)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise UsageError(f"{error.message}{hint}") from error
+
+    def offer_of(self, placement: Placement) -> Offer:
+        """The present offer of a placement; a free one, marked so, when it is not sold any more."""
+        for cloud in self.clouds().clouds:
+            for offer in cloud.offers:
+                if _is_sold_as(offer, placement):
+                    return offer
+        return Offer(
+            cloud=placement.cloud,
+            region=placement.region,
+            instance_type=placement.instance_type,
+            price_micro_usd_per_h=0,
+            source="no longer in the price list",
+        )
+
+
+def _is_sold_as(offer: Offer, placement: Placement) -> bool:
+    return (offer.cloud, offer.region, offer.instance_type, offer.market) == (
+        placement.cloud,
+        placement.region,
+        placement.instance_type,
+        placement.market,
+    )
+
+
+def placement_at(offer: Offer, *, ranks_per_node: int, nodes: int = 1) -> Placement:
+    """What an offer gives when taken."""
+    return Placement(
+        cloud=offer.cloud,
+        region=offer.region,
+        instance_type=offer.instance_type,
+        nodes=nodes,
+        ranks_per_node=ranks_per_node,
+        market=offer.market,
+    )

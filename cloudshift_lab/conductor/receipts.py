@@ -1,0 +1,66 @@
+"""Receipts of finished moves: kept here first, chained by digest, then sent to the bucket."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cloudshift_lab.core.home import write_private
+from cloudshift_lab.core.wire import from_json, to_json
+from cloudshift_lab.migration import GENESIS, Receipt, Saga, make_receipt
+from cloudshift_lab.storage.store import Store
+
+_UNSENT = ".unsent"
+
+
+def receipt_key(run_id: str, migration_id: str) -> str:
+    """Where a receipt lies in the bucket."""
+    return f"runs/{run_id}/receipts/{migration_id}.json"
+
+
+class Receipts:
+    """One run's receipts.
+
+    Args:
+        folder: ``<home>/runs/<run>/receipts``.
+        run_id: The run.
+    """
+
+    def __init__(self, folder: Path, run_id: str) -> None:
+        self._folder = folder
+        self._run_id = run_id
+
+    def write(self, saga: Saga, *, at: float, actual_micro_usd: int) -> None:
+        """Make a finished move's receipt, once; a crash after it changes nothing."""
+        sent = self._folder / f"{saga.plan.migration_id}.json"
+        unsent = sent.with_suffix(_UNSENT)
+        if sent.exists() or unsent.exists():
+            return
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        receipt = make_receipt(saga, self._newest(), at=at, actual_micro_usd=actual_micro_usd)
+        write_private(unsent, to_json(receipt))
+
+    def send(self, migration_id: str, store: Store) -> str:
+        """Copy a written receipt into the bucket. Returns its key.
+
+        Raises:
+            Unavailable, Denied, Exhausted: As the store reported; send again later.
+        """
+        key = receipt_key(self._run_id, migration_id)
+        sent = self._folder / f"{migration_id}.json"
+        unsent = sent.with_suffix(_UNSENT)
+        if unsent.exists():
+            store.put(key, unsent.read_bytes())
+            unsent.rename(sent)
+        return key
+
+    def sent_key(self, migration_id: str) -> str | None:
+        """The key of a receipt that is in the bucket; None while it is not."""
+        is_sent = (self._folder / f"{migration_id}.json").exists()
+        return receipt_key(self._run_id, migration_id) if is_sent else None
+
+    def _newest(self) -> str:
+        paths = [*self._folder.glob("*.json"), *self._folder.glob(f"*{_UNSENT}")]
+        found = [from_json(path.read_bytes(), Receipt, what=str(path)) for path in paths]
+        previous = {receipt.previous for receipt in found}
+        heads = [receipt.digest for receipt in found if receipt.digest not in previous]
+        return heads[0] if heads else GENESIS

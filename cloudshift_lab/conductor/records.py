@@ -1,0 +1,189 @@
+"""What the conductor knows of a run: a fold over its journal, and nothing else is kept."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from cloudshift_lab.conductor.journal import EventLog
+from cloudshift_lab.core.errors import Corrupt
+from cloudshift_lab.core.money import HOUR_S
+from cloudshift_lab.core.run import JobSpec, RunSpec
+from cloudshift_lab.core.wire import to_json
+
+Outcome = Literal["stopped", "finished", "failed", "lost"]
+
+
+class RunCreated(msgspec.Struct, frozen=True, tag="created"):
+    """The first line of a run's journal. ``spec.script`` is the path of the frozen script."""
+
+    run_id: str
+    spec: RunSpec
+    at: float
+
+
+class AttemptStarted(msgspec.Struct, frozen=True, tag="attempt"):
+    """An attempt is about to be submitted; it costs money from now on.
+
+    ``price_micro_usd_per_h`` is for all its nodes. ``migration_id`` is the move that starts it.
+    """
+
+    job: JobSpec
+    at: float
+    price_micro_usd_per_h: int
+    price_source: str
+    simulated: bool
+    migration_id: str | None = None
+
+
+class AttemptEnded(msgspec.Struct, frozen=True, tag="attempt_ended"):
+    """Nothing of an attempt runs any more."""
+
+    generation: int
+    at: float
+
+
+class MoveOpened(msgspec.Struct, frozen=True, tag="move"):
+    """A move was planned; ``target_job`` is what it will start when approved."""
+
+    migration_id: str
+    target_job: JobSpec
+    price_micro_usd_per_h: int
+    price_source: str
+    simulated: bool
+    at: float
+
+
+class StopAsked(msgspec.Struct, frozen=True, tag="stop"):
+    """Somebody wants the run to save and stop; ``why`` is shown with the run."""
+
+    at: float
+    why: str = ""
+
+
+class RunEnded(msgspec.Struct, frozen=True, tag="ended"):
+    """The run is over, with its agent's last word."""
+
+    state: Outcome
+    at: float
+    error: str | None = None
+    error_rank: int | None = None
+    traceback: str | None = None
+    step: int | None = None
+    loss: float | None = None
+    checkpoint_step: int | None = None
+    checkpoint_at: float | None = None
+
+
+RunEvent = RunCreated | AttemptStarted | AttemptEnded | MoveOpened | StopAsked | RunEnded
+_DECODER: msgspec.json.Decoder[RunEvent] = msgspec.json.Decoder(RunEvent)
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """One continuous stay in one placement; ``ended_at`` None while it may still cost money."""
+
+    started: AttemptStarted
+    ended_at: float | None = None
+
+    @property
+    def job(self) -> JobSpec:
+        return self.started.job
+
+    def cost_micro_usd(self, now: float) -> int:
+        """What it has cost up to ``now``, micro-dollars."""
+        until = now if self.ended_at is None else self.ended_at
+        seconds = max(0.0, until - self.started.at)
+        return round(self.started.price_micro_usd_per_h * seconds / HOUR_S)
+
+
+class RunRecord:
+    """One run's durable facts. Not for several threads at once.
+
+    Raises:
+        Corrupt: The journal is empty or of another version.
+    """
+
+    def __init__(self, journal: EventLog) -> None:
+        self._journal = journal
+        events = [_parse(line) for line in journal.replay()]
+        if not events or not isinstance(events[0], RunCreated):
+            raise Corrupt("a run's journal does not begin with the run; restore it from a copy")
+        self.created = events[0]
+        self.attempts: dict[int, Attempt] = {}
+        self.moves: dict[str, MoveOpened] = {}
+        self.stop_asked: StopAsked | None = None
+        self.ended: RunEnded | None = None
+        for event in events[1:]:
+            self._apply(event)
+
+    @classmethod
+    def create(cls, journal: EventLog, created: RunCreated) -> RunRecord:
+        """Begin a run's journal."""
+        assert not journal.replay(), "a run is created once"
+        journal.append(to_json(created))
+        return cls(journal)
+
+    @property
+    def run_id(self) -> str:
+        return self.created.run_id
+
+    @property
+    def spec(self) -> RunSpec:
+        return self.created.spec
+
+    @property
+    def next_generation(self) -> int:
+        """One more than any attempt has used or may still use."""
+        used = [*self.attempts, *(move.target_job.generation for move in self.moves.values())]
+        return max(used, default=0) + 1
+
+    def keep(self, event: RunEvent) -> None:
+        """Append an event, then know it.
+
+        Raises:
+            Exhausted: The disk is full; nothing changed.
+        """
+        self._journal.append(to_json(event))
+        self._apply(event)
+
+    def cost_micro_usd(self, now: float) -> int:
+        """Sum of what all attempts have cost; overlapping ones both count."""
+        return sum(attempt.cost_micro_usd(now) for attempt in self.attempts.values())
+
+    def price_micro_usd_per_h(self) -> int:
+        """What the attempts that still run cost together per hour."""
+        return sum(
+            attempt.started.price_micro_usd_per_h
+            for attempt in self.attempts.values()
+            if attempt.ended_at is None
+        )
+
+    def _apply(self, event: RunEvent) -> None:
+        if isinstance(event, AttemptStarted):
+            self.attempts.setdefault(event.job.generation, Attempt(started=event))
+        elif isinstance(event, AttemptEnded):
+            self._end_attempt(event.generation, event.at)
+        elif isinstance(event, MoveOpened):
+            self.moves[event.migration_id] = event
+        elif isinstance(event, StopAsked):
+            self.stop_asked = self.stop_asked or event
+        elif isinstance(event, RunEnded):
+            self.ended = self.ended or event
+            for generation in self.attempts:
+                self._end_attempt(generation, event.at)
+
+    def _end_attempt(self, generation: int, at: float) -> None:
+        attempt = self.attempts.get(generation)
+        if attempt is not None and attempt.ended_at is None:
+            self.attempts[generation] = msgspec.structs.replace(attempt, ended_at=at)
+
+
+def _parse(line: bytes) -> RunEvent:
+    try:
+        return _DECODER.decode(line)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise Corrupt(
+            f"a run's journal holds an event of another version ({error}); "
+            "use the version of CloudShift Lab that wrote it"
+        ) from error

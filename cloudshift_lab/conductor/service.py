@@ -1,0 +1,434 @@
+"""The conductor's operations: everything a person or a program can ask of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pyarrow as pa
+
+from cloudshift_lab import __version__
+from cloudshift_lab.conductor import doctor, shown
+from cloudshift_lab.conductor.journal import Journal
+from cloudshift_lab.conductor.moves import Move, Surroundings, target_job
+from cloudshift_lab.conductor.places import Places, placement_at
+from cloudshift_lab.conductor.pricing import Measured, Place, plan_move
+from cloudshift_lab.conductor.records import AttemptStarted, MoveOpened, RunCreated, RunRecord
+from cloudshift_lab.conductor.registry import Registry, Ticker
+from cloudshift_lab.conductor.script import freeze_script, read_script
+from cloudshift_lab.conductor.tending import RunTender
+from cloudshift_lab.core.errors import NotFound, UsageError
+from cloudshift_lab.core.placement import Cloud, Offer
+from cloudshift_lab.core.plan import Decision, MigrationView, PhaseTime, Plan
+from cloudshift_lab.core.run import JobSpec, RunSpec, RunView
+from cloudshift_lab.core.views import Check, CostView, Health, Series, Target
+from cloudshift_lab.core.world import World
+from cloudshift_lab.engines.engine import Engine
+from cloudshift_lab.storage.log import log_key
+from cloudshift_lab.storage.store import Store, probe_store
+from cloudshift_lab.telemetry.store import TelemetryStore
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_ID = re.compile(r"(run|mig)-\d+")
+_MAX_EXPIRY_S = 7 * 86_400.0
+_NUM_LOSSES = 60
+_VIEW_FRESH_S = 0.4
+
+
+class ConductorService:
+    """Runs, moves and answers of one state directory. Safe to call from any thread.
+
+    Args:
+        root: State directory.
+        engine: Where agents run.
+        world: Clock and ids.
+    """
+
+    def __init__(self, root: Path, engine: Engine, world: World) -> None:
+        self._root = root
+        self._world = world
+        self._started_at = world.now()
+        self._changes = threading.Condition()
+        self._version = 1
+        self._subscribers: list[Callable[[], None]] = []
+        self._creating = threading.Lock()
+        self._views: dict[str, tuple[float, int, RunView]] = {}
+        self.places = Places(root, world)
+        self.telemetry = TelemetryStore(root / "telemetry.duckdb")
+        self._around = Surroundings(root, self.places, engine, world)
+        self._registry = Registry(self._around, ingest=self.telemetry.ingest, changed=self._changed)
+        self._ticker = Ticker(self._registry)
+
+    def start(self) -> None:
+        """Begin to look after the runs; those of before a restart are taken up where they were."""
+        self._ticker.start()
+
+    def close(self) -> None:
+        """Stop looking after runs; they and their agents go on."""
+        self._ticker.stop()
+        self.telemetry.close()
+
+    # -- seeing ----------------------------------------------------------------------------
+
+    def health(self) -> Health:
+        return Health(
+            version=__version__, pid=os.getpid(), started_at=self._started_at, home=str(self._root)
+        )
+
+    def version(self) -> int:
+        return self._version
+
+    def subscribe(self, changed: Callable[[], None]) -> None:
+        self._subscribers.append(changed)
+
+    def runs(self) -> tuple[RunView, ...]:
+        """All runs, newest first."""
+        return tuple(self._show(tender) for tender in reversed(self._registry.all()))
+
+    def run(self, run: str) -> RunView:
+        return self._show(self._registry.find(run))
+
+    def cost(self, run: str) -> CostView:
+        tender = self._registry.find(run)
+        with tender.lock:
+            return shown.show_cost(tender, self.places, self._world.now())
+
+    def series(self, run: str, *, points: int) -> Series:
+        tender = self._registry.find(run)
+        curve = self.telemetry.step_curve(tender.run_id, points)
+        with tender.lock:
+            return shown.show_series(tender, curve, now=self._world.now())
+
+    def logs(self, run: str, *, rank: int | None, tail: int) -> str:
+        return self._registry.find(run).logs(rank, tail)
+
+    def migrations(self, run: str | None) -> tuple[MigrationView, ...]:
+        """All migrations (of one run), newest first."""
+        tenders = self._registry.all() if run is None else (self._registry.find(run),)
+        now = self._world.now()
+        found = [
+            shown.show_move(move, tender, now)
+            for tender in tenders
+            for move in tuple(tender.moves.values())
+        ]
+        return tuple(sorted(found, key=lambda view: view.plan.created_at, reverse=True))
+
+    def migration(self, migration_id: str) -> MigrationView:
+        move, tender = self._find_move(migration_id)
+        return shown.show_move(move, tender, self._world.now())
+
+    def targets(self) -> tuple[Target, ...]:
+        found = []
+        for name in self.places.clouds().targets():
+            cloud, offer = self.places.resolve(name)
+            found.append(
+                Target(
+                    target=name,
+                    title=cloud.title,
+                    price_micro_usd_per_h=offer.price_micro_usd_per_h,
+                    simulated=cloud.simulated or offer.simulated,
+                    note=cloud.note,
+                )
+            )
+        return tuple(found)
+
+    def doctor(self) -> tuple[Check, ...]:
+        checks = doctor.examine(
+            self._root,
+            self.places.clouds().clouds,
+            pid=os.getpid(),
+            query_telemetry=lambda: self.telemetry.sql("SELECT 1"),
+        )
+        damaged = tuple(
+            Check(name=run, ok=False, detail=text, advice="restore its journal from a copy")
+            for run, text in self._registry.damaged.items()
+        )
+        return (*checks, *damaged)
+
+    def sql(self, query: str) -> bytes:
+        """One read-only query; an Arrow IPC stream."""
+        table = self.telemetry.sql(query)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        return bytes(sink.getvalue().to_pybytes())
+
+    def ingest(self, run: str, *, batch: str, table: str, data: bytes) -> None:
+        self._registry.find(run)
+        if self.telemetry.ingest(batch, table, data):
+            self._changed()
+
+    # -- runs ------------------------------------------------------------------------------
+
+    def train(self, spec: RunSpec) -> RunView:
+        """Check everything that can be checked, then start generation 1.
+
+        Raises:
+            UsageError: Script, name or target is wrong; nothing was started.
+            Denied, Unavailable, Unsupported, Exhausted: The target's store cannot carry a run.
+        """
+        source = read_script(spec)
+        self._check_spec(spec)
+        cloud, offer = self.places.resolve(spec.target)
+        store = self.places.store(cloud.name)
+        probe_store(store, world=self._world)
+        with self._creating:
+            self._check_name(spec.name)
+            tender = self._create(spec, source, cloud, offer=offer, store=store)
+        tender.side(tender.owner).submit()
+        self._ticker.wake()
+        return self._show(tender)
+
+    def stop(self, run: str) -> RunView:
+        tender = self._registry.find(run)
+        tender.ask_to_stop()
+        self._ticker.wake()
+        return self._show(tender)
+
+    def _create(
+        self, spec: RunSpec, source: str, cloud: Cloud, *, offer: Offer, store: Store
+    ) -> RunTender:
+        number = self._registry.next_number()
+        while store.size(log_key(f"run-{number}", 0)) is not None:
+            number += 1
+        run_id = f"run-{number}"
+        folder = self._around.run_folder(run_id)
+        folder.mkdir(mode=0o700, parents=True)
+        spec = freeze_script(spec, source, folder)
+        now = self._world.now()
+        record = RunRecord.create(
+            Journal(folder / "journal.jsonl"), RunCreated(run_id=run_id, spec=spec, at=now)
+        )
+        placement = placement_at(offer, ranks_per_node=spec.ranks_per_node)
+        job = JobSpec(
+            run_id=run_id,
+            generation=1,
+            owner=f"{run_id}:start",
+            placement=placement,
+            store_url=cloud.store_url,
+            script=spec.script,
+            home=str(self._root),
+            workdir=str(folder / "attempts" / "1"),
+            checkpoint_every=spec.checkpoint_every,
+            seed=spec.seed,
+            args=spec.args,
+            env=spec.env,
+            python=spec.python,
+            conductor_home=str(self._root),
+        )
+        record.keep(
+            AttemptStarted(
+                job=job,
+                at=now,
+                price_micro_usd_per_h=offer.price_micro_usd_per_h * placement.nodes,
+                price_source=_price_source(offer),
+                simulated=cloud.simulated or offer.simulated,
+            )
+        )
+        return self._registry.add(record)
+
+    def _check_spec(self, spec: RunSpec) -> None:
+        if _NAME.fullmatch(spec.name) is None:
+            raise UsageError(
+                f"'{spec.name}' cannot name a run; use up to 64 letters, digits and ._-"
+            )
+        if _ID.fullmatch(spec.name):
+            raise UsageError(f"'{spec.name}' looks like an id; choose a name of your own")
+        if not 1 <= spec.ranks_per_node <= 64:
+            raise UsageError(f"a run has 1 to 64 ranks, not {spec.ranks_per_node}; mend the call")
+        if spec.checkpoint_every < 1:
+            raise UsageError("checkpoint_every must be at least 1 step; mend the call")
+        self._check_name(spec.name)
+
+    def _check_name(self, name: str) -> None:
+        for tender in self._registry.all():
+            if tender.record.spec.name == name:
+                raise UsageError(
+                    f"a run called '{name}' exists already ({tender.run_id}); choose another name"
+                )
+
+    # -- moves -----------------------------------------------------------------------------
+
+    def migrate(self, run: str, to: str, *, expires_s: float) -> MigrationView:
+        """Plan a move, price it, and wait for a decision (or take the run's own policy's).
+
+        Raises:
+            UsageError: Unknown target, the present one, or a run that does not run or must stay.
+            Conflict: Another move of this run is open.
+            Denied, Unavailable, Unsupported, Exhausted: The target's store cannot carry the run.
+        """
+        tender = self._registry.find(run)
+        policy = tender.record.spec.approve
+        if policy == "never":
+            raise UsageError(f"{tender.run_id} was started with approve='never'; it stays put")
+        if not 0 < expires_s <= _MAX_EXPIRY_S:
+            raise UsageError("expires_s must be above 0 and at most a week; mend the call")
+        cloud, offer = self.places.resolve(to)
+        tender.refuse_immovable()
+        owner = tender.owner.job.placement
+        if (owner.cloud, owner.region) == (offer.cloud, offer.region):
+            others = [name for name in self.places.clouds().targets() if name != owner.target]
+            raise UsageError(
+                f"{tender.run_id} is at {owner.target} already; "
+                f"choose another place: {', '.join(others)}"
+            )
+        store = self.places.store(cloud.name)
+        probe_store(store, world=self._world)
+        self._refuse_foreign(tender, store)
+        with self._creating:
+            move = self._open(tender, cloud, offer, expires_s=expires_s)
+        if policy == "auto":
+            self._approve_by_policy(move)
+        self._ticker.wake()
+        return shown.show_move(move, tender, self._world.now())
+
+    def decide(self, migration_id: str, decision: Decision) -> MigrationView:
+        move, tender = self._find_move(migration_id)
+        if not decision.at:
+            decision = msgspec.structs.replace(decision, at=self._world.now())
+        move.driver.decide(decision)
+        self._changed()
+        self._ticker.wake()
+        return shown.show_move(move, tender, self._world.now())
+
+    def _open(self, tender: RunTender, cloud: Cloud, offer: Offer, *, expires_s: float) -> Move:
+        owner = tender.owner
+        migration_id = f"mig-{self._next_move_number()}"
+        target = Place(
+            cloud=cloud,
+            offer=offer,
+            placement=placement_at(
+                offer,
+                ranks_per_node=owner.job.placement.ranks_per_node,
+                nodes=owner.job.placement.nodes,
+            ),
+            url=cloud.store_url,
+        )
+        plan = plan_move(
+            (migration_id, tender.run_id),
+            self._place_of(owner),
+            target,
+            self._measure(tender),
+            generation=owner.job.generation,
+            now=self._world.now(),
+            expires_s=expires_s,
+        )
+        return tender.open(self._opened(tender, plan, target), plan)
+
+    def _opened(self, tender: RunTender, plan: Plan, target: Place) -> MoveOpened:
+        generation = tender.record.next_generation
+        folder = self._around.run_folder(tender.run_id) / "attempts" / str(generation)
+        return MoveOpened(
+            migration_id=plan.migration_id,
+            target_job=target_job(tender.owner.job, plan, generation=generation, workdir=folder),
+            price_micro_usd_per_h=target.offer.price_micro_usd_per_h * plan.target.nodes,
+            price_source=_price_source(target.offer),
+            simulated=target.cloud.simulated or target.offer.simulated,
+            at=plan.created_at,
+        )
+
+    def _place_of(self, attempt: AttemptStarted) -> Place:
+        placement = attempt.job.placement
+        return Place(
+            cloud=self.places.clouds().find(placement.cloud),
+            offer=self.places.offer_of(placement),
+            placement=placement,
+            url=attempt.job.store_url,
+        )
+
+    def _measure(self, tender: RunTender) -> Measured:
+        status = tender.status
+        tokens_per_s = self.telemetry.throughput_tokens_per_s(tender.run_id)
+        source = tender.owner.job.placement.cloud
+        sagas = [move.saga for t in self._registry.all() for move in t.moves.values()]
+        provisions = [_provision_s(saga.timeline) for saga in sagas]
+        known = [seconds for seconds in provisions if seconds is not None]
+        return Measured(
+            state_bytes=0 if status is None else status.state_bytes,
+            stored_bytes=0 if status is None else status.stored_bytes,
+            tokens_per_s=tokens_per_s,
+            step_s=_step_s(self.telemetry.step_curve(tender.run_id, 20)),
+            egress_used_bytes=sum(s.bytes_moved for s in sagas if s.plan.source.cloud == source),
+            provision_s=known[-1] if known else None,
+        )
+
+    def _refuse_foreign(self, tender: RunTender, store: Store) -> None:
+        """A bucket that another state directory uses may hold another run of the same id."""
+        visited = {attempt.job.placement.cloud for attempt in tender.record.attempts.values()}
+        urls = {self.places.store(cloud).url for cloud in visited}
+        if store.url not in urls and store.size(log_key(tender.run_id, 0)) is not None:
+            raise UsageError(
+                f"{store.url} holds another {tender.run_id} already; "
+                "move to another store, or give that cloud another store_url in clouds.json"
+            )
+
+    def _approve_by_policy(self, move: Move) -> None:
+        move.driver.decide(
+            Decision(
+                decision_id=f"policy-{move.plan.migration_id}",
+                plan_digest=move.plan.digest,
+                verdict="approve",
+                by="policy:auto",
+                at=self._world.now(),
+            )
+        )
+
+    def _find_move(self, migration_id: str) -> tuple[Move, RunTender]:
+        for tender in self._registry.all():
+            move = tender.moves.get(migration_id)
+            if move is not None:
+                return move, tender
+        known = [name for tender in self._registry.all() for name in tender.moves]
+        raise NotFound(
+            f"no migration called '{migration_id}'; choose one of: {', '.join(known) or 'none yet'}"
+        )
+
+    def _next_move_number(self) -> int:
+        names = [name for tender in self._registry.all() for name in tender.record.moves]
+        return max((int(name.removeprefix("mig-")) for name in names), default=0) + 1
+
+    # -- shared ----------------------------------------------------------------------------
+
+    def _show(self, tender: RunTender) -> RunView:
+        """The run's view; one assembled a moment ago is good enough while nothing changed."""
+        version, at = self._version, self._world.monotonic()
+        held = self._views.get(tender.run_id)
+        if held is not None and held[1] == version and at - held[0] < _VIEW_FRESH_S:
+            return held[2]
+        progress = self.telemetry.latest(tender.run_id)
+        losses = self.telemetry.losses(tender.run_id, _NUM_LOSSES)
+        now = self._world.now()
+        with tender.lock:
+            cost = shown.show_cost(tender, self.places, now)
+            view = shown.show_run(tender, cost, progress, losses=losses, now=now)
+        self._views[tender.run_id] = (at, version, view)
+        return view
+
+    def _changed(self) -> None:
+        with self._changes:
+            self._version += 1
+        for subscriber in self._subscribers:
+            subscriber()
+
+
+def _price_source(offer: Offer) -> str:
+    dated = f", {offer.as_of}" if offer.as_of else ""
+    return f"{offer.source}{dated}{', simulated' if offer.simulated else ''}"
+
+
+def _provision_s(timeline: tuple[PhaseTime, ...]) -> float | None:
+    times = {entry.phase: entry.at for entry in timeline}
+    if "provisioning" not in times or "precopying" not in times:
+        return None
+    return times["precopying"] - times["provisioning"]
+
+
+def _step_s(curve: Series) -> float:
+    """Seconds per step over a curve; 0 when there is none."""
+    if len(curve.step) < 2 or curve.step[-1] <= curve.step[0]:
+        return 0.0
+    return max(0.0, (curve.at[-1] - curve.at[0]) / (curve.step[-1] - curve.step[0]))

@@ -1,0 +1,297 @@
+"""Looking after one run: its moves, its agent's word, its end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from cloudshift_lab.conductor.inbox import ends_attempt
+from cloudshift_lab.conductor.moves import Move, Surroundings, journal_path
+from cloudshift_lab.conductor.records import (
+    AttemptStarted,
+    MoveOpened,
+    Outcome,
+    RunEnded,
+    RunRecord,
+    StopAsked,
+)
+from cloudshift_lab.conductor.side import Side
+from cloudshift_lab.core.errors import CloudshiftError, Conflict, Unavailable, UsageError
+from cloudshift_lab.core.money import format_usd
+from cloudshift_lab.core.orders import AgentStatus
+from cloudshift_lab.core.plan import Plan
+from cloudshift_lab.telemetry.spool import Ingest, replay
+
+_LOOK_EVERY_S = 1.0
+_REPLAY_EVERY_S = 20.0
+_SILENCE_S = 45.0
+_STOP_GRACE_S = 15.0
+_OUTCOMES: dict[str, Outcome] = {"stopped": "stopped", "finished": "finished", "failed": "failed"}
+
+
+class RunTender:
+    """One run and everything the conductor does for it.
+
+    ``tick`` is for one thread at a time; everything else may be called from any thread.
+
+    Args:
+        record: The run's journal.
+        around: What the conductor shares.
+        ingest: Takes spooled telemetry.
+        changed: Called when there is something new to see.
+    """
+
+    def __init__(
+        self,
+        record: RunRecord,
+        around: Surroundings,
+        *,
+        ingest: Ingest,
+        changed: Callable[[], None],
+    ) -> None:
+        self.record = record
+        self.lock = threading.RLock()
+        self.status: AgentStatus | None = None
+        self.trouble: str | None = None
+        self._around = around
+        self._ingest = ingest
+        self._changed = changed
+        self._sides: dict[int, Side] = {}
+        self._troubles: dict[str, str] = {}
+        self._look_at = float("-inf")
+        self._replay_at = float("-inf")
+        self._is_final_replay_done = False
+        self.moves = self._load_moves()
+
+    @property
+    def run_id(self) -> str:
+        return self.record.run_id
+
+    @property
+    def owner(self) -> AttemptStarted:
+        """The attempt that the run belongs to, as far as the sagas say."""
+        generation = min(self.record.attempts)
+        for move in self.moves.values():
+            if move.saga.is_committed:
+                generation = move.opened.target_job.generation
+        return self.record.attempts[generation].started
+
+    @property
+    def open_move(self) -> Move | None:
+        """The move that waits for a decision or is under way; there is at most one."""
+        return next((move for move in self.moves.values() if move.is_open), None)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether ticks still have something to do."""
+        is_over = self.record.ended is not None and self._is_final_replay_done
+        return not is_over or any(not move.is_done for move in self.moves.values())
+
+    # -- asked by people -------------------------------------------------------------------
+
+    def open(self, opened: MoveOpened, plan: Plan) -> Move:
+        """Keep a new plan.
+
+        Raises:
+            Conflict: Another move is open; names it.
+            UsageError: The run does not run any more.
+        """
+        with self.lock:
+            self.refuse_immovable()
+            self.record.keep(opened)
+            move = Move(opened, self.record, self._around, lock=self.lock, plan=plan)
+            self.moves[opened.migration_id] = move
+        self._changed()
+        return move
+
+    def refuse_immovable(self) -> None:
+        """Raise what stands against a new move now: Conflict or UsageError."""
+        if self.record.ended is not None:
+            raise UsageError(
+                f"{self.run_id} is {self.record.ended.state}; only a running run can move"
+            )
+        if self.record.stop_asked is not None:
+            raise UsageError(f"{self.run_id} is stopping; only a running run can move")
+        other = self.open_move
+        if other is not None:
+            raise Conflict(
+                f"{other.plan.migration_id} of {self.run_id} to {other.plan.target.target} is "
+                f"still {other.saga.phase}; finish or reject that move first"
+            )
+        if self.status is None or self.status.first_step_at is None:
+            raise UsageError(f"{self.run_id} is still starting; wait for its first step")
+
+    def ask_to_stop(self, why: str = "") -> None:
+        """Want the run to save and stop; a move that is under way is rolled back or finished."""
+        with self.lock:
+            if self.record.ended is None and self.record.stop_asked is None:
+                self.record.keep(StopAsked(at=self._around.world.now(), why=why))
+        self._changed()
+
+    def logs(self, rank: int | None, tail: int) -> str:
+        """The newest lines of the owner's rank or agent."""
+        return self.side(self.owner).logs(rank, tail)
+
+    def side(self, attempt: AttemptStarted) -> Side:
+        """The way to an attempt's agent and store."""
+        with self.lock:
+            generation = attempt.job.generation
+            if generation not in self._sides:
+                self._sides[generation] = Side(
+                    "the run",
+                    attempt.job,
+                    self._around.engine,
+                    open_store=self._around.places.store,
+                    world=self._around.world,
+                )
+            return self._sides[generation]
+
+    # -- ticking ---------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Do what is due. What a store or an engine refuses is shown as ``trouble``, and retried.
+
+        Invariant: while a move is under way only its saga judges the attempts.
+        """
+        parts = [self._call_off_move, self._push_moves]
+        now = self._around.world.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_EVERY_S
+            parts += [self._look_after, self._keep_budget, self._replay]
+            self._troubles.clear()
+        for part in parts:
+            try:
+                part()
+            except CloudshiftError as error:
+                self._troubles[part.__name__] = error.message
+        trouble = "; ".join(self._troubles.values()) or None
+        if trouble != self.trouble:
+            self.trouble = trouble
+            self._changed()
+
+    def _push_moves(self) -> None:
+        for move in list(self.moves.values()):
+            if not move.is_done and move.tick():
+                self._changed()
+
+    def _look_after(self) -> None:
+        """Read the agent's word; start what was never started; see the end when it is there."""
+        if self.record.ended is not None:
+            return
+        side = self.side(self.owner)
+        if not side.was_started():
+            side.submit()
+        was_gone = side.is_gone()
+        status = side.line.look()
+        if status is not None and status != self.status:
+            self.status = status
+            self._changed()
+        if self._is_under_way():
+            return
+        if status is not None and ends_attempt(status):
+            self._end(status)
+        elif was_gone:
+            self._lose(status)
+        elif self.record.stop_asked is not None:
+            self._stop(side)
+        elif side.line.silent_for_s() > _SILENCE_S:
+            raise Unavailable(
+                f"the agent of {self.run_id} has said nothing for "
+                f"{side.line.silent_for_s():.0f} s; check its machine and its store"
+            )
+
+    def _is_under_way(self) -> bool:
+        return any(move.is_under_way for move in self.moves.values())
+
+    def _stop(self, side: Side) -> None:
+        side.line.order(f"{self.run_id}:stop:{side.job.generation}", "stop")
+        if side.line.silent_for_s() > _SILENCE_S:
+            side.stop(_STOP_GRACE_S)
+
+    def _end(self, status: AgentStatus) -> None:
+        outcome = _OUTCOMES.get(status.state)
+        error = status.error
+        if outcome is None:
+            outcome = "lost"
+            error = (
+                f"another owner has taken {self.run_id} over ({status.state}); "
+                "look for it in the conductor that started the move"
+            )
+        self._keep_end(outcome, error, status)
+
+    def _lose(self, status: AgentStatus | None) -> None:
+        if self.record.stop_asked is not None:
+            self._keep_end("stopped", None, status)
+            return
+        step = None if status is None else status.committed_step
+        kept = "nothing was saved yet" if step is None else f"step {step} is saved"
+        self._keep_end(
+            "lost",
+            f"the agent ended without a word ({kept}); see `cloudshift logs {self.run_id}`, "
+            "then start the run again",
+            status,
+        )
+
+    def _keep_end(self, state: Outcome, error: str | None, status: AgentStatus | None) -> None:
+        budget_note = self.record.stop_asked.why if self.record.stop_asked else ""
+        ended = RunEnded(
+            state=state, at=self._around.world.now(), error=error or budget_note or None
+        )
+        if status is not None:
+            ended = RunEnded(
+                state=state,
+                at=ended.at,
+                error=ended.error,
+                error_rank=status.error_rank,
+                traceback=status.traceback,
+                step=status.step,
+                loss=status.loss,
+                checkpoint_step=status.committed_step,
+                checkpoint_at=status.committed_at,
+            )
+        with self.lock:
+            self.record.keep(ended)
+        self._changed()
+
+    def _call_off_move(self) -> None:
+        """A run that ends or shall stop does not move any more, where that can still be."""
+        move = self.open_move
+        if move is None:
+            return
+        if self.record.ended is not None and not move.is_under_way:
+            move.driver.abort(f"the run is {self.record.ended.state}")
+        elif self.record.stop_asked is not None:
+            move.driver.abort("the run is being stopped")
+
+    def _keep_budget(self) -> None:
+        budget = self.record.spec.budget_micro_usd
+        if budget is None or self.record.stop_asked or self.record.ended:
+            return
+        spent = self.record.cost_micro_usd(self._around.world.now())
+        if spent >= budget:
+            self.ask_to_stop(f"the budget of {format_usd(budget)} is used up; raise it to train on")
+
+    def _replay(self) -> None:
+        """Take in telemetry that was spooled into the bucket while we were away."""
+        now, has_ended = self._around.world.monotonic(), self.record.ended is not None
+        if self._is_under_way() or self._is_final_replay_done:
+            return
+        if now < self._replay_at and not has_ended:
+            return
+        self._replay_at = now + _REPLAY_EVERY_S
+        stores = {
+            attempt.job.store_url: attempt.started for attempt in self.record.attempts.values()
+        }
+        for attempt in stores.values():
+            taken = replay(self.side(attempt).store, self.run_id, self._ingest)
+            if taken.num_ingested:
+                self._changed()
+        self._is_final_replay_done = has_ended
+
+    def _load_moves(self) -> dict[str, Move]:
+        folder = self._around.run_folder(self.run_id)
+        return {
+            migration_id: Move(opened, self.record, self._around, lock=self.lock)
+            for migration_id, opened in self.record.moves.items()
+            if journal_path(folder, migration_id).exists()
+        }
