@@ -26,7 +26,7 @@ def format_bytes(num_bytes: int) -> str:
     """Show a byte count in decimal units: ``61.2 MB``."""
     value = float(num_bytes)
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(value) < 1000 or unit == "TB":
+        if abs(value) < 999.95 or unit == "TB":  # what would be shown as 1000.0 is the next unit
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     raise AssertionError("unreachable")
@@ -34,9 +34,9 @@ def format_bytes(num_bytes: int) -> str:
 
 def format_duration(seconds: float) -> str:
     """Show a duration as people say it: ``0.8 s``, ``42 s``, ``3 min 5 s``, ``2 h 10 min``."""
-    if seconds < 10:
+    if seconds < 9.95:
         return f"{seconds:.1f} s"
-    if seconds < 60:
+    if seconds < 59.5:
         return f"{seconds:.0f} s"
     minutes, rest_s = divmod(round(seconds), 60)
     if minutes < 60:

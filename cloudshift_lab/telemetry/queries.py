@@ -14,9 +14,16 @@ CREATE_TABLES = (
 )
 
 LATEST = """
+    WITH newest_generation AS (
+        SELECT max(generation) AS generation FROM step WHERE run_id = $1
+    ), newest AS (
+        SELECT generation, max(step.step) AS step
+        FROM step JOIN newest_generation USING (generation)
+        WHERE run_id = $1 GROUP BY generation
+    )
     SELECT step, avg(loss) FILTER (isfinite(loss)), epoch(max(ts))
-    FROM step WHERE run_id = $1
-    GROUP BY generation, step ORDER BY generation DESC, step DESC LIMIT 1
+    FROM step JOIN newest USING (generation, step)
+    WHERE run_id = $1 GROUP BY step
 """
 
 THROUGHPUT = """

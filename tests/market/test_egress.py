@@ -76,6 +76,11 @@ def test_slices_hold_every_byte_once(tiers, used, num_bytes):
     assert sum(part.num_bytes for part in slices(tiers, used, num_bytes)) == num_bytes
 
 
+@pytest.mark.parametrize(("num_bytes", "micro_usd"), [(2**29 - 1, 1), (2**29, 2), (2**30, 3)])
+def test_fractions_of_a_micro_dollar_are_rounded_to_the_nearest(num_bytes, micro_usd):
+    assert cost((EgressTier(None, 3),), 0, num_bytes) == micro_usd
+
+
 def test_without_tiers_egress_is_free_and_says_that_no_price_is_known():
     assert cost((), 0, TIB) == 0
     assert "no egress price configured" in explain((), 0, TIB)

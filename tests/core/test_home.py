@@ -1,0 +1,93 @@
+import stat
+
+import msgspec
+import pytest
+
+from cloudshift_lab.core.errors import Corrupt, UsageError
+from cloudshift_lab.core.home import (
+    clouds_path,
+    home,
+    load_clouds,
+    local_cloud,
+    save_clouds,
+    store_options,
+    write_private,
+)
+from cloudshift_lab.core.placement import Cloud, Clouds
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_the_home_is_where_the_environment_says_and_private(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLOUDSHIFT_HOME", str(tmp_path / "a" / "b"))
+    assert home() == tmp_path / "a" / "b"
+    assert mode(home()) == 0o700
+
+
+def test_without_the_variable_the_home_is_in_the_users_home(tmp_path, monkeypatch):
+    monkeypatch.delenv("CLOUDSHIFT_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert home() == tmp_path / ".cloudshift"
+
+
+def test_a_private_file_is_its_owners_alone_and_replaced_whole(tmp_path):
+    path = tmp_path / "secret.json"
+    write_private(path, b"a much longer first text")
+    write_private(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert mode(path) == 0o600
+    assert [file.name for file in tmp_path.iterdir()] == ["secret.json"]
+
+
+def test_replacing_a_file_that_was_open_to_all_closes_it(tmp_path):
+    path = tmp_path / "secret.json"
+    path.write_bytes(b"old")
+    path.chmod(0o644)
+    write_private(path, b"new")
+    assert mode(path) == 0o600
+
+
+def test_nothing_configured_leaves_this_machine_which_is_free(tmp_path):
+    (cloud,) = load_clouds(tmp_path).clouds
+    assert cloud == local_cloud(tmp_path)
+    assert cloud.store_url == f"file://{tmp_path}/store"
+    assert cloud.offers[0].price_micro_usd_per_h == 0
+
+
+def test_saved_clouds_come_back_after_the_local_one(tmp_path):
+    clouds = Clouds(clouds=(Cloud(name="aws", title="A", store_url="s3://a"),))
+    save_clouds(tmp_path, clouds)
+    assert [cloud.name for cloud in load_clouds(tmp_path).clouds] == ["local", "aws"]
+    assert mode(clouds_path(tmp_path)) == 0o600
+
+
+def test_a_configured_local_cloud_replaces_the_built_in_one(tmp_path):
+    mine = Cloud(name="local", title="mine", store_url="file:///big/disk")
+    save_clouds(tmp_path, Clouds(clouds=(mine,)))
+    assert load_clouds(tmp_path).clouds == (mine,)
+
+
+def test_a_cloud_list_that_is_not_readable_is_named(tmp_path):
+    clouds_path(tmp_path).write_text("{")
+    with pytest.raises(Corrupt, match=r"clouds\.json"):
+        load_clouds(tmp_path)
+
+
+def test_store_options_come_back_as_plain_values_also_from_the_file(tmp_path):
+    options = {"key": msgspec.Raw(b'"k"'), "client_kwargs": msgspec.Raw(b'{"verify": false}')}
+    cloud = Cloud(name="aws", title="A", store_url="s3://a", store_options=options)
+    save_clouds(tmp_path, Clouds(clouds=(cloud,)))
+    for found in (cloud, load_clouds(tmp_path).find("aws")):
+        assert store_options(found) == {"key": "k", "client_kwargs": {"verify": False}}
+
+
+def test_a_cloud_without_options_has_none():
+    assert store_options(Cloud(name="a", title="A", store_url="file:///a")) == {}
+
+
+def test_an_option_that_is_no_json_is_refused():
+    cloud = Cloud(name="a", title="A", store_url="s3://a", store_options={"key": msgspec.Raw(b"k")})
+    with pytest.raises(UsageError, match=r"mend clouds\.json"):
+        store_options(cloud)
