@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from blake3 import blake3
 
 from cloudshift_lab.checkpoint import KnownChunks, open_run, stage_arrays, verify, write_rank
 from cloudshift_lab.storage.memory import MemoryStore
@@ -18,6 +19,7 @@ HERE = Path(__file__).parent
 GOLDEN = HERE / "golden-v1"
 READER = runpy.run_path(str(HERE / "numpy_reader.py"))
 STATE = runpy.run_path(str(HERE / "golden_state.py"))
+GOLDEN_DIGEST = "3837405c9671a77cee207bfdb1d7138e7eb0cf364fef4402c6e021db9f3c6630"
 STEPS = pytest.mark.parametrize("step", [1, 2])
 
 
@@ -58,7 +60,8 @@ def test_the_page_reader_uses_none_of_our_code():
     )
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-c", code, str(HERE / "numpy_reader.py"), str(GOLDEN)], capture_output=True, text=True, timeout=60, env=environment,
+        [sys.executable, "-c", code, str(HERE / "numpy_reader.py"), str(GOLDEN)],
+        capture_output=True, text=True, timeout=60, env=environment,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -102,3 +105,10 @@ def test_todays_writer_still_finds_the_golden_chunks():
     )
     whole = write_rank(MemoryStore(), "new", stage_arrays(arrays, step=1), generation=1)
     assert 0 < written.new_bytes < whole.new_bytes
+
+
+def test_the_golden_checkpoint_was_never_edited():
+    tree = blake3()
+    for path in sorted(p for p in GOLDEN.rglob("*") if p.is_file()):
+        tree.update(path.relative_to(GOLDEN).as_posix().encode() + b"\0" + path.read_bytes())
+    assert tree.hexdigest() == GOLDEN_DIGEST
