@@ -59,6 +59,7 @@ class _Scene:
         self.watch = LogWatch(RUN_ID, self.report)
         self.stores = {url: self._store(url) for url in URLS}
         self._lives: dict[str, int] = {}
+        self._random = derived_random(seed, "scene")
 
     def _store(self, url: str) -> FaultyStore:
         return FaultyStore(
@@ -78,7 +79,10 @@ class _Scene:
         life = self._lives[name] = self._lives.get(name, 0) + 1
         contender = _Contender(self, name, f"{name}.{life}")
         actor = self.scheduler.spawn(contender.life, contender.body)
-        self.mischief.watch_over(actor, lambda: self.enter(name))
+        self.mischief.watch_over(actor, lambda: self._come_back(name))
+
+    def _come_back(self, name: str) -> None:
+        self.scheduler.call_later(self._random.random() * 20.0, lambda: self.enter(name))
 
 
 class _Contender:
@@ -200,7 +204,7 @@ def run_log_history(seed: int, log_type: type[RunLog] = RunLog) -> LogHistory:
     history.generations = scene.watch.generation
     history.injected_faults = sum(sum(s.faults.values()) for s in scene.stores.values())
     history.injected_faults += scene.mischief.freezes
-    history.crashes = scene.scheduler.crashes
+    history.crashes = scene.mischief.crashes
     history.digest = scene.scheduler.digest()
     history.recent = scene.scheduler.recent if history.violations else []
     return history

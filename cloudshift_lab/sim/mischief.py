@@ -33,24 +33,32 @@ class Mischief:
         self._scheduler = scheduler
         self._rates = rates
         self._random = derived_random(scheduler.seed, "mischief")
-        self._actors: dict[str, tuple[Actor, Callable[[], None]]] = {}
+        self._actors: dict[str, tuple[Actor, Callable[[], None], MischiefRates]] = {}
         self.freezes = 0
+        self.crashes = 0
 
-    def watch_over(self, actor: Actor, on_crash: Callable[[], None]) -> None:
-        """From now on the actor may be hurt; ``on_crash`` runs a little after it was killed."""
-        self._actors[actor.name] = (actor, on_crash)
+    def watch_over(
+        self, actor: Actor, on_crash: Callable[[], None], rates: MischiefRates | None = None
+    ) -> None:
+        """From now on the actor may be hurt; ``on_crash`` runs in the moment it is killed."""
+        self._actors[actor.name] = (actor, on_crash, rates or self._rates)
+
+    def end(self) -> None:
+        """From now on nobody is hurt."""
+        self._actors.clear()
 
     def yielded(self, _operation: str) -> None:
         """Give to ``FaultyStore``: decide the fate of the actor that has just yielded."""
         known = self._actors.get(self._scheduler.current)
-        if known is None or self._scheduler.clock_s >= self._rates.calm_at_s:
+        if known is None or self._scheduler.clock_s >= known[2].calm_at_s:
             return
-        actor, on_crash = known
+        actor, on_crash, rates = known
         draw = self._random.random()
-        if draw < self._rates.crash:
+        if draw < rates.crash:
             del self._actors[actor.name]
+            self.crashes += 1
             self._scheduler.crash(actor)
-            self._scheduler.call_later(self._random.random() * 20.0, on_crash)
-        elif draw < self._rates.crash + self._rates.freeze:
+            on_crash()
+        elif draw < rates.crash + rates.freeze:
             self.freezes += 1
-            self._scheduler.freeze(actor, self._random.random() * self._rates.freeze_s)
+            self._scheduler.freeze(actor, self._random.random() * rates.freeze_s)

@@ -67,7 +67,6 @@ class Scheduler:
         self.seed = seed
         self.clock_s = 0.0
         self.switches = 0
-        self.crashes = 0
         self._horizon_s = horizon_s
         self._random = derived_random(seed, "scheduler")
         self._heap: list[_Entry] = []
@@ -137,7 +136,6 @@ class Scheduler:
         if actor.done or actor.crashed:
             return
         actor.crashed = True
-        self.crashes += 1
         self.trace(f"crash {actor.name}")
         if actor is not self._current:
             actor.ticket += 1  # what it was waiting for no longer wakes it

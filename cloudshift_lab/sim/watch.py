@@ -95,7 +95,8 @@ class LogWatch:
 
     def _judge_takeup(self, url: str, record: LogRecord, from_url: str, given: LogRecord) -> None:
         wanted = (given.to_url, given.generation, given.owner)
-        if (url, record.generation, record.owner) != wanted:
+        is_named = (url, record.owner) == (given.to_url, given.owner)
+        if not is_named or record.generation < given.generation:
             self._report("only the named owner takes over", f"{_name(url, record)} not {wanted}")
         base = record.base
         if from_url != url and (

@@ -1,0 +1,191 @@
+"""A simulated engine: each attempt is an actor that runs the production ``NodeAgent``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cloudshift_lab.agent.node import NodeAgent
+from cloudshift_lab.core.run import JobSpec
+from cloudshift_lab.core.world import World
+from cloudshift_lab.engines.engine import Handle, Observation
+from cloudshift_lab.sim.mischief import Mischief, MischiefRates
+from cloudshift_lab.sim.ranks import Executed, Script, SimRanks, SimSaver
+from cloudshift_lab.sim.scheduler import Actor, Scheduler, SimWorld, derived_random
+from cloudshift_lab.storage.store import Store
+
+TICK_S = 1.0
+TTL_S = 30.0
+BuildAgent = Callable[[JobSpec, Store, Store | None, World, SimRanks, SimSaver], NodeAgent]
+BuildSaver = Callable[[Scheduler, JobSpec, Store, SimRanks], SimSaver]
+
+
+def build_agent(
+    job: JobSpec,
+    store: Store,
+    source_store: Store | None,
+    world: World,
+    ranks: SimRanks,
+    saver: SimSaver,
+) -> NodeAgent:
+    """The production agent, as it is."""
+    return NodeAgent(
+        job, store=store, source_store=source_store, world=world, ranks=ranks, saver=saver,
+        ttl_s=TTL_S,
+    )  # fmt: skip
+
+
+@dataclass
+class Process:
+    """One life of an attempt's agent with its ranks and its saver."""
+
+    job: JobSpec
+    ranks: SimRanks
+    saver: SimSaver
+    actor: Actor | None = None
+    stop_asked: bool = False
+    lost: bool = False
+    agent: NodeAgent | None = field(default=None)
+
+
+class SimEngine:
+    """An ``engines.Engine`` whose machines are actors.
+
+    Args:
+        scheduler: Clock and baton.
+        open_store: Opens a cloud's store by its name.
+        mischief: Crashes and freezes agents.
+        rates: How often.
+        script: What the ranks do.
+        executed: Told every step of every attempt.
+        lost: Told the generation of every agent that dies without a last word.
+    """
+
+    build_agent: BuildAgent = staticmethod(build_agent)
+    build_saver: BuildSaver = SimSaver
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        open_store: Callable[[str], Store],
+        *,
+        mischief: Mischief,
+        rates: MischiefRates,
+        script: Script,
+        executed: Executed,
+        lost: Callable[[int], None],
+    ) -> None:
+        self._lost = lost
+        self._scheduler = scheduler
+        self._open_store = open_store
+        self._mischief = mischief
+        self._rates = rates
+        self._script = script
+        self._executed = executed
+        self._random = derived_random(scheduler.seed, "engine")
+        self._lives: dict[int, list[Process]] = {}
+
+    def submit(self, job: JobSpec) -> Handle:
+        self._yield("submit")
+        if not self._lives.get(job.generation):
+            self._start(job)
+        self._yield("submitted")
+        return _handle(job)
+
+    def revive(self, job: JobSpec) -> Handle:
+        self._yield("revive")
+        if not self.is_alive(job.generation):
+            self._start(job)
+        return _handle(job)
+
+    def find(self, run_id: str, generation: int) -> Handle | None:
+        del run_id  # an engine of one run
+        lives = self._lives.get(generation)
+        return _handle(lives[-1].job) if lives else None
+
+    def observe(self, handle: Handle) -> Observation:
+        process = self._lives[handle.generation][-1]
+        if process.lost:
+            return Observation("lost")
+        if process.actor is not None and process.actor.done:
+            return Observation("exited", 0)
+        return Observation("running")
+
+    def stop(self, handle: Handle, grace_s: float) -> Observation:
+        process = self._lives[handle.generation][-1]
+        process.stop_asked = True
+        self._yield("stop")
+        until_s = self._scheduler.clock_s + grace_s
+        while self.is_alive(handle.generation) and self._scheduler.clock_s < until_s:
+            self._scheduler.pause(1.0)
+        if self.is_alive(handle.generation):
+            self.lose(handle.generation, after_s=0.0)
+        return self.observe(handle)
+
+    def logs(self, handle: Handle, rank: int | None = None, tail: int = 200) -> str:
+        return f"attempt {handle.generation}, rank {rank}, last {tail} lines: nothing"
+
+    def is_alive(self, generation: int) -> bool:
+        """Whether the attempt's newest agent process exists."""
+        lives = self._lives.get(generation)
+        if not lives:
+            return False
+        process = lives[-1]
+        return not process.lost and process.actor is not None and not process.actor.done
+
+    def alive(self) -> list[int]:
+        """Generations whose agent process exists."""
+        return [generation for generation in self._lives if self.is_alive(generation)]
+
+    def actor(self, generation: int) -> Actor | None:
+        """The newest agent of an attempt."""
+        lives = self._lives.get(generation)
+        return lives[-1].actor if lives else None
+
+    def lose(self, generation: int, *, after_s: float) -> None:
+        """Kill an agent; its ranks and its saver follow it ``after_s`` seconds later."""
+        process = self._lives[generation][-1]
+        process.lost = True
+        self._lost(generation)
+        if process.actor is not None:
+            self._scheduler.crash(process.actor)
+        self._scheduler.call_later(after_s, process.ranks.kill)
+        self._scheduler.call_later(after_s, process.saver.close)
+
+    def _start(self, job: JobSpec) -> None:
+        lives = self._lives.setdefault(job.generation, [])
+        store = self._open_store(job.placement.cloud)
+        ranks = SimRanks(self._scheduler, job, store, self._script, self._executed)
+        saver = self.build_saver(self._scheduler, job, store, ranks)
+        process = Process(job, ranks, saver)
+        name = f"agent-g{job.generation}.{len(lives) + 1}"
+        lives.append(process)
+        process.actor = self._scheduler.spawn(name, lambda: self._live(process, name))
+        self._mischief.watch_over(
+            process.actor,
+            lambda: self.lose(job.generation, after_s=self._random.random() * 5.0),
+            self._rates,
+        )
+
+    def _live(self, process: Process, name: str) -> None:
+        job = process.job
+        source = None if job.source_cloud is None else self._open_store(job.source_cloud)
+        world = SimWorld(self._scheduler, name, wall_error_s=self._random.random() * 4.0 - 2.0)
+        store = self._open_store(job.placement.cloud)
+        agent = self.build_agent(job, store, source, world, process.ranks, process.saver)
+        process.agent = agent
+        while not agent.finished:
+            if process.stop_asked:
+                process.stop_asked = False
+                agent.stop()
+            agent.tick()
+            world.sleep(TICK_S)
+
+    def _yield(self, operation: str) -> None:
+        """Asking an engine takes time, in which the asker can die."""
+        self._mischief.yielded(operation)
+        self._scheduler.pause(0.1)
+
+
+def _handle(job: JobSpec) -> Handle:
+    return Handle(job.run_id, job.generation, job.generation, "0", job.workdir)

@@ -1,0 +1,249 @@
+"""Simulated ranks and saver: steps take virtual time, state is tiny, stores are the real code's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cloudshift_lab.agent.protocols import (
+    RankError,
+    RanksState,
+    RanksView,
+    Restore,
+    Saved,
+    SaveFailed,
+)
+from cloudshift_lab.checkpoint import KnownChunks, open_checkpoint, seal, write_rank
+from cloudshift_lab.core.errors import CloudshiftError, Unavailable
+from cloudshift_lab.core.run import JobSpec
+from cloudshift_lab.sim import model
+from cloudshift_lab.sim.scheduler import EPOCH_S, Actor, Scheduler, derived_random
+from cloudshift_lab.storage.store import Store
+
+Executed = Callable[[JobSpec, int, model.Weights], None]
+
+
+@dataclass(frozen=True)
+class Script:
+    """What the simulated training script does. Times in virtual seconds."""
+
+    total_steps: int = 1_000_000
+    step_s: float = 1.0
+    boot_s: float = 3.0
+
+
+@dataclass(frozen=True)
+class _Stage:
+    step: int
+    weights: model.Weights
+
+
+class SimRanks:
+    """All ranks of one node as one actor per start. A ``RanksProtocol``.
+
+    Args:
+        scheduler: Clock and baton.
+        job: Whose ranks.
+        store: Where restored state is read from.
+        script: How the training goes.
+        executed: Told every step in the moment it ends.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, job: JobSpec, store: Store, script: Script, executed: Executed
+    ) -> None:
+        self._scheduler = scheduler
+        self._job = job
+        self._store = store
+        self._script = script
+        self._executed = executed
+        self._random = derived_random(scheduler.seed, "ranks", job.generation)
+        self._actor: Actor | None = None
+        self._starts = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        self._state: RanksState = "absent"
+        self._gate: Restore | None = None
+        self._drain = False
+        self._step: int | None = None
+        self._first_step_at: float | None = None
+        self._last_step_at: float | None = None
+        self._last_staged = False
+        self._error: RankError | None = None
+        self.staged: dict[int, _Stage] = {}
+
+    def start(self, restore: Restore | None, *, standby: bool) -> None:
+        self.kill()
+        self._forget()
+        self._state = "starting"
+        self._starts += 1
+        name = f"ranks-g{self._job.generation}.{self._starts}"
+        self._actor = self._scheduler.spawn(name, lambda: self._live(restore, standby=standby))
+
+    def go(self, restore: Restore) -> None:
+        self._gate = restore
+
+    def request_drain(self) -> None:
+        self._drain = True
+
+    def release(self, step: int) -> None:
+        self.staged = {
+            s: stage for s, stage in self.staged.items() if s > step or s == self._newest()
+        }
+
+    def poll(self) -> RanksView:
+        return RanksView(
+            state=self._state,
+            step=self._step,
+            loss=None if self._step is None else 1.0 / (1.0 + self._step),
+            first_step_at=self._first_step_at,
+            last_step_at=self._last_step_at,
+            staged_step=self._newest(),
+            staged_last=self._last_staged,
+            state_bytes=640,
+            error=self._error,
+        )
+
+    def kill(self) -> None:
+        if self._actor is not None:
+            self._scheduler.crash(self._actor)
+
+    def _newest(self) -> int | None:
+        return max(self.staged, default=None)
+
+    def _pause(self, seconds: float) -> None:
+        self._scheduler.pause(seconds * (0.5 + self._random.random()))
+
+    def _live(self, restore: Restore | None, *, standby: bool) -> None:
+        self._pause(self._script.boot_s)
+        if standby:
+            restore = self._wait_at_gate()
+        try:
+            step, weights = self._restore(restore)
+        except CloudshiftError as error:
+            self._error = RankError(0, f"cannot restore: {error.message}")
+            self._state = "failed"
+            return
+        self._state = "running"
+        self._train(step, weights)
+
+    def _wait_at_gate(self) -> Restore:
+        self._state = "gate"
+        while self._gate is None:
+            self._scheduler.pause(0.5)
+        self._state = "starting"
+        return self._gate
+
+    def _restore(self, restore: Restore | None) -> tuple[int, model.Weights]:
+        """Read the state through the production reader, trying again while the store is away."""
+        if restore is None:
+            return 0, model.first_weights()
+        for _ in range(100):
+            try:
+                checkpoint = open_checkpoint(
+                    self._store, self._job.run_id, restore.manifest_key,
+                    digest=restore.manifest_digest, concurrency=1,
+                )  # fmt: skip
+                return model.read_weights(checkpoint)
+            except Unavailable:
+                self._pause(1.0)
+        raise Unavailable("the store is away for too long; start the run again")
+
+    def _train(self, step: int, weights: model.Weights) -> None:
+        self._step = step
+        while not self._drain and step < self._script.total_steps:
+            self._pause(self._script.step_s)
+            step += 1
+            weights = model.next_weights(weights, step)
+            self._step = step
+            self._last_step_at = EPOCH_S + self._scheduler.clock_s
+            self._first_step_at = self._first_step_at or self._last_step_at
+            self._executed(self._job, step, weights)
+            if step % self._job.checkpoint_every == 0:
+                self.staged[step] = _Stage(step, weights)
+        self._pause(0.2)
+        self.staged[step] = _Stage(step, weights)
+        self._last_staged = True
+        self._state = "finished" if step >= self._script.total_steps else "drained"
+
+
+class SimSaver:
+    """Uploads a staged step in an actor of its own, with the production writer. A SaverProtocol.
+
+    Args:
+        scheduler: Clock and baton.
+        job: Whose steps.
+        store: Where to.
+        ranks: Holds what is staged.
+    """
+
+    def __init__(self, scheduler: Scheduler, job: JobSpec, store: Store, ranks: SimRanks) -> None:
+        self._scheduler = scheduler
+        self._job = job
+        self._store = store
+        self._ranks = ranks
+        self._actor: Actor | None = None
+        self._busy = False
+        self._outcome: Saved | SaveFailed | None = None
+        self._known = KnownChunks()
+        self._learnt: tuple[str, str] | None = None
+        self._saves = 0
+
+    def start(self, step: int) -> None:
+        staged = self._ranks.staged[step]
+        self._busy, self._outcome = True, None
+        self._saves += 1
+        name = f"saver-g{self._job.generation}.{self._saves}"
+        self._actor = self._scheduler.spawn(name, lambda: self._live(staged.step, staged.weights))
+
+    @property
+    def busy(self) -> bool:
+        return self._busy
+
+    def poll(self) -> Saved | SaveFailed | None:
+        outcome, self._outcome = self._outcome, None
+        self._busy = self._busy and outcome is None
+        return outcome
+
+    def learn(self, manifest_key: str, manifest_digest: str) -> None:
+        self._learnt = (manifest_key, manifest_digest)
+
+    def close(self) -> None:
+        if self._actor is not None:
+            self._scheduler.crash(self._actor)
+
+    def _live(self, step: int, weights: model.Weights) -> None:
+        try:
+            self._read_known()
+            self._outcome = self.save(self._store, step, weights)
+        except CloudshiftError as error:
+            self._outcome = SaveFailed(step, type(error).__name__, error.message)
+
+    def _read_known(self) -> None:
+        if self._learnt is not None:
+            key, digest = self._learnt
+            checkpoint = open_checkpoint(
+                self._store, self._job.run_id, key, digest=digest, concurrency=1
+            )
+            self._known = KnownChunks.from_checkpoint(checkpoint)
+            self._learnt = None
+
+    def save(self, store: Store, step: int, weights: model.Weights) -> Saved:
+        """Write all ranks' shares and seal them: packs, records, manifest."""
+        run_id, generation = self._job.run_id, self._job.generation
+        written = [
+            write_rank(
+                store, run_id, model.stage(weights, step, rank),
+                generation=generation, known=self._known, concurrency=1,
+            )
+            for rank in range(model.WORLD_SIZE)
+        ]  # fmt: skip
+        sealed = seal(
+            store, run_id, step,
+            generation=generation, world_size=model.WORLD_SIZE, written=written,
+        )  # fmt: skip
+        return Saved(
+            step, sealed.manifest_key, sealed.manifest_digest, sealed.raw_bytes,
+            sealed.stored_bytes, sum(rank.new_bytes for rank in written),
+        )  # fmt: skip
