@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from cloudshift_lab.core.errors import (
     CloudshiftError,
@@ -240,8 +241,17 @@ def open_remote(
     if scheme not in _DIALECTS:
         raise UsageError(f"'{scheme}' is no kind of store; use s3://, gs://, file:// or memory://")
     return RemoteStore(
-        url, dialect, world=world, deadline_s=deadline_s, secrets=frozenset(secrets_in(options))
+        url,
+        dialect,
+        world=world,
+        deadline_s=deadline_s,
+        secrets=_every_spelling(secrets_in(options)),
     )
+
+
+def _every_spelling(secrets: Iterable[str]) -> frozenset[str]:
+    """Each secret, and how it looks inside a URL."""
+    return frozenset(form for secret in secrets for form in (secret, quote(secret, safe="")))
 
 
 def _s3(bucket: str, folder: str, options: Mapping[str, object]) -> Dialect:

@@ -1,19 +1,23 @@
-"""Every store we ship keeps the store contract and carries a run log."""
+"""Every store we ship keeps the store contract, carries a run log, and lets one racer win."""
 
-from pathlib import Path
+import json
+import subprocess
+import sys
+from collections.abc import Callable
 
 import pytest
 
 from cloudshift_lab.sim.contracts import LogContract, StoreContract
-from cloudshift_lab.storage.memory import MemoryStore
+from cloudshift_lab.storage.log import LogBase, RunLog
 from cloudshift_lab.storage.store import Store, open_store
 
+KINDS = ["memory", "file", "s3", "gs"]
+Address = Callable[[str], tuple[str, dict[str, object]]]
 
-@pytest.fixture(params=["memory", "file"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "memory":
-        return MemoryStore()
-    return open_store(f"file://{tmp_path}/store")
+
+@pytest.fixture(params=KINDS)
+def store(request: pytest.FixtureRequest, fresh_store: Callable[[str], Store]) -> Store:
+    return fresh_store(request.param)
 
 
 class TestStore(StoreContract):
@@ -22,3 +26,67 @@ class TestStore(StoreContract):
 
 class TestLog(LogContract):
     pass
+
+
+RACER = """
+import json, sys
+from cloudshift_lab.storage.store import open_store
+url, options, racer = json.loads(sys.stdin.readline())
+store = open_store(url, options)
+store.size("warm-up")
+print("ready", flush=True)
+for line in sys.stdin:
+    key = line.strip()
+    print(json.dumps(store.create(key, f"{racer} {key}".encode())), flush=True)
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_one_of_four_racing_processes_wins_each_create(kind: str, store_address: Address) -> None:
+    url, options = store_address(kind)
+    judge = open_store(url, options)
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    try:
+        for number, racer in enumerate(racers):
+            say(racer, json.dumps([url, options, f"racer-{number}"]))
+        assert [hear(racer) for racer in racers] == ["ready"] * 4
+        for round_number in range(30):
+            key = f"raced/{round_number}"
+            for racer in racers:
+                say(racer, key)
+            won = [json.loads(hear(racer)) for racer in racers]
+            assert won.count(True) == 1, f"round {round_number}: {won}"
+            assert judge.get(key) == f"racer-{won.index(True)} {key}".encode()
+    finally:
+        for racer in racers:
+            racer.kill()
+            racer.communicate()
+
+
+def say(racer: "subprocess.Popen[str]", line: str) -> None:
+    assert racer.stdin is not None
+    racer.stdin.write(f"{line}\n")
+    racer.stdin.flush()
+
+
+def hear(racer: "subprocess.Popen[str]") -> str:
+    assert racer.stdout is not None
+    return racer.stdout.readline().strip()
+
+
+def test_a_run_moves_from_one_protocol_to_the_other(fresh_store: Callable[[str], Store]) -> None:
+    source, target = fresh_store("s3"), fresh_store("gs")
+    log = RunLog(source, "run-1")
+    log.acquire(generation=1, owner="a", nonce="a")
+    given = log.handover(
+        generation=1, to_url=target.url, new_owner="b", migration_id="move-1", nonce="m:commit"
+    )
+    base = LogBase(url=source.url, seq=given.seq, digest=given.digest)
+    taken = RunLog(target, "run-1").acquire(generation=2, owner="b", nonce="b", base=base)
+    assert (taken.seq, taken.generation) == (0, 2)
+    assert RunLog(source, "run-1").sync().home_url == target.url

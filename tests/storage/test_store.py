@@ -27,7 +27,7 @@ class Forgetful(MemoryStore):
 @pytest.mark.parametrize("kind", [Overwriting, Forgetful])
 def test_a_store_that_ignores_create_if_absent_is_refused(kind: type[MemoryStore]) -> None:
     store = kind()
-    with pytest.raises(Unsupported, match="ignores create-if-absent.*use a store"):
+    with pytest.raises(Unsupported, match=r"ignores create-if-absent.*use a store"):
         probe_store(store)
     assert store.list("") == []
 
