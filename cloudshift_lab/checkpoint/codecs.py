@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import threading
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ _WORDS: dict[int, np.dtype[Any]] = {
     4: np.dtype("<u4"),
     8: np.dtype("<u8"),
 }
-_PROBE_BLOCK, _PROBE_BLOCKS = 4096, 4
+_PROBE_BLOCK, _PROBE_BLOCKS = 2048, 4
 _INCOMPRESSIBLE_BITS = 7.9
 _local = threading.local()
 
@@ -100,11 +101,13 @@ def _encode_plane(plane: Bytes1d) -> bytes:
 def _worth_trying(data: Bytes1d) -> bool:
     """Order-0 entropy of a sample: random bytes are not worth a compressor's time."""
     if len(data) > _PROBE_BLOCK * _PROBE_BLOCKS:
-        starts = np.linspace(0, len(data) - _PROBE_BLOCK, _PROBE_BLOCKS).astype(int)
-        data = np.concatenate([data[s : s + _PROBE_BLOCK] for s in starts])
+        stride = (len(data) - _PROBE_BLOCK) // (_PROBE_BLOCKS - 1)
+        starts = range(0, _PROBE_BLOCKS * stride, stride)
+        data = np.concatenate([data[start : start + _PROBE_BLOCK] for start in starts])
     counts = np.bincount(data, minlength=256)
-    share = counts[counts > 0] / len(data)
-    return float(-(share * np.log2(share)).sum()) <= _INCOMPRESSIBLE_BITS
+    counts = counts[counts > 0]
+    bits = math.log2(len(data)) - float(counts @ np.log2(counts)) / len(data)
+    return bits <= _INCOMPRESSIBLE_BITS
 
 
 def decode(blob: bytes | memoryview, codec: int, width: int, raw_len: int) -> Bytes1d:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from cloudshift_lab.checkpoint.reader import Checkpoint, open_checkpoint
+from cloudshift_lab.storage.fanout import fan_out
 from cloudshift_lab.storage.store import Store
 
 
@@ -23,8 +24,9 @@ class CopyPlan(msgspec.Struct, frozen=True):
 
 
 def copy_plan(
-    source: Store, target: Store, run_id: str, manifest_key: str, digest: str
-) -> CopyPlan:
+    source: Store, target: Store, run_id: str, manifest_key: str, digest: str, *,
+    concurrency: int = 1,
+) -> CopyPlan:  # fmt: skip
     """Which objects of a step the target lacks, judged by size; content is proved by ``verify``.
 
     Args:
@@ -33,24 +35,25 @@ def copy_plan(
         run_id: Whose step it is.
         manifest_key: From the log's commit record.
         digest: The manifest's blake3, from there too.
+        concurrency: Size questions to the target at a time.
 
     Raises:
         Corrupt, NotFound: The source's manifest, records or chunk tables are damaged.
         Unavailable, Denied: As a store reported.
     """
     checkpoint = open_checkpoint(source, run_id, manifest_key, digest=digest)
-    sizes = {key: size for key, (_, size) in checkpoint.packs().items()}
-    missing = {
-        key: pack for key, (pack, size) in checkpoint.packs().items() if target.size(key) != size
-    }
+    packs = checkpoint.packs()
     documents = {**checkpoint.record_keys(), checkpoint.manifest_key: checkpoint.manifest_digest}
-    num_bytes = sum(sizes[key] for key in missing)
+    keys = [*packs, *documents]
+    found = dict(zip(keys, fan_out(target.size, keys, concurrency), strict=True))
+    missing = {key: pack for key, (pack, size) in packs.items() if found[key] != size}
+    num_bytes = sum(packs[key][1] for key in missing)
     return CopyPlan(
         step=checkpoint.step,
         packs=missing,
-        records={k: d for k, d in documents.items() if target.size(k) is None},
+        records={key: digest for key, digest in documents.items() if found[key] is None},
         num_bytes=num_bytes,
-        present_bytes=sum(sizes.values()) - num_bytes,
+        present_bytes=sum(size for _, size in packs.values()) - num_bytes,
     )
 
 

@@ -19,7 +19,7 @@ ROOT_KEY = "cloudshift.json"
 MAX_CHUNK_BYTES = 16 * 2**20
 MAX_PACK_BYTES = 2**30
 MAX_DOCUMENT_BYTES = 256 * 2**20
-PACK_BYTES = 64 * 2**20
+PACK_BYTES = 16 * 2**20
 Coverage = Literal["complete", "degraded", "partial"]
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

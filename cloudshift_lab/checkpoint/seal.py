@@ -25,6 +25,7 @@ from cloudshift_lab.checkpoint.layout import (
 from cloudshift_lab.checkpoint.write import WrittenRank
 from cloudshift_lab.core.errors import Corrupt, UsageError
 from cloudshift_lab.core.wire import to_json
+from cloudshift_lab.storage.fanout import fan_out
 from cloudshift_lab.storage.store import Store
 
 
@@ -43,6 +44,7 @@ class Sealed(msgspec.Struct, frozen=True):
 def seal(
     store: Store, run_id: str, step: int, *, generation: int, world_size: int,
     written: Sequence[WrittenRank], partial: Literal["refuse", "keep"] = "refuse",
+    concurrency: int = 1,
 ) -> Sealed:  # fmt: skip
     """Check coverage and storage of all records, then write the manifest. Safe to repeat.
 
@@ -57,6 +59,7 @@ def seal(
         world_size: Ranks of the job; fewer may have written.
         written: What ``write_rank`` returned, of any subset of the ranks.
         partial: What to do when elements of some tensor are nowhere.
+        concurrency: Size questions to the store at a time.
 
     Raises:
         UsageError: The step is partial and that was not asked for, or the same rank twice.
@@ -76,7 +79,7 @@ def seal(
             step=step, ranks=len(records), world_size=world_size,
         )  # fmt: skip
     packs = _all_packs(records)
-    _check_stored(store, place, records, packs)
+    _check_stored(store, place, records, packs, concurrency=concurrency)
     prepare_root(store)
     manifest = Manifest(
         run_id=run_id, step=step, generation=generation, world_size=world_size, coverage=coverage,
@@ -161,14 +164,16 @@ def _all_packs(records: Iterable[RankRecord]) -> tuple[ObjectRef, ...]:
 
 
 def _check_stored(
-    store: Store, place: StepDir, records: Sequence[RankRecord], packs: Sequence[ObjectRef]
-) -> None:
+    store: Store, place: StepDir, records: Sequence[RankRecord], packs: Sequence[ObjectRef], *,
+    concurrency: int,
+) -> None:  # fmt: skip
     """Everything the manifest will lead to is there, in full length."""
     expected = {pack_key(pack.blake3): pack.size for pack in packs}
     for r in records:
         expected[place.index_key(r.rank, r.world_size, r.index.blake3)] = r.index.size
-    for key, size in expected.items():
-        if (found := store.size(key)) != size:
+    sizes = fan_out(store.size, expected, concurrency)
+    for (key, size), found in zip(expected.items(), sizes, strict=True):
+        if found != size:
             raise Corrupt(
                 f"{store.url}/{key} has {found} bytes instead of {size}; save this step again",
                 key=key,
