@@ -226,11 +226,15 @@ class MoveEffects:
         return None
 
     def _revive_target(self) -> None:
-        """The run is the target's now: when its agent is dead, start it again."""
+        """The run is the target's now: when its agent is dead, start it again.
+
+        A silent one is killed, not asked to end: an agent that is asked ends the run.
+        """
         if self._target.line.silent_for_s() > self._patience.silence_s:
-            self._target.stop(self._patience.stop_grace_s)
+            self._target.stop(0.0)
         if self._target.is_gone():
             self._target.revive()
+            self._target.line.listen_anew()
 
     def _retire(self, effect: Effect, saga: Saga) -> EffectDone | None:
         is_gone = self._source.is_gone()

@@ -89,6 +89,10 @@ class AgentLine:
             return 0.0
         return self._looked_at - self._changed_at
 
+    def listen_anew(self) -> None:
+        """Count silence from now: the agent was started again and needs its time to speak."""
+        self._beat = self._changed_at = self._looked_at = None
+
     def _notice(self, status: AgentStatus | None, asked_at: float) -> None:
         beat = None if status is None else status.beat
         was_away = self._looked_at is None or asked_at - self._looked_at > _LONGEST_GAP_S
