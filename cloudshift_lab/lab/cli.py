@@ -59,6 +59,9 @@ class TerminalStage:
     def __init__(self, out: TextIO) -> None:
         self._out = out
 
+    def say(self, line: str) -> None:
+        print(line, file=self._out, flush=True)
+
     def watch_run(self, run: Run) -> Shown | None:
         if run.wait(self.follow_run()):
             return run

@@ -39,6 +39,9 @@ class NotebookStage:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
 
+    def say(self, line: str) -> None:
+        print(line)
+
     def watch_run(self, run: Run) -> Shown | None:
         if not has_frontend():
             return run

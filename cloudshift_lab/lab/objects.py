@@ -145,8 +145,10 @@ class Run(Displayed):
         view = self._desk.client().migrate(self.run_id, to, expires_s=expires_s)
         return Migration(self._desk, view)
 
-    def wait(self, show: Callable[[RunView], None] | None = None) -> bool:
-        """Stay until it has ended; True then, False after Ctrl-C (the run goes on).
+    def wait(
+        self, show: Callable[[RunView], None] | None = None, *, until_step: int | None = None
+    ) -> bool:
+        """Stay until it has ended or reached ``until_step``; False after Ctrl-C (it goes on).
 
         Raises:
             ScriptFailed: The training script raised.
@@ -158,10 +160,12 @@ class Run(Displayed):
             if show is not None:
                 show(view)
 
+        def enough(_: object) -> bool:
+            far = until_step is not None and (self._last.step or 0) >= until_step
+            return far or self._last.state in FINAL_STATES
+
         client = self._desk.client()
-        done = self._desk.wait(
-            lambda: client.run(self.run_id), lambda _: self._last.state in FINAL_STATES, seen
-        )
+        done = self._desk.wait(lambda: client.run(self.run_id), enough, seen)
         if done and self._last.state == "failed":
             raise ScriptFailed(self._last)
         return done

@@ -13,6 +13,9 @@ from cloudshift_lab.lab.objects import Migration, Run, Shown
 class Stage(Protocol):
     """A notebook or a terminal."""
 
+    def say(self, line: str) -> None:
+        """Tell what is being done now, where that takes a while."""
+
     def watch_run(self, run: Run) -> Shown | None:
         """Follow a run live (a terminal stays, a notebook returns at once)."""
 

@@ -175,7 +175,7 @@ def _clouds(request: Request) -> Shown:
 
     clouds = SimClouds(desk.root)
     if args.action == "up":
-        clouds.up()
+        clouds.up(request.stage.say)
     elif args.action == "down":
         clouds.down()
     targets = list_targets(desk.root)

@@ -94,7 +94,8 @@ def timeline_text(view: MigrationView) -> list[str]:
 def _timed(view: MigrationView) -> list[tuple[PhaseTime, str]]:
     entries = view.timeline
     spans = [format_duration(max(0.0, after.at - before.at)) for before, after in pairwise(entries)]
-    last = "" if view.phase in FINAL_PHASES or not view.as_of or not entries else "now"
+    ended = view.phase in FINAL_PHASES or not entries or not view.as_of
+    last = "" if ended else f"{format_duration(max(0.0, view.as_of - entries[-1].at))} so far"
     return list(zip(entries, [*spans, last], strict=False))
 
 

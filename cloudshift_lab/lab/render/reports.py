@@ -79,20 +79,25 @@ def _verdict(checks: Sequence[Check]) -> str:
 
 def targets_text(targets: Sequence[Target]) -> str:
     """Where runs can live, as text."""
-    return "\n".join(text_table(TARGET_HEAD, _target_rows(targets), frozenset({1})))
+    return "\n".join(
+        [*text_table(TARGET_HEAD, _target_rows(targets), frozenset({1})), *_notes(targets)]
+    )
 
 
 def targets_html(targets: Sequence[Target]) -> str:
     """Where runs can live, as HTML."""
-    return box("clouds", table(TARGET_HEAD, _target_rows(targets), frozenset({1})))
+    rows = table(TARGET_HEAD, _target_rows(targets), frozenset({1}))
+    return box("clouds", rows, *(dim(line) for line in _notes(targets)))
 
 
 def _target_rows(targets: Sequence[Target]) -> list[tuple[str, ...]]:
     return [
-        (target.target, rate(target.price_micro_usd_per_h),
-         f"{_title(target)}{f': {target.note}' if target.note else ''}")
-        for target in targets
-    ]  # fmt: skip
+        (target.target, rate(target.price_micro_usd_per_h), _title(target)) for target in targets
+    ]
+
+
+def _notes(targets: Sequence[Target]) -> list[str]:
+    return list(dict.fromkeys(target.note for target in targets if target.note))
 
 
 def _title(target: Target) -> str:

@@ -18,7 +18,7 @@ function title(phase) {
 }
 
 function stateWords(view) {
-  const words = [title(view.phase)];
+  const words = [view.phase === "proposed" ? "waiting for your decision" : title(view.phase)];
   if (view.decision) {
     const verb = view.decision.verdict === "approve" ? "approved" : "rejected";
     words.push(verb + " by " + view.decision.by);

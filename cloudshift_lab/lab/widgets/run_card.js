@@ -46,10 +46,11 @@ function render({ model, el }) {
     make("div", {}, make("div", { class: "cs-label" }, name === "curve" ? "loss so far" : name), slots[name])));
   const age = make("div", { class: "cs-dim" });
   const note = make("div", { class: "cs-note", role: "alert" });
+  const move = make("div", { role: "status" });
   const trace = make("pre", { class: "cs-trace" });
   el.append(make("div", { class: "cs-box", role: "group", "aria-label": "live card of run " + first.name },
     make("div", {}, make("strong", {}, first.name), " (" + first.run_id + ")  ", state, " on ", where, badge),
-    facts, note, trace, age));
+    facts, move, note, trace, age));
 
   let drawn = "";
   const live = follow(model, "runs/" + encodeURIComponent(first.run_id), (view) => ENDED.includes(view.state), (view, words, now) => {
@@ -76,7 +77,8 @@ function render({ model, el }) {
     el.classList.toggle("cs-stale", stale);
     const waiting = view.migration_id && !ended ? "a move is open: " + view.migration_id : "";
     const failure = view.error ? (view.error_rank === null ? "" : "rank " + view.error_rank + ": ") + view.error : "";
-    setText(note, [failure, words, waiting].filter(Boolean).join(" · "));
+    setText(note, [failure, words].filter(Boolean).join(" · "));
+    setText(move, waiting);
     note.hidden = note.textContent === "";
     setText(trace, view.traceback || "");
     trace.hidden = !view.traceback;
