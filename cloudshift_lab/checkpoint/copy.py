@@ -43,15 +43,15 @@ def copy_plan(
     """
     checkpoint = open_checkpoint(source, run_id, manifest_key, digest=digest)
     packs = checkpoint.packs()
-    documents = {**checkpoint.record_keys(), checkpoint.manifest_key: checkpoint.manifest_digest}
-    keys = [*packs, *documents]
-    found = dict(zip(keys, fan_out(target.size, keys, concurrency), strict=True))
-    missing = {key: pack for key, (pack, size) in packs.items() if found[key] != size}
-    num_bytes = sum(packs[key][1] for key in missing)
+    sizes = checkpoint.object_sizes()
+    found = fan_out(target.size, sizes, concurrency)
+    lacking = {k for k, f in zip(sizes, found, strict=True) if f != sizes[k]}
+    missing = {key: digest for key, digest in checkpoint.object_keys().items() if key in lacking}
+    num_bytes = sum(size for key, (_, size) in packs.items() if key in lacking)
     return CopyPlan(
         step=checkpoint.step,
-        packs=missing,
-        records={key: digest for key, digest in documents.items() if found[key] is None},
+        packs={key: digest for key, digest in missing.items() if key in packs},
+        records={key: digest for key, digest in missing.items() if key not in packs},
         num_bytes=num_bytes,
         present_bytes=sum(size for _, size in packs.values()) - num_bytes,
     )

@@ -199,7 +199,7 @@ def fetch_verified(store: Store, key: str, digest: str, size: int | None = None)
             return data
     raise Corrupt(
         f"{store.url}/{key} differs from its hash; restore a copy or use another step",
-        expected=digest, found=blake3_hex(data), size=len(data),
+        key=key, expected=digest, found=blake3_hex(data), size=len(data),
     )  # fmt: skip
 
 

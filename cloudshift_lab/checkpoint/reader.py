@@ -8,6 +8,7 @@ from typing import Literal
 from cloudshift_lab.checkpoint.index import ChunkTable, read_index
 from cloudshift_lab.checkpoint.layout import (
     Manifest,
+    ObjectRef,
     RankRecord,
     StepDir,
     fetch_all_verified,
@@ -47,12 +48,14 @@ def open_checkpoint(
     if key is None or digest is None:
         raise UsageError("a step is opened by its commit record, or by manifest key and digest")
     place = parse_manifest_key(run_id, key, digest)
-    manifest = parse_document(fetch_verified(store, key, digest), Manifest, key)
+    data = fetch_verified(store, key, digest)
+    manifest = parse_document(data, Manifest, key)
     if (manifest.run_id, manifest.step, manifest.generation) != place:
         raise Corrupt(f"{key} is the manifest of another step; use another step")
     records = _read_records(store, place, manifest, concurrency)
     tables = _read_tables(store, place, records, concurrency)
-    return Checkpoint(store, place, manifest, digest, list(zip(records, tables, strict=True)))
+    parts = list(zip(records, tables, strict=True))
+    return Checkpoint(store, place, manifest, ObjectRef(digest, len(data)), parts)
 
 
 def _read_records(

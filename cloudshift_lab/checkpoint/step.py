@@ -28,6 +28,7 @@ from cloudshift_lab.checkpoint.layout import (
     MAX_CHUNK_BYTES,
     Coverage,
     Manifest,
+    ObjectRef,
     RankRecord,
     StepDir,
     pack_key,
@@ -68,13 +69,13 @@ class Checkpoint:
     """
 
     def __init__(
-        self, store: Store, place: StepDir, manifest: Manifest, manifest_digest: str,
+        self, store: Store, place: StepDir, manifest: Manifest, manifest_ref: ObjectRef,
         parts: Sequence[tuple[RankRecord, ChunkTable]],
     ) -> None:  # fmt: skip
         self._store = store
         self._place = place
         self.manifest = manifest
-        self.manifest_digest = manifest_digest
+        self._manifest_ref = manifest_ref
         self._records = {record.rank: record for record, _ in parts}
         self._tables = [table for _, table in parts]
         self._specs = catalog(record for record, _ in parts)
@@ -237,6 +238,17 @@ class Checkpoint:
     @property
     def manifest_key(self) -> str:
         return self._place.manifest_key(self.manifest_digest)
+
+    @property
+    def manifest_digest(self) -> str:
+        return self._manifest_ref.blake3
+
+    def object_sizes(self) -> dict[str, int]:
+        """Every object of the step with its size in bytes, in write order: manifest last."""
+        sizes = [size for _, size in self.packs().values()]
+        sizes += [record.index.size for record in self._records.values()]
+        sizes += [ref.size for ref in self.manifest.ranks] + [self._manifest_ref.size]
+        return dict(zip(self.object_keys(), sizes, strict=True))
 
     def object_keys(self) -> dict[str, str]:
         """Every object of the step with its blake3, in write order: manifest last."""

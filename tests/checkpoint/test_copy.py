@@ -36,14 +36,17 @@ def test_the_manifest_is_the_last_thing_in_the_plan(arrays, save):
     assert list(plan.records)[-1] == sealed.manifest_key
 
 
-def test_a_torn_pack_at_the_target_is_copied_again(arrays, save):
+@pytest.mark.parametrize("kind", ["pack", "index", "json"])
+def test_a_torn_object_at_the_target_is_copied_again(arrays, save, kind):
     source, target = MemoryStore(), MemoryStore()
-    sealed = save(source, arrays)
+    sealed = save(source, arrays, world_size=2)
     first = copy_plan(source, target, RUN, sealed.manifest_key, sealed.manifest_digest)
-    (key,) = first.packs
-    target.put(key, source.get(key)[:100])
+    follow(first, source, target)
+    torn = {key for key in source.list("") if key.endswith(kind)} - {"cloudshift.json"}
+    for key in torn:
+        target.put(key, source.get(key)[:-1])
     plan = copy_plan(source, target, RUN, sealed.manifest_key, sealed.manifest_digest)
-    assert set(plan.packs) == {key}
+    assert {*plan.packs, *plan.records} == torn
 
 
 def test_only_changed_packs_travel_after_a_precopy(arrays, save, known_of, opened):

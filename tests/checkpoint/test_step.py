@@ -167,6 +167,7 @@ def test_names_leaves_and_objects_of_a_step_can_be_listed(arrays, save, opened):
     assert [checkpoint.leaves(r) for r in (0, 1)] == [{"rank": 0}, {"rank": 1}]
     assert set(checkpoint.object_keys()) == set(store.list("")) - {"cloudshift.json"}
     assert list(checkpoint.object_keys())[-1] == sealed.manifest_key
+    assert checkpoint.object_sizes() == {key: store.size(key) for key in checkpoint.object_keys()}
 
 
 def test_what_is_not_there_is_said_in_words(arrays, save, opened):
