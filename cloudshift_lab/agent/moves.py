@@ -2,105 +2,127 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
+from cloudshift_lab.checkpoint.copy import copy_plan, static_packs
+from cloudshift_lab.checkpoint.layout import prepare_root
+from cloudshift_lab.checkpoint.reader import open_checkpoint
+from cloudshift_lab.checkpoint.verify import verify
 from cloudshift_lab.core.errors import Corrupt, NotFound, UsageError
 from cloudshift_lab.core.money import format_bytes
 from cloudshift_lab.core.orders import Order, OrderResult
 from cloudshift_lab.core.world import World
+from cloudshift_lab.storage.copy import copy_keys
 from cloudshift_lab.storage.log import LogRecord, RunLog
 from cloudshift_lab.storage.store import Store
 
-SLICE_OBJECTS = 8
+SLICE_OBJECTS = 4
 
 Activity = Iterator[OrderResult]
 
 
-def precopy(source: Store, target: Store, run_id: str, world: World) -> Activity:
-    """Copy, while the source still trains, what its last two commits share.
+class Mover:
+    """Obeys the orders that bring state from one store to another.
 
-    What two commits share will most likely be in the sealed step too; the rest would be paid for
-    twice. A dense optimizer shares nothing: then nothing is copied here.
+    Args:
+        source: Where the run's log and state are.
+        target: Our own store.
+        run_id: Whose state.
+        world: Clock.
+        talk: Called now and then during long work, so that nobody takes us for dead.
     """
-    from cloudshift_lab.checkpoint.reader import open_checkpoint
 
-    commits = RunLog(source, run_id, world).sync().commits[-2:]
-    if len(commits) < 2:
-        yield OrderResult(state="done", detail="no two commits to compare yet")
-        return
-    older, newer = (open_checkpoint(source, run_id, commit).packs() for commit in commits)
-    shared = {key: newer[key][0] for key in newer if key in older}
-    yield from _copy(source, target, shared, world)
+    def __init__(
+        self, source: Store, target: Store, run_id: str, world: World, *, talk: Callable[[], None]
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._run_id = run_id
+        self._world = world
+        self._talk = talk
 
+    def precopy(self) -> Activity:
+        """Copy, while the source still trains, what its last two commits share.
 
-def copy_step(source: Store, target: Store, run_id: str, order: Order, world: World) -> Activity:
-    """Copy whatever a committed step has and the target lacks: packs, then records, then manifest.
+        What two commits share will most likely be in the sealed step too; the rest would be paid
+        for twice. A dense optimizer shares nothing: then nothing is copied here.
+        """
+        commits = RunLog(self._source, self._run_id, self._world).sync().commits[-2:]
+        if len(commits) < 2:
+            yield OrderResult(state="done", detail="no two commits to compare yet")
+            return
+        older, newer = (open_checkpoint(self._source, self._run_id, c) for c in commits)
+        shared = {key: pack for key, (pack, _) in static_packs(older, newer).items()}
+        yield from self._copy(shared, 0)
 
-    Raises:
-        NotFound: The source's log has no commit of that step with that manifest.
-    """
-    from cloudshift_lab.checkpoint.copy import copy_plan
+    def copy_step(self, order: Order) -> Activity:
+        """Copy what a committed step has and the target lacks: packs, then records, manifest last.
 
-    sealed = _sealed(source, run_id, order, world)
-    assert sealed.manifest_key is not None and sealed.manifest_digest is not None
-    plan = copy_plan(source, target, run_id, sealed.manifest_key, sealed.manifest_digest)
-    num_bytes = 0
-    for keys in (plan.packs, plan.records):
-        for result in _copy(source, target, keys, world, num_bytes):
-            num_bytes = result.num_bytes
-            if result.state == "running":
-                yield result
-    yield OrderResult(
-        state="done", step=sealed.step, num_bytes=num_bytes, detail=format_bytes(num_bytes)
-    )
+        Raises:
+            NotFound: The source's log has no commit of that step with that manifest.
+        """
+        sealed = self._sealed(order)
+        key, digest = str(sealed.manifest_key), str(sealed.manifest_digest)
+        prepare_root(self._target)
+        plan = copy_plan(self._source, self._target, self._run_id, key, digest)
+        num_bytes = 0
+        for keys in (plan.packs, plan.records):
+            for result in self._copy(keys, num_bytes):
+                num_bytes = result.num_bytes
+                if result.state == "running":
+                    yield result
+        detail = format_bytes(num_bytes)
+        yield OrderResult(state="done", step=sealed.step, num_bytes=num_bytes, detail=detail)
 
+    def verify_step(self, order: Order) -> Activity:
+        """Prove that a copied step is whole: every stored hash, then every chunk decoded.
 
-def verify_step(source: Store, target: Store, run_id: str, order: Order, world: World) -> Activity:
-    """Prove that a copied step is whole: sizes and stored checksums, then every byte decoded.
-
-    Raises:
-        Corrupt: It is not; says what is wrong with the first object.
-    """
-    from cloudshift_lab.checkpoint.verify import verify
-
-    sealed = _sealed(source, run_id, order, world)
-    assert sealed.manifest_key is not None and sealed.manifest_digest is not None
-    objects = 0
-    for level in (1, 2):
-        report = verify(target, run_id, sealed.manifest_key, sealed.manifest_digest, level=level)
+        Raises:
+            Corrupt: It is not; says what is wrong with the first object.
+        """
+        sealed = self._sealed(order)
+        report = verify(
+            self._target,
+            self._run_id,
+            str(sealed.manifest_key),
+            str(sealed.manifest_digest),
+            level=2,
+            progress=lambda _done, _total: self._talk(),
+        )
         if not report.ok:
             raise Corrupt(
                 f"step {order.step} did not arrive whole ({report.problems[0]}); "
                 "the run stays where it is, try the move again"
             )
-        objects = report.objects
-        yield OrderResult(state="running", detail=f"level {level} of 2 proved")
-    yield OrderResult(state="done", step=sealed.step, detail=f"{objects} objects proved")
+        detail = f"{report.objects} objects, {format_bytes(report.num_bytes)} decoded and proved"
+        yield OrderResult(state="done", step=sealed.step, detail=detail)
 
+    def _sealed(self, order: Order) -> LogRecord:
+        """The commit that an order names, from the source's log."""
+        if order.step is None or order.manifest_digest is None:
+            raise UsageError(
+                f"order '{order.order_id}' names no step to {order.kind}; send it again"
+            )
+        wanted = (order.step, order.manifest_digest)
+        for record in reversed(RunLog(self._source, self._run_id, self._world).sync().commits):
+            if (record.step, record.manifest_digest) == wanted:
+                return record
+        raise NotFound(
+            f"the log at {self._source.url} has no commit of step {order.step} with manifest "
+            f"{order.manifest_digest[:12]}; drain the source first"
+        )
 
-def _sealed(source: Store, run_id: str, order: Order, world: World) -> LogRecord:
-    """The commit that an order names, from the source's log."""
-    if order.step is None or order.manifest_digest is None:
-        raise UsageError(f"order '{order.order_id}' names no step to {order.kind}; send it again")
-    wanted = (order.step, order.manifest_digest)
-    for record in reversed(RunLog(source, run_id, world).sync().commits):
-        if (record.step, record.manifest_digest) == wanted:
-            return record
-    raise NotFound(
-        f"the log at {source.url} has no commit of step {order.step} with manifest "
-        f"{order.manifest_digest[:12]}; drain the source first"
-    )
-
-
-def _copy(
-    source: Store, target: Store, keys: Mapping[str, str], world: World, num_bytes: int = 0
-) -> Activity:
-    """Copy a few objects per tick, so that the agent goes on talking meanwhile."""
-    from cloudshift_lab.storage.copy import copy_keys
-
-    names = list(keys)
-    for start in range(0, len(names), SLICE_OBJECTS):
-        part = {name: keys[name] for name in names[start : start + SLICE_OBJECTS]}
-        num_bytes += copy_keys(source, target, part, world=world).num_bytes
-        yield OrderResult(state="running", num_bytes=num_bytes, detail=format_bytes(num_bytes))
-    yield OrderResult(state="done", num_bytes=num_bytes, detail=format_bytes(num_bytes))
+    def _copy(self, keys: Mapping[str, str], num_bytes: int) -> Activity:
+        """Copy a few objects per tick, so that a later order can call it off."""
+        names = list(keys)
+        for start in range(0, len(names), SLICE_OBJECTS):
+            part = {name: keys[name] for name in names[start : start + SLICE_OBJECTS]}
+            num_bytes += copy_keys(
+                self._source,
+                self._target,
+                part,
+                world=self._world,
+                progress=lambda _done, _total: self._talk(),
+            ).num_bytes
+            yield OrderResult(state="running", num_bytes=num_bytes, detail=format_bytes(num_bytes))
+        yield OrderResult(state="done", num_bytes=num_bytes, detail=format_bytes(num_bytes))

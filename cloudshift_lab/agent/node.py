@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import get_args
 
 from cloudshift_lab.agent.board import Board
-from cloudshift_lab.agent.moves import copy_step, precopy, verify_step
+from cloudshift_lab.agent.moves import Mover
 from cloudshift_lab.agent.protocols import RanksProtocol, RanksView, SaverProtocol
 from cloudshift_lab.agent.saves import Saves
 from cloudshift_lab.agent.tenure import Tenure, restore_of
@@ -26,7 +26,8 @@ from cloudshift_lab.storage.lease import TTL_S
 from cloudshift_lab.storage.log import LogRecord
 from cloudshift_lab.storage.store import Store
 
-INBOX_EVERY_S = 0.3
+INBOX_EVERY_S = 0.4
+INBOX_BUSY_S = 0.1
 LAST_WORDS_S = 60.0
 _ENDING: tuple[OrderKind, ...] = ("stop", "retire")
 
@@ -145,7 +146,8 @@ class NodeAgent:
             self._saves.tick(self._view)
 
     def _read_inbox(self) -> None:
-        if not self._due("inbox", INBOX_EVERY_S):
+        is_moving = self._job.standby or bool(self.status.results)
+        if not self._due("inbox", INBOX_BUSY_S if is_moving else INBOX_EVERY_S):
             return
         while True:
             key = inbox_key(self._job.run_id, self._job.generation, self._next_order)
@@ -197,9 +199,12 @@ class NodeAgent:
         """End the attempt when the ranks have ended and what they left behind is committed."""
         if self._view.state not in ("finished", "failed"):
             return
-        if self._tenure.owned and self._is_save_owed():
+        refused = self._saves.refused()
+        if self._tenure.owned and refused is None and self._is_save_owed():
             return
         self._tenure.release()
+        if self._view.state == "finished" and refused is not None:
+            self._end("failed", CloudshiftError(f"the last state could not be saved: {refused}"))
         self._end("failed" if self._view.state == "failed" else "finished")
 
     def _is_save_owed(self) -> bool:
@@ -228,13 +233,13 @@ class NodeAgent:
         return obey[order.kind](order)
 
     def _obey_precopy(self, _order: Order) -> Activity:
-        yield from precopy(self._source(), self._store, self._job.run_id, self._world)
+        yield from self._mover().precopy()
 
     def _obey_copy(self, order: Order) -> Activity:
-        yield from copy_step(self._source(), self._store, self._job.run_id, order, self._world)
+        yield from self._mover().copy_step(order)
 
     def _obey_verify(self, order: Order) -> Activity:
-        yield from verify_step(self._source(), self._store, self._job.run_id, order, self._world)
+        yield from self._mover().verify_step(order)
 
     def _obey_go(self, order: Order) -> Activity:
         while not self._tenure.owned:
@@ -302,10 +307,12 @@ class NodeAgent:
 
     # -- what they share ---------------------------------------------------------------------------
 
-    def _source(self) -> Store:
-        if self._source_store is None:
+    def _mover(self) -> Mover:
+        source = self._source_store
+        if source is None:
             raise Conflict("this agent has no source to copy from; start it as a standby")
-        return self._source_store
+        talk = self._board.publish
+        return Mover(source, self._store, self._job.run_id, self._world, talk=talk)
 
     def _sealed(self) -> LogRecord | None:
         """The commit after which no rank has run; None while there is none."""

@@ -30,8 +30,9 @@ class RankError:
 class RanksView:
     """All ranks of this node at one moment.
 
-    ``absent``: never started. ``gate``: every rank is built and waits for ``go``. ``drained`` and
-    ``finished``: every rank has exited by itself after staging its last state.
+    ``absent``: never started. ``gate``: every rank is built and waits for ``go``. ``drained``:
+    every rank has staged its last state for a drain and will not run another step.
+    ``finished``: every rank has exited by itself with code 0.
     ``staged_step`` is the newest step that *every* rank has staged completely; ``staged_last``
     says that no rank will execute another one (so that step closes the attempt).
     ``first_step_at`` and ``last_step_at`` are wall-clock seconds of this start's steps.

@@ -16,6 +16,7 @@ from cloudshift_lab.core.world import World
 from cloudshift_lab.storage.log import LogRecord
 
 _LONGEST_WAIT_S = 30.0
+_MAX_REFUSALS = 8
 
 
 class Saves:
@@ -37,6 +38,7 @@ class Saves:
         self._world = world
         self._pending: tuple[Saved, str] | None = None
         self._num_failures = 0
+        self._last_failure: SaveFailed | None = None
         self._retry_at = float("-inf")
         self.closing: LogRecord | None = None
 
@@ -70,11 +72,19 @@ class Saves:
         """Whether the ranks left a complete state behind that is not committed yet."""
         return view.staged_step not in (None, self._board.status.committed_step)
 
+    def refused(self) -> str | None:
+        """Why saving is in vain: the same state was refused again and again, not just unheard."""
+        failure = self._last_failure
+        if failure is None or failure.error_kind == "Unavailable":
+            return None
+        return failure.message if self._num_failures >= _MAX_REFUSALS else None
+
     def _is_due(self, view: RanksView) -> bool:
         return self.is_owed(view) and self._world.monotonic() >= self._retry_at
 
     def _put_off(self, failure: SaveFailed) -> None:
         self._num_failures += 1
+        self._last_failure = failure
         wait_s = min(_LONGEST_WAIT_S, 0.25 * 2**self._num_failures)
         self._retry_at = self._world.monotonic() + wait_s
         self._board.warn(failure.message)

@@ -1,0 +1,124 @@
+"""Around torchrun and around each rank: die with the parent, log to a file, keep the traceback.
+
+    python -m cloudshift_lab.agent.bootstrap launch <parent pid> <errors dir> <torchrun arguments>
+    python -m cloudshift_lab.agent.bootstrap rank <workdir> <script> [arguments]
+
+Only the standard library is imported before the script runs: start-up time is pause time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import runpy
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+_PR_SET_PDEATHSIG = 1
+_WATCH_S = 0.5
+LAUNCH_FILE = "launch.json"
+LOGS = "logs"
+ERRORS = "errors"
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """End this process when its parent ends, however that happens; at once if it has already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    else:
+        threading.Thread(target=_watch_parent, args=(parent_pid,), daemon=True).start()
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def _watch_parent(parent_pid: int) -> None:
+    while os.getppid() == parent_pid:
+        time.sleep(_WATCH_S)
+    os._exit(1)
+
+
+def launch(parent_pid: int, errors: Path, arguments: list[str]) -> None:
+    """Be torchrun, and write down how its ranks ended."""
+    die_with_parent(parent_pid)
+    sys.argv = ["torchrun", *arguments]
+    try:
+        runpy.run_module("torch.distributed.run", run_name="__main__", alter_sys=True)
+    except Exception as error:
+        ends = _exit_codes(error)
+        if ends is None:
+            raise
+        (errors / LAUNCH_FILE).write_text(json.dumps(ends))
+        sys.exit(1)
+
+
+def _exit_codes(error: Exception) -> dict[str, int] | None:
+    """Rank to exit code from torchrun's own error; None when it is another one."""
+    failures = getattr(error, "failures", None)
+    if not isinstance(failures, dict):
+        return None
+    return {str(rank): int(failure.exitcode) for rank, failure in failures.items()}
+
+
+def run_rank(workdir: Path, script: str, arguments: list[str]) -> None:
+    """Run the researcher's script as ``__main__``; an exception is written down, then passed on."""
+    die_with_parent(os.getppid())
+    rank = int(os.environ["RANK"])
+    _log_to(workdir / LOGS / f"rank-{rank}.log")
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, str(Path(script).parent))
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except Exception as error:  # noqa: BLE001 - recorded for the agent, and ends the rank
+        trimmed = trim(error.__traceback__)
+        text = "".join(traceback.format_exception(type(error), error, trimmed))
+        sys.stderr.write(text)
+        _write_failure(workdir / ERRORS / f"rank-{rank}.json", rank, error, text)
+        sys.exit(1)
+
+
+def trim(frames: TracebackType | None) -> TracebackType | None:
+    """Leave out the frames before the script's own: ours and the interpreter's."""
+    here = (__file__, "<frozen runpy>", runpy.__file__)
+    found = frames
+    while found is not None and found.tb_frame.f_code.co_filename in here:
+        found = found.tb_next
+    return found or frames
+
+
+def _log_to(path: Path) -> None:
+    """Send everything this process prints, also from C++, to a file of its own."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def _write_failure(path: Path, rank: int, error: Exception, text: str) -> None:
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    name = type(error).__name__
+    message = f"{name}: {first_line}" if first_line else name
+    failure = {"rank": rank, "at": time.time(), "message": message, "traceback": text}
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(failure))
+    temporary.replace(path)
+
+
+def main(arguments: list[str]) -> None:
+    """Entry point of both uses."""
+    kind, *rest = arguments
+    if kind == "launch":
+        launch(int(rest[0]), Path(rest[1]), rest[2:])
+    else:
+        run_rank(Path(rest[0]), rest[1], rest[2:])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

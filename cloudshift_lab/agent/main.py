@@ -1,0 +1,115 @@
+"""The agent's process: everything real around ``NodeAgent``, and the loop that ticks it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cloudshift_lab.agent.bootstrap import LOGS
+from cloudshift_lab.agent.node import NodeAgent
+from cloudshift_lab.agent.rows import ConductorPost, RowReceiver, RowShipper
+from cloudshift_lab.agent.saverlink import SaverProcess
+from cloudshift_lab.agent.shm import NodeDir
+from cloudshift_lab.agent.stores import open_job_store, open_source_store
+from cloudshift_lab.agent.torchrun import TorchrunRanks
+from cloudshift_lab.core.errors import CloudshiftError, UsageError
+from cloudshift_lab.core.run import JobSpec
+from cloudshift_lab.core.staging import StepReport
+from cloudshift_lab.core.wire import from_json, to_json
+from cloudshift_lab.core.world import REAL_WORLD, World
+from cloudshift_lab.engines.local import EXIT_FILE, READY_FILE
+from cloudshift_lab.storage.store import Store
+from cloudshift_lab.telemetry.spool import Sender
+
+TICK_S = 0.05
+
+
+class AgentProcess:
+    """Owns the node directory, the ranks, the saver and the telemetry of one attempt.
+
+    Args:
+        job_file: The job as JSON.
+        world: Clock.
+    """
+
+    def __init__(self, job_file: Path, world: World = REAL_WORLD) -> None:
+        self._world = world
+        self._job = job = from_json(job_file.read_bytes(), JobSpec, what=str(job_file))
+        (Path(job.workdir) / LOGS).mkdir(parents=True, exist_ok=True)
+        store = open_job_store(job)
+        script = place_script(job)
+        self._node_dir = NodeDir(job.run_id, job.generation)
+        self._ranks = TorchrunRanks(job, script, self._node_dir.path, world)
+        self._shipper = RowShipper(_sender(job, store, world), job)
+        self._receiver = RowReceiver(self._node_dir.path, self._take)
+        self._agent = NodeAgent(
+            job,
+            store=store,
+            source_store=open_source_store(job),
+            world=world,
+            ranks=self._ranks,
+            saver=SaverProcess(job, job_file, self._node_dir.path),
+        )
+        self._asked_to_stop = False
+
+    def run(self) -> int:
+        """Tick until the attempt has ended; 0 unless it failed or was fenced."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        (Path(self._job.workdir) / READY_FILE).touch()
+        try:
+            while not self._agent.finished:
+                if self._asked_to_stop:
+                    self._agent.stop()
+                self._agent.tick()
+                self._world.sleep(TICK_S)
+        finally:
+            self._ranks.kill()
+            self._receiver.close()
+            self._shipper.close()
+            self._node_dir.remove()
+        return 1 if self._agent.status.state in ("failed", "fenced") else 0
+
+    def _take(self, reports: list[StepReport]) -> None:
+        self._ranks.take(reports)
+        self._shipper.add(reports)
+
+    def _on_signal(self, _number: int, _frame: object) -> None:
+        self._asked_to_stop = True
+
+
+def place_script(job: JobSpec) -> Path:
+    """The script as a file; ``job.script`` may be its path or, from a notebook, its text.
+
+    Raises:
+        UsageError: There is no such file.
+    """
+    if "\n" in job.script:
+        path = Path(job.workdir) / "script.py"
+        path.write_text(job.script)
+        return path
+    path = Path(job.script)
+    if not path.is_file():
+        raise UsageError(f"there is no script at {path}; give the path of a Python file")
+    return path
+
+
+def _sender(job: JobSpec, store: Store, world: World) -> Sender:
+    post = ConductorPost(Path(job.conductor_home), job.run_id) if job.conductor_home else None
+    return Sender(post, store, job.run_id, generation=job.generation, nonce=world.new_id("batch"))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the agent of the job in the file given; the exit code is the attempt's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C in the notebook is not for us
+    os.umask(0o077)
+    job_file = Path(arguments[0])
+    try:
+        code = AgentProcess(job_file).run()
+    except CloudshiftError as error:
+        print(f"cloudshift agent: {error.message}", file=sys.stderr)
+        code = 2
+    (job_file.parent / EXIT_FILE).write_bytes(to_json(code))
+    return code

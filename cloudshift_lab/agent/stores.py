@@ -1,0 +1,33 @@
+"""Opening the stores that a job names, with the credentials its state directory keeps for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cloudshift_lab.core.home import load_clouds, store_options
+from cloudshift_lab.core.run import JobSpec
+from cloudshift_lab.storage.store import Store, open_store
+
+
+def open_job_store(job: JobSpec) -> Store:
+    """The attempt's own store.
+
+    Raises:
+        UsageError: Its cloud is not configured here.
+    """
+    return _open(job, job.placement.cloud, job.store_url)
+
+
+def open_source_store(job: JobSpec) -> Store | None:
+    """The store a standby copies from; None when the job names none.
+
+    Raises:
+        UsageError: Its cloud is not configured here.
+    """
+    if job.source_cloud is None or job.source_url is None:
+        return None
+    return _open(job, job.source_cloud, job.source_url)
+
+
+def _open(job: JobSpec, cloud: str, url: str) -> Store:
+    return open_store(url, store_options(load_clouds(Path(job.home)).find(cloud)))

@@ -1,0 +1,263 @@
+"""The ranks of this node under torchrun: started, told, watched and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from cloudshift_lab.agent.bootstrap import ERRORS, LOGS
+from cloudshift_lab.agent.failures import first_failure
+from cloudshift_lab.agent.protocols import RankError, RanksState, RanksView, Restore
+from cloudshift_lab.core.run import JobSpec
+from cloudshift_lab.core.staging import (
+    CONTROL_FILE,
+    JOB_ENV,
+    NODE_DIR_ENV,
+    NUM_SLOTS,
+    SEED_ENV,
+    Control,
+    Go,
+    RankState,
+    StagedHead,
+    StepReport,
+    replace_file,
+    staged_file,
+    state_file,
+)
+from cloudshift_lab.core.wire import from_json, to_json
+from cloudshift_lab.core.world import World
+
+T = TypeVar("T", bound=msgspec.Struct)
+LAUNCHER_LOG = "torchrun.log"
+_FIRST_PORT, _NUM_PORTS = 15000, 15000
+_BOOTSTRAP = "cloudshift_lab.agent.bootstrap"
+
+
+class TorchrunRanks:
+    """Implements ``RanksProtocol`` with real processes on this machine.
+
+    Each start is one torchrun without restarts of its own: a restart is a new start from a
+    committed step, so that no rank ever meets the addresses of an earlier incarnation.
+
+    Args:
+        job: What to run.
+        script: The script's file.
+        node_dir: Shared memory directory, ours alone.
+        world: Clock.
+    """
+
+    def __init__(self, job: JobSpec, script: Path, node_dir: Path, world: World) -> None:
+        self._job = job
+        self._script = script
+        self._node_dir = node_dir
+        self._world = world
+        self._workdir = Path(job.workdir)
+        self._num_ranks = job.placement.ranks_per_node
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control = Control()
+        self._files: dict[Path, tuple[tuple[int, int], msgspec.Struct]] = {}
+        self._rows: deque[StepReport] = deque()
+        self._steps: dict[int, StepReport] = {}
+        self._first_step_at: float | None = None
+
+    def start(self, restore: Restore | None, *, standby: bool) -> None:
+        self.kill()
+        self._forget()
+        self._say(Control(go=None if standby else _go(restore)))
+        (self._workdir / LOGS).mkdir(parents=True, exist_ok=True)
+        with (self._workdir / LOGS / LAUNCHER_LOG).open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command(),
+                env=self._environment(),
+                cwd=self._workdir,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def go(self, restore: Restore) -> None:
+        self._say(msgspec.structs.replace(self._control, go=_go(restore)))
+
+    def request_drain(self) -> None:
+        self._say(msgspec.structs.replace(self._control, drain=True))
+
+    def release(self, step: int) -> None:
+        if step > self._control.released_step:
+            self._say(msgspec.structs.replace(self._control, released_step=step))
+
+    def take(self, rows: list[StepReport]) -> None:
+        """Learn from step reports how far the ranks are; safe to call from another thread."""
+        self._rows.extend(rows)
+
+    def poll(self) -> RanksView:
+        self._digest_rows()
+        states = self._states()
+        state, error = self._judge(states)
+        newest = max(self._steps.values(), key=lambda row: row.step, default=None)
+        step, is_last = self._newest_staged()
+        last_steps = [row.ts for row in self._steps.values()]
+        return RanksView(
+            state=state,
+            step=min((row.step for row in self._steps.values()), default=None),
+            loss=None if newest is None else newest.loss,
+            first_step_at=self._first_step_at,
+            last_step_at=max(last_steps, default=None),
+            staged_step=step,
+            staged_last=is_last,
+            state_bytes=max((s.state_bytes for s in states), default=0),
+            error=error,
+        )
+
+    def kill(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    # -- starting ---------------------------------------------------------------------------------
+
+    def _command(self) -> list[str]:
+        python = self._job.python or sys.executable
+        errors = self._workdir / ERRORS
+        return [
+            python, "-m", _BOOTSTRAP, "launch", str(os.getpid()), str(errors),
+            "--nnodes=1", f"--nproc-per-node={self._num_ranks}", "--max-restarts=0",
+            "--monitor-interval=0.1", "--rdzv-backend=static", "--node-rank=0",
+            "--master-addr=127.0.0.1", f"--master-port={self._free_port()}",
+            "--local-addr=127.0.0.1", "-m", _BOOTSTRAP, "rank", str(self._workdir),
+            str(self._script), *self._job.args,
+        ]  # fmt: skip
+
+    def _environment(self) -> dict[str, str]:
+        ours = {
+            "OMP_NUM_THREADS": "1",
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+            "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
+            "PYTHONUNBUFFERED": "1",
+            SEED_ENV: str(self._job.seed),
+        }
+        mandatory = {
+            NODE_DIR_ENV: str(self._node_dir),
+            JOB_ENV: str(self._workdir / "job.json"),
+        }
+        return {**os.environ, **ours, **self._job.env, **mandatory}
+
+    def _free_port(self) -> int:
+        """A port outside the range from which the system takes its own.
+
+        A port that the system chose could be given to an outgoing connection between our look and
+        torchrun's bind.
+        """
+        while True:
+            port = _FIRST_PORT + int(self._world.random() * _NUM_PORTS)
+            with socket.socket() as probe:
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError:
+                    continue
+            return port
+
+    def _forget(self) -> None:
+        """Nothing of an earlier start may be taken for one of this start."""
+        for pattern in ("rank-*", ".rank-*"):
+            for path in self._node_dir.glob(pattern):
+                path.unlink(missing_ok=True)
+        errors = self._workdir / ERRORS
+        errors.mkdir(parents=True, exist_ok=True)
+        for path in errors.iterdir():
+            path.unlink()
+        self._files.clear()
+        self._steps.clear()
+        self._rows.clear()
+        self._first_step_at = None
+
+    def _say(self, control: Control) -> None:
+        self._control = control
+        replace_file(self._node_dir / CONTROL_FILE, to_json(control))
+
+    # -- watching ---------------------------------------------------------------------------------
+
+    def _judge(self, states: list[RankState]) -> tuple[RanksState, RankError | None]:
+        if self._process is None:
+            return "absent", None
+        told = {state.state for state in states} if len(states) == self._num_ranks else set()
+        if told == {"drained"}:
+            return "drained", None
+        returncode = self._process.poll()
+        if returncode is None:
+            return _while_alive(told), None
+        if returncode == 0:
+            return "finished", None
+        return "failed", first_failure(self._workdir / ERRORS, self._launcher_tail())
+
+    def _states(self) -> list[RankState]:
+        paths = (state_file(self._node_dir, rank) for rank in range(self._num_ranks))
+        return [s for path in paths if (s := self._read(path, RankState)) is not None]
+
+    def _newest_staged(self) -> tuple[int | None, bool]:
+        """The newest step that every rank holds, and whether none of them runs another."""
+        complete: dict[int, bool] | None = None
+        for rank in range(self._num_ranks):
+            paths = (staged_file(self._node_dir, rank, slot) for slot in range(NUM_SLOTS))
+            heads = [h for path in paths if (h := self._read(path, StagedHead)) is not None]
+            steps = {head.step: head.is_last for head in heads}
+            if complete is None:
+                complete = steps
+            else:
+                complete = {s: last and steps[s] for s, last in complete.items() if s in steps}
+        if not complete:
+            return None, False
+        newest = max(complete)
+        return newest, complete[newest]
+
+    def _read(self, path: Path, kind: type[T]) -> T | None:
+        """A small file, parsed again only when it was replaced."""
+        try:
+            stat = path.stat()
+            stamp = (stat.st_ino, stat.st_mtime_ns)
+            known = self._files.get(path)
+            if known is None or known[0] != stamp:
+                known = (stamp, from_json(path.read_bytes(), kind, what=path.name))
+                self._files[path] = known
+        except FileNotFoundError:
+            return None
+        assert isinstance(known[1], kind)
+        return known[1]
+
+    def _digest_rows(self) -> None:
+        while self._rows:
+            row = self._rows.popleft()
+            if self._first_step_at is None or row.ts < self._first_step_at:
+                self._first_step_at = row.ts
+            known = self._steps.get(row.rank)
+            if known is None or row.step > known.step:
+                self._steps[row.rank] = row
+
+    def _launcher_tail(self) -> str:
+        path = self._workdir / LOGS / LAUNCHER_LOG
+        return "\n".join(path.read_text(errors="replace").splitlines()[-20:])
+
+
+def _while_alive(told: set[str]) -> RanksState:
+    """``finished`` ranks still run: what follows a script's loop is part of it."""
+    if told == {"gate"}:
+        return "gate"
+    return "running" if told and "gate" not in told else "starting"
+
+
+def _go(restore: Restore | None) -> Go:
+    if restore is None:
+        return Go()
+    return Go(restore.step, restore.manifest_key, restore.manifest_digest)

@@ -1,0 +1,164 @@
+"""The engine of this machine: each agent is a process in a session of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import site
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from cloudshift_lab.core.errors import Unavailable, UsageError
+from cloudshift_lab.core.home import write_private
+from cloudshift_lab.core.run import JobSpec
+from cloudshift_lab.core.wire import from_json, to_json
+from cloudshift_lab.core.world import REAL_WORLD, World
+from cloudshift_lab.engines.engine import Handle, Observation
+from cloudshift_lab.engines.process import has_ended, process_start_time, reap
+
+HANDLE_FILE = "handle.json"
+JOB_FILE = "job.json"
+EXIT_FILE = "exit.json"
+READY_FILE = "ready"
+LOCK_FILE = "submit.lock"
+AGENT_LOG = "agent.log"
+_POLL_S = 0.05
+_KILL_WAIT_S = 10.0
+
+
+class LocalEngine:
+    """Implements ``Engine`` with processes that outlive the kernel, the notebook and the conductor.
+
+    Args:
+        home: State directory; attempts live under ``runs/<run>/attempts/<generation>``.
+        world: Clock and sleep.
+    """
+
+    def __init__(self, home: Path, world: World = REAL_WORLD) -> None:
+        self._home = home
+        self._world = world
+
+    def submit(self, job: JobSpec) -> Handle:
+        return self._start(job, only_if_never_started=True)
+
+    def revive(self, job: JobSpec) -> Handle:
+        return self._start(job, only_if_never_started=False)
+
+    def find(self, run_id: str, generation: int) -> Handle | None:
+        path = self.workdir(run_id, generation) / HANDLE_FILE
+        try:
+            return from_json(path.read_bytes(), Handle, what=str(path))
+        except FileNotFoundError:
+            return None
+
+    def observe(self, handle: Handle) -> Observation:
+        workdir = Path(handle.workdir)
+        if not has_ended(handle.pid, handle.start_time):
+            ready = (workdir / READY_FILE).exists()
+            return Observation("running" if ready else "starting")
+        returncode = reap(handle.pid)
+        told = _exit_code(workdir / EXIT_FILE)
+        if told is not None:
+            return Observation("exited", told)
+        return Observation("lost", returncode)
+
+    def stop(self, handle: Handle, grace_s: float) -> Observation:
+        if not has_ended(handle.pid, handle.start_time):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(handle.pid, signal.SIGTERM)
+            if not self._wait_end(handle, grace_s):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(handle.pid, signal.SIGKILL)
+                self._wait_end(handle, _KILL_WAIT_S)
+        return self.observe(handle)
+
+    def logs(self, handle: Handle, rank: int | None = None, tail: int = 200) -> str:
+        name = AGENT_LOG if rank is None else f"rank-{rank}.log"
+        path = Path(handle.workdir) / "logs" / name
+        try:
+            lines = path.read_text(errors="replace").splitlines()
+        except FileNotFoundError:
+            return ""
+        return "\n".join(lines[-tail:])
+
+    def workdir(self, run_id: str, generation: int) -> Path:
+        """Where an attempt keeps its files on this machine."""
+        return self._home / "runs" / run_id / "attempts" / str(generation)
+
+    # -- starting ---------------------------------------------------------------------------------
+
+    def _start(self, job: JobSpec, *, only_if_never_started: bool) -> Handle:
+        workdir = self.workdir(job.run_id, job.generation)
+        (workdir / "logs").mkdir(parents=True, exist_ok=True)
+        with _locked(workdir / LOCK_FILE):
+            known = self.find(job.run_id, job.generation)
+            if known is not None:
+                if only_if_never_started or not self.observe(known).is_gone:
+                    return known
+            return self._spawn(msgspec.structs.replace(job, workdir=str(workdir)), workdir)
+
+    def _spawn(self, job: JobSpec, workdir: Path) -> Handle:
+        for name in (READY_FILE, EXIT_FILE):
+            (workdir / name).unlink(missing_ok=True)
+        write_private(workdir / JOB_FILE, to_json(job))
+        try:
+            with (workdir / "logs" / AGENT_LOG).open("ab") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "cloudshift_lab.agent", str(workdir / JOB_FILE)],
+                    cwd=workdir,
+                    env=_environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise UsageError(f"no agent can be started here ({error}); mend the machine") from error
+        started = process_start_time(process.pid)
+        if started is None:
+            raise Unavailable(f"the agent ended at once; see {workdir / 'logs' / AGENT_LOG}")
+        process.returncode = 0  # it is ours to watch through its handle, not through this object
+        handle = Handle(job.run_id, job.generation, process.pid, started, str(workdir))
+        write_private(workdir / HANDLE_FILE, to_json(handle))
+        return handle
+
+    def _wait_end(self, handle: Handle, limit_s: float) -> bool:
+        until = self._world.monotonic() + limit_s
+        while not has_ended(handle.pid, handle.start_time):
+            if self._world.monotonic() >= until:
+                return False
+            self._world.sleep(_POLL_S)
+        return True
+
+
+def _environment() -> dict[str, str]:
+    """Ours; with the package's own place when it is run from a checkout and not installed."""
+    root = str(Path(__file__).parents[2])
+    if root in (*site.getsitepackages(), site.getusersitepackages()):
+        return dict(os.environ)
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _exit_code(path: Path) -> int | None:
+    try:
+        return from_json(path.read_bytes(), int, what=str(path))
+    except FileNotFoundError:
+        return None
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One submit of an attempt at a time, also between processes."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Training scripts to start from; each runs by itself and as a run."""

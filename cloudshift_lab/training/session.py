@@ -1,0 +1,209 @@
+"""The one object a training script needs: steps that can be saved, moved and resumed exactly."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from cloudshift_lab.checkpoint.reader import open_checkpoint
+from cloudshift_lab.core.errors import UsageError
+from cloudshift_lab.core.staging import Go, RankState, StepReport
+from cloudshift_lab.training.agreement import Agreement, Flags
+from cloudshift_lab.training.arena import Arena
+from cloudshift_lab.training.node import Node
+from cloudshift_lab.training.shares import share_of
+from cloudshift_lab.training.state import Stateful, TrainingState
+from cloudshift_lab.training.warmup import warm_up as run_warm_up
+
+
+class Drained(SystemExit):
+    """The run goes on elsewhere: this process has staged its last state and ends with code 0."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(0)
+        self.step = step
+
+
+class Session:
+    """Connects an ordinary training loop with its run.
+
+    ::
+
+        session = Session(model=ddp_model, optimizer=opt, warm_up=lambda: loss_fn(batch(0)))
+        for step in session.steps(total):
+            loss = train(batch(step))
+            session.step(loss=loss, tokens=n)
+
+    Build model, optimizer and data first; the constructor then waits until the attempt may train
+    and puts the saved state back. Every rank must make its session at the same place. Without an
+    agent around it (plain ``python script.py``) the loop runs as it is and nothing is saved.
+
+    Args:
+        model: The model as the loop uses it (DistributedDataParallel, compiled or plain).
+        optimizer: Its optimizer.
+        warm_up: One forward pass to a scalar loss, on any batch of the usual shape; run twice and
+            undone, so that a resumed run equals an uninterrupted one bit by bit.
+        extra: Further objects with ``state_dict``/``load_state_dict``: schedulers, samplers.
+
+    Raises:
+        UsageError: The saved state is not one of this script's model, optimizer and extras.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        warm_up: Callable[[], torch.Tensor] | None = None,
+        extra: Mapping[str, Stateful] | None = None,
+    ) -> None:
+        self.rank, self.world_size = _rank_and_world_size()
+        self._node = Node.from_environment(self.rank)
+        self._state = TrainingState(
+            model, optimizer, extra or {}, rank=self.rank, world_size=self.world_size
+        )
+        self._agreement = Agreement()
+        if warm_up is not None:
+            run_warm_up(model, warm_up)
+        self.start_step = 0
+        self._current: int | None = None
+        self._total = 0
+        self._step_began = 0.0
+        self._arena: Arena | None = None
+        if self._node is None:
+            self._say_alone()
+        else:
+            self._arena = Arena(self._node.node_dir, self.rank, self.world_size)
+            self._enter(self._node)
+
+    def steps(self, total: int) -> Iterator[int]:
+        """The steps still to be done: from the restored one + 1 to ``total``.
+
+        Args:
+            total: Optimizer steps of the whole run, counted from its very beginning.
+        """
+        self._total = total
+        self._step_began = time.perf_counter()
+        for step in range(self.start_step + 1, total + 1):
+            self._current = step
+            yield step
+            if self._current is not None:
+                self.step()
+        self._finish(max(total, self.start_step))
+
+    def step(self, *, loss: torch.Tensor | float | None = None, tokens: int | None = None) -> None:
+        """Mark the end of an optimizer step: the state is whole now.
+
+        Args:
+            loss: This rank's loss of the step.
+            tokens: This rank's tokens of the step.
+
+        Raises:
+            Drained: The run is to move or to stop; let it pass, it ends the process with code 0.
+            UsageError: Called twice in a step, or outside ``steps``.
+        """
+        step, self._current = self._current, None
+        if step is None:
+            raise UsageError("session.step() belongs once into `for step in session.steps(total)`")
+        if self._node is None:
+            return
+        self._report(self._node, step, loss, tokens)
+        flags = self._agreement.read()
+        if step == self._total:
+            return
+        if flags.drain:
+            self._drain(self._node, step)
+        if step % self._node.job.checkpoint_every == 0 and not flags.is_busy:
+            self._stage(step, is_last=False)
+        self._agreement.send(self._heard(self._node))
+
+    # -- beginning and end ------------------------------------------------------------------------
+
+    def _enter(self, node: Node) -> None:
+        """Wait for the word to train, then continue from where it says."""
+        if node.control().go is None:
+            node.tell(RankState(self.rank, "gate", 0))
+        go = node.wait_at_gate()
+        if go.manifest_key is not None:
+            self._restore(node, go)
+        self.start_step = go.step
+        size = self._state.gather(go.step).num_bytes
+        node.tell(RankState(self.rank, "running", go.step, state_bytes=size))
+
+    def _restore(self, node: Node, go: Go) -> None:
+        assert go.manifest_key is not None
+        checkpoint = open_checkpoint(
+            node.open_store(), node.job.run_id, go.manifest_key, digest=go.manifest_digest
+        )
+        self._state.restore(checkpoint)
+
+    def _drain(self, node: Node, step: int) -> None:
+        self._stage(step, is_last=True)
+        self._leave(node, RankState(self.rank, "drained", step))
+        raise Drained(step)
+
+    def _finish(self, step: int) -> None:
+        if self._node is None:
+            return
+        if step > self.start_step:
+            self._stage(step, is_last=True)
+        self._leave(self._node, RankState(self.rank, "finished", step))
+
+    def _leave(self, node: Node, state: RankState) -> None:
+        node.rows.close()
+        node.tell(state)
+
+    # -- a boundary -------------------------------------------------------------------------------
+
+    def _heard(self, node: Node) -> Flags:
+        control = node.control()
+        assert self._arena is not None
+        staged = self._arena.staged_step
+        return Flags(control.drain, staged is not None and control.released_step < staged)
+
+    def _stage(self, step: int, *, is_last: bool) -> None:
+        assert self._arena is not None
+        state = self._state.gather(step)
+        share = share_of(
+            self.rank,
+            self.world_size,
+            replicated=state.replicated,
+            rank0=state.rank0,
+            own=state.own,
+        )
+        self._arena.stage(step, share, state.leaves, is_last=is_last)
+
+    def _report(
+        self, node: Node, step: int, loss: torch.Tensor | float | None, tokens: int | None
+    ) -> None:
+        began, self._step_began = self._step_began, time.perf_counter()
+        value = loss.detach().item() if isinstance(loss, torch.Tensor) else loss
+        node.rows.add(
+            StepReport(
+                ts=time.time(),
+                rank=self.rank,
+                step=step,
+                loss=None if value is None else float(value),
+                tokens=tokens,
+                step_s=self._step_began - began,
+            )
+        )
+
+    def _say_alone(self) -> None:
+        if self.rank == 0:
+            print(
+                "cloudshift: no agent around this process, so nothing is saved; "
+                "start the script with %cloudshift train to make it a run",
+                file=sys.stderr,
+            )
+
+
+def _rank_and_world_size() -> tuple[int, int]:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1

@@ -1,0 +1,65 @@
+"""State dictionaries as flat named tensors plus a tree of everything else, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+_TENSOR = "cloudshift:tensor"
+_ARRAY = "cloudshift:array"
+
+
+def pull_tensors(value: object, path: str, tensors: dict[str, torch.Tensor]) -> object:
+    """Move every tensor of a tree into ``tensors`` under its path; return the tree without them.
+
+    Args:
+        value: Nested dictionaries, lists and tuples.
+        path: Name of the root; parts are joined by ``/``.
+        tensors: Filled: path to tensor.
+
+    Returns:
+        The same tree with a tagged tuple in the place of each tensor and each numpy array.
+    """
+    if isinstance(value, torch.Tensor):
+        tensors[path] = value.detach()
+        return (_TENSOR, path)
+    if isinstance(value, np.ndarray):
+        return (_ARRAY, value.dtype.str, value.shape, value.tobytes())
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {key: pull_tensors(item, f"{path}/{key}", tensors) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [pull_tensors(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
+    return value
+
+
+def push_tensors(tree: object, tensors: Mapping[str, torch.Tensor]) -> object:
+    """Undo ``pull_tensors``."""
+    if isinstance(tree, dict):
+        return {key: push_tensors(item, tensors) for key, item in tree.items()}
+    if isinstance(tree, list):
+        return [push_tensors(item, tensors) for item in tree]
+    if not isinstance(tree, tuple):
+        return tree
+    if len(tree) == 2 and tree[0] == _TENSOR:
+        return tensors[tree[1]]
+    if len(tree) == 4 and tree[0] == _ARRAY:
+        _, dtype, shape, data = tree
+        return np.frombuffer(data, dtype=np.dtype(dtype)).reshape(shape).copy()
+    return tuple(push_tensors(item, tensors) for item in tree)
+
+
+def dtype_name(tensor: torch.Tensor) -> str:
+    """The checkpoint format's name of a dtype: ``float32``, ``bfloat16``, ``bool``."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def to_torch(array: np.ndarray, dtype: str) -> torch.Tensor:
+    """A tensor of the format's ``dtype`` from the array that the reader gives for it."""
+    wanted: torch.dtype = getattr(torch, dtype)
+    tensor = torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+    return tensor if tensor.dtype == wanted else tensor.view(wanted)
