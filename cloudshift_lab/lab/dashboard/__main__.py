@@ -53,7 +53,7 @@ def serve(root: Path, *, port: int, prefix: str, idle_s: float) -> None:
     feed = Feed(root)
     feed.start()
     server = pn.serve(
-        {"index": lambda: _page(feed)},
+        {"/": lambda: _page(feed)},
         port=port,
         address="127.0.0.1",
         prefix=f"/{prefix}",

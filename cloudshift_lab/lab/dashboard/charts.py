@@ -13,6 +13,7 @@ from cloudshift_lab.core.views import Move, Series
 Figure = dict[str, Any]
 
 _PLACE_COLOURS = ("#1f77b4", "#e8710a", "#2ca02c", "#9467bd", "#d62728", "#8c564b")
+_FILL = "rgba(31,119,180,0.15)"
 _MARGIN = {"l": 56, "r": 16, "t": 36, "b": 40}
 
 
@@ -65,7 +66,9 @@ def throughput_figure(series: Series, here: str, look: Look) -> Figure:
     """Tokens per second over time, one colour per place."""
     times = [clock(at) for at in series.at]
     traces = _by_place(series, here, x=times, y=series.tokens_per_s, hover="%{y:,.0f} tokens/s")
-    return _figure("Throughput, tokens/s", look, traces=traces, marks=_time_marks(series))
+    figure = _figure("Throughput, tokens/s", look, traces=traces, marks=_time_marks(series))
+    figure["layout"]["yaxis"] |= {"rangemode": "tozero"}
+    return figure
 
 
 def spent_figure(series: Series, look: Look) -> Figure:
@@ -118,7 +121,7 @@ def _colours(places: Sequence[str]) -> dict[str, str]:
 def _cost_trace(series: Series, y: Sequence[float], *, hover: str, fill: bool) -> Figure:
     x = [clock(at) for at in series.cost_at]
     trace = _line(x, y, _PLACE_COLOURS[0], hover) | {"showlegend": False, "name": ""}
-    return trace | {"fill": "tozeroy"} if fill else trace
+    return trace | {"fill": "tozeroy", "fillcolor": _FILL} if fill else trace
 
 
 def _line(x: Sequence[Any], y: Sequence[Any], colour: str, hover: str) -> Figure:
@@ -149,7 +152,7 @@ def _figure(
             "paper_bgcolor": "rgba(0,0,0,0)",
             "plot_bgcolor": "rgba(0,0,0,0)",
             "margin": _MARGIN,
-            "height": 260,
+            "height": 280,
             "uirevision": "keep",
             "hovermode": "x",
             "xaxis": axis | {"title": {"text": x_title}},
@@ -171,6 +174,6 @@ def _mark_line(x: Any, look: Look) -> Figure:
 
 def _mark_text(x: Any, text: str, look: Look) -> Figure:
     return {
-        "x": x, "y": 1, "xref": "x", "yref": "paper", "xanchor": "left", "yanchor": "top",
+        "x": x, "y": 0, "xref": "x", "yref": "paper", "xanchor": "left", "yanchor": "bottom",
         "text": text, "showarrow": False, "font": {"size": 11, "color": look.mark},
     }  # fmt: skip

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cloudshift_lab.conductor.client import Client
-from cloudshift_lab.core.errors import CloudshiftError
+from cloudshift_lab.conductor.discovery import find_daemon
+from cloudshift_lab.core.errors import CloudshiftError, Unavailable
 from cloudshift_lab.core.run import FINAL_STATES, RunView
 from cloudshift_lab.core.views import Series
 
@@ -40,7 +41,6 @@ class Feed:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._client: Client | None = None
         self._snapshot = Snapshot()
         self._series: dict[str, Series] = {}
         self._watched: dict[str, float] = {}
@@ -73,19 +73,27 @@ class Feed:
 
     def _ask(self, now: float) -> None:
         try:
-            if self._client is None:
-                self._client = Client.connect(self._root, start=False)
-            runs = self._client.runs()
+            client = self._connect()
+            runs = client.runs()
             self._keep(Snapshot(runs=runs, as_of=time.time()))
             for run_id in self._wanted(runs, now):
-                series = self._client.series(run_id, points=POINTS)
+                series = client.series(run_id, points=POINTS)
                 with self._lock:
                     self._series[run_id] = series
         except CloudshiftError as error:
-            self._client = None  # look it up anew: it may have been restarted elsewhere
             known = self._snapshot
             since = known.offline_since or time.time()
             self._keep(replace(known, offline_since=since, problem=error.message))
+
+    def _connect(self) -> Client:
+        """The running conductor, looked up anew each time: it may have been restarted elsewhere.
+
+        Without a state directory the client never starts one: looking must not change anything.
+        """
+        daemon = find_daemon(self._root)
+        if daemon is None:
+            raise Unavailable("no conductor runs; start one with: python -m cloudshift_lab status")
+        return Client(daemon.url, daemon.token)
 
     def _wanted(self, runs: tuple[RunView, ...], now: float) -> list[str]:
         """Runs somebody looks at, unless they ended and their curves are here already."""

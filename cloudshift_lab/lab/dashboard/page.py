@@ -87,11 +87,11 @@ class Page:
             charts.rate_figure(series, look),
         )
         for pane, figure in zip(self._charts, figures, strict=True):
-            pane.object = figure
+            pane.param.update(object=figure, visible=True)
 
     def _empty_chart(self) -> Any:
         return pn.pane.Plotly(
-            None, config=_CONFIG, sizing_mode="stretch_width", height=260, min_width=340
+            None, config=_CONFIG, sizing_mode="stretch_width", height=280, visible=False
         )
 
 

@@ -21,14 +21,12 @@ class CloudshiftServer(ExtensionApp):
     _follower: asyncio.Task[None] | None = None
 
     def initialize_settings(self) -> None:
-        self.link = ConductorLink(home())
+        self.link = ConductorLink(home().absolute())
         self._events().register_event_schema(announce.CHANGED_SCHEMA)
 
     def initialize_handlers(self) -> None:
-        assert self.serverapp is not None, "Jupyter links the server before it asks for handlers"
-        base_url = self.serverapp.base_url
-        self.handlers.extend(handlers.routes(base_url, self.link))
-        self.handlers.extend(proxy.routes(base_url, self.link.root))
+        self.handlers.extend(handlers.routes(self.link))
+        self.handlers.extend(proxy.routes(self.link.root))
 
     async def _start_jupyter_server_extension(self, serverapp: Any) -> None:  # noqa: ARG002
         self._follower = asyncio.create_task(announce.follow(self.link, self._announce))

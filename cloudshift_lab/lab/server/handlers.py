@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 from jupyter_server.auth.decorator import authorized
 from jupyter_server.base.handlers import APIHandler
-from jupyter_server.utils import url_path_join
 from tornado import web
 
 from cloudshift_lab.core.errors import CloudshiftError, Unavailable, UsageError
@@ -96,9 +95,9 @@ class StartHandler(CloudshiftHandler):
         self.send(await self.link.read("health"))
 
 
-def routes(base_url: str, link: ConductorLink) -> list[tuple[str, type[APIHandler], object]]:
-    """All REST routes below Jupyter's base URL."""
-    api = url_path_join(base_url, "cloudshift", "api")
+def routes(link: ConductorLink) -> list[tuple[str, type[APIHandler], object]]:
+    """All REST routes; Jupyter puts its base URL before them."""
+    api = "/cloudshift/api"
     shared = {"link": link}
     return [
         (f"{api}/({'|'.join(_READS)})", ReadHandler, shared),

@@ -7,7 +7,6 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from jupyter_server.utils import url_path_join
 from jupyter_server_proxy.handlers import AddSlashHandler, LocalProxyHandler
 from tornado import web
 
@@ -67,9 +66,9 @@ class DashboardProxy(LocalProxyHandler):  # type: ignore[misc]
     post = put = delete = head = patch = options = refuse
 
 
-def routes(base_url: str, root: Path) -> list[tuple[Any, ...]]:
-    """The dashboard's routes below Jupyter's base URL."""
-    place = url_path_join(base_url, "cloudshift", "dashboard")
+def routes(root: Path) -> list[tuple[Any, ...]]:
+    """The dashboard's routes; Jupyter puts its base URL before them."""
+    place = "/cloudshift/dashboard"
     return [
         (f"{place}/(.*)", DashboardProxy, {"root": root}),
         (place, AddSlashHandler),
