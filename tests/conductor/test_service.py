@@ -1,0 +1,603 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloudshift_lab.conductor.service import ConductorService
+from cloudshift_lab.core.errors import (
+    Conflict,
+    Denied,
+    Exhausted,
+    NotFound,
+    StaleDecision,
+    Unavailable,
+    UsageError,
+)
+from cloudshift_lab.core.home import save_clouds
+from cloudshift_lab.core.money import HOUR_S
+from cloudshift_lab.core.placement import Cloud, Clouds, EgressTier, Offer
+from cloudshift_lab.core.plan import Decision, MigrationView
+from cloudshift_lab.core.run import RunSpec
+from cloudshift_lab.core.wire import from_json
+from cloudshift_lab.migration import Receipt, check_chain
+from cloudshift_lab.storage.log import RunLog
+from cloudshift_lab.storage.store import Store
+from cloudshift_lab.telemetry.batch import encode
+from cloudshift_lab.telemetry.schema import StepRow
+from cloudshift_lab.telemetry.spool import spool_key
+
+SCRIPT = "print('train')\nprint('more')\n"
+AWS, GCP = "aws-sim:us-east-1", "gcp-sim:us-central1"
+
+
+def cloud(name: str, region: str, price: int, *, url: str) -> Cloud:
+    return Cloud(
+        name=name,
+        title=f"{name} (simulated)",
+        store_url=url,
+        offers=(
+            Offer(
+                cloud=name, region=region, instance_type="m", price_micro_usd_per_h=price,
+                simulated=True, source="list price", as_of="2026-07-01",
+            ),
+        ),
+        egress=(EgressTier(up_to_gb=None, micro_usd_per_gb=90_000),),
+        put_micro_usd_per_1000=5000,
+        get_micro_usd_per_1000=400,
+        simulated=True,
+    )  # fmt: skip
+
+
+class Bench:
+    """A service whose clock, agents and ticks are moved by hand."""
+
+    def __init__(self, root: Path, world: Any, engine: Any) -> None:
+        self.root, self.world, self.engine = root, world, engine
+        self.service = ConductorService(root, engine, world)
+        engine._open_store = self.service.places.store
+
+    def step(self, seconds: float = 1.0) -> None:
+        self.world.clock_s += seconds
+        self.engine.tick()
+        for tender in self.service._registry.all():
+            tender.tick()
+
+    def restart(self) -> None:
+        """Another conductor on the same state directory, as after kill -9."""
+        self.service.telemetry.close()
+        self.service = ConductorService(self.root, self.engine, self.world)
+
+    def train(self, name: str = "gpt", **named: Any) -> str:
+        spec = RunSpec(**{"name": name, "script": SCRIPT, "target": AWS, **named})
+        run_id = self.service.train(spec).run_id
+        self.step()
+        self.step()
+        return run_id
+
+    def approve(self, view: MigrationView, verdict: Any = "approve") -> MigrationView:
+        return self.service.decide(view.migration_id, self.decision(view, verdict))
+
+    def decision(self, view: MigrationView, verdict: Any = "approve") -> Decision:
+        return Decision(
+            decision_id=f"dec-{view.migration_id}", plan_digest=view.plan.digest,
+            verdict=verdict, by="ada",
+        )  # fmt: skip
+
+    def settle(self, migration_id: str, until: str = "") -> MigrationView:
+        for _ in range(400):
+            view = self.service.migration(migration_id)
+            if view.phase in (until, "source_retired", "rolled_back", "rejected", "expired"):
+                return view
+            self.step()
+        raise AssertionError(f"stuck in {view.phase}: {view.error}")
+
+    def move(self, run_id: str, to: str = GCP) -> MigrationView:
+        view = self.approve(self.service.migrate(run_id, to, expires_s=600))
+        return self.settle(view.migration_id)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, two_clouds: Any) -> Iterator[Bench]:
+    name = tmp_path.name
+    save_clouds(
+        tmp_path,
+        Clouds(
+            clouds=(
+                cloud("aws-sim", "us-east-1", 3_600_000, url=f"memory://aws-{name}"),
+                cloud("gcp-sim", "us-central1", 1_800_000, url=f"memory://gcp-{name}"),
+            )
+        ),
+    )
+    made = Bench(tmp_path, two_clouds.world, two_clouds.engine)
+    yield made
+    made.service.telemetry.close()
+
+
+# -- starting ----------------------------------------------------------------------------------
+
+
+def test_a_run_starts_its_first_generation_and_shows_where_and_for_how_much(bench: Bench) -> None:
+    run_id = bench.train()
+    view = bench.service.run(run_id)
+    assert (view.state, view.generation, view.placement.target) == ("running", 1, AWS)
+    assert view.price_micro_usd_per_h == 3_600_000
+    assert "2026-07-01" in view.price_source
+    assert view.simulated
+    assert view.step is not None
+    assert bench.service.run("gpt") == bench.service.run(run_id)
+
+
+def test_the_script_is_frozen_so_that_a_later_edit_changes_nothing(bench: Bench) -> None:
+    script = bench.root / "train.py"
+    script.write_text(SCRIPT)
+    run_id = bench.train(script=str(script))
+    script.write_text("raise SystemExit")
+    job = bench.engine.puppets[run_id, 1].job
+    assert Path(job.script).read_text() == SCRIPT
+    assert job.env["PYTHONPATH"] == str(bench.root)
+
+
+def test_a_syntax_error_names_the_line_and_starts_nothing(bench: Bench) -> None:
+    with pytest.raises(UsageError, match=r"line 2 .*: x = = 3"):
+        bench.train(script="a = 1\nx = = 3\n")
+    assert bench.engine.started == []
+    assert bench.service.runs() == ()
+    assert not (bench.root / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"target": "gcp-sim:us-central"}, "did you mean 'gcp-sim:us-central1'"),
+        ({"target": "azure"}, "no cloud called 'azure'; choose one of: .*aws-sim:us-east-1"),
+        ({"name": "run-7"}, "looks like an id"),
+        ({"name": "a b"}, "cannot name a run"),
+        ({"ranks_per_node": 0}, "1 to 64 ranks"),
+        ({"checkpoint_every": 0}, "at least 1 step"),
+        ({"script": "/nowhere/at/all.py"}, "cannot read '/nowhere/at/all.py'"),
+        ({"script": "train.py"}, "relative path"),
+        ({"script": "  \n \n"}, "is empty"),
+    ],
+)
+def test_a_wrong_spec_is_one_clear_message_and_starts_nothing(
+    bench: Bench, spec: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        bench.train(**spec)
+    assert bench.engine.started == []
+
+
+def test_a_name_is_used_once(bench: Bench) -> None:
+    bench.train("gpt")
+    with pytest.raises(UsageError, match=r"'gpt' exists already \(run-1\)"):
+        bench.train("gpt")
+    assert bench.train("gpt-2") == "run-2"
+
+
+class Refusing:
+    """A store that answers every write with one error."""
+
+    url = "memory://refusing"
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __getattr__(self, name: str) -> Any:
+        def refuse(*args: Any, **named: Any) -> Any:
+            raise self._error
+
+        return refuse
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Denied("wrong credentials; mend clouds.json"), Denied("read-only; use another store"),
+     Unavailable("no answer; start the cloud"), Exhausted("disk full; free space")],
+)  # fmt: skip
+def test_a_store_that_cannot_carry_a_run_is_said_before_anything_starts(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(bench.service.places, "store", lambda _name: Refusing(error))
+    with pytest.raises(type(error), match=str(error)):
+        bench.service.train(RunSpec(name="gpt", script=SCRIPT, target=AWS))
+    assert bench.engine.started == []
+    assert bench.service.runs() == ()
+
+
+def test_an_id_that_the_bucket_knows_already_is_not_used_again(bench: Bench) -> None:
+    store = bench.service.places.store("aws-sim")
+    RunLog(store, "run-1", bench.world).acquire(generation=1, owner="somebody", nonce="n")
+    assert bench.train() == "run-2"
+
+
+def test_an_unknown_run_lists_the_known_ones(bench: Bench) -> None:
+    with pytest.raises(NotFound, match="none yet"):
+        bench.service.run("x")
+    bench.train()
+    with pytest.raises(NotFound, match=r"no run called 'x'; choose one of: run-1 \(gpt\)"):
+        bench.service.run("x")
+
+
+# -- the end of a run --------------------------------------------------------------------------
+
+
+def test_a_failing_script_shows_the_rank_and_its_traceback(bench: Bench) -> None:
+    run_id = bench.train()
+    puppet = bench.engine.puppets[run_id, 1]
+    puppet.say(state="failed", error="ValueError: nan", error_rank=1, traceback="Traceback ...")
+    puppet.is_gone = True
+    bench.step()
+    view = bench.service.run(run_id)
+    assert (view.state, view.error_rank) == ("failed", 1)
+    assert (view.error, view.traceback) == ("ValueError: nan", "Traceback ...")
+    assert view.ended_at is not None and view.price_micro_usd_per_h == 0
+
+
+def test_an_agent_that_vanished_makes_the_run_lost_with_advice(bench: Bench) -> None:
+    run_id = bench.train()
+    bench.engine.puppets[run_id, 1].is_gone = True
+    bench.step()
+    view = bench.service.run(run_id)
+    assert view.state == "lost"
+    assert view.error is not None and "start the run again" in view.error
+
+
+def test_a_finished_run_costs_nothing_more(bench: Bench) -> None:
+    run_id = bench.train()
+    bench.world.clock_s = 1800.0
+    puppet = bench.engine.puppets[run_id, 1]
+    puppet.say(state="finished")
+    puppet.is_gone = True
+    bench.step(0)
+    spent = bench.service.run(run_id).spent_micro_usd
+    assert spent == pytest.approx(1_800_000, abs=10)
+    bench.world.clock_s += HOUR_S
+    assert bench.service.cost(run_id).total_micro_usd == spent
+
+
+def test_stopping_asks_the_agent_and_stopping_twice_changes_nothing(bench: Bench) -> None:
+    run_id = bench.train()
+    assert bench.service.stop(run_id).state == "stopping"
+    bench.step()
+    bench.step()
+    bench.step()
+    assert bench.engine.puppets[run_id, 1].obeyed == ["stop"]
+    assert bench.service.run(run_id).state == "stopped"
+    assert bench.service.stop(run_id).state == "stopped"
+
+
+def test_a_used_up_budget_stops_the_run_and_says_so(bench: Bench) -> None:
+    run_id = bench.train(budget_micro_usd=10_000)
+    bench.world.clock_s += 60.0
+    for _ in range(4):
+        bench.step()
+    view = bench.service.run(run_id)
+    assert view.state == "stopped"
+    assert view.error is not None and "budget of $0.0100 is used up" in view.error
+
+
+def test_a_run_whose_start_was_cut_off_is_started_by_the_next_conductor(bench: Bench) -> None:
+    bench.engine.refuse = Unavailable("killed here; never mind")
+    with pytest.raises(Unavailable):
+        bench.service.train(RunSpec(name="gpt", script=SCRIPT, target=AWS))
+    assert bench.engine.started == []
+    bench.engine.refuse = None
+    bench.restart()
+    bench.step()
+    bench.step()
+    assert bench.engine.started == [1]
+    assert bench.service.run("gpt").state == "running"
+
+
+# -- moves -------------------------------------------------------------------------------------
+
+
+def test_a_move_is_priced_first_and_happens_after_the_decision(bench: Bench) -> None:
+    run_id = bench.train()
+    view = bench.service.migrate(run_id, GCP, expires_s=600)
+    assert (view.phase, view.migration_id) == ("proposed", "mig-1")
+    assert view.plan.verdict in ("move", "stay")
+    assert view.plan.bill.transfer_bytes == 1000
+    assert view.plan.bill.simulated
+    assert view.plan.expires_at == view.plan.created_at + 600
+    for _ in range(5):
+        bench.step()
+    assert bench.engine.started == [1]
+    assert bench.service.run(run_id).migration_id == "mig-1"
+    done = bench.settle(bench.approve(view).migration_id)
+    assert done.phase == "source_retired", done.error
+    after = bench.service.run(run_id)
+    assert (after.placement.target, after.generation) == (GCP, 2)
+    assert after.price_micro_usd_per_h == 1_800_000
+    assert after.migration_id is None
+
+
+def test_both_attempts_are_billed_while_they_overlap_and_lines_sum_exactly(bench: Bench) -> None:
+    run_id = bench.train()
+    view = bench.approve(bench.service.migrate(run_id, GCP, expires_s=600))
+    bench.settle(view.migration_id, "copying")
+    assert bench.service.run(run_id).price_micro_usd_per_h == 5_400_000
+    bench.settle(view.migration_id)
+    cost = bench.service.cost(run_id)
+    assert [line.label for line in cost.lines] == [
+        "attempt 1", "attempt 2", "mig-1 egress", "mig-1 requests",
+    ]  # fmt: skip
+    assert cost.total_micro_usd == sum(line.amount_micro_usd for line in cost.lines)
+    assert cost.lines[2].amount_micro_usd == round(1000 * 90_000 / 2**30)
+    assert bench.service.run(run_id).price_micro_usd_per_h == 1_800_000
+
+
+def test_a_finished_move_leaves_a_chained_receipt_here_and_in_the_bucket(bench: Bench) -> None:
+    run_id = bench.train()
+    first = bench.move(run_id)
+    bench.step()
+    second = bench.move(run_id, AWS)
+    receipts = []
+    for view, name in ((first, "gcp-sim"), (second, "aws-sim")):
+        bench.settle(view.migration_id)
+        key = bench.service.migration(view.migration_id).receipt
+        assert key == f"runs/{run_id}/receipts/{view.migration_id}.json"
+        data = bench.service.places.store(name).get(key)
+        local = bench.root / "runs" / run_id / "receipts" / f"{view.migration_id}.json"
+        assert local.read_bytes() == data
+        receipts.append(from_json(data, Receipt))
+    check_chain(receipts)
+    assert receipts[0].decision is not None and receipts[0].decision.by == "ada"
+    assert receipts[0].actual_micro_usd is not None and receipts[0].actual_micro_usd > 0
+    assert bench.service.run(run_id).generation == 3
+
+
+def test_a_restarted_conductor_goes_on_in_every_phase(bench: Bench) -> None:
+    phases = ("provisioning", "precopying", "draining", "copying", "verifying", "committing",
+              "committed", "resumed")  # fmt: skip
+    for number, phase in enumerate(phases, 1):
+        run_id = bench.train(f"gpt-{number}")
+        view = bench.approve(bench.service.migrate(run_id, GCP, expires_s=600))
+        bench.settle(view.migration_id, phase)
+        bench.restart()
+        done = bench.settle(view.migration_id)
+        assert done.phase == "source_retired", f"{phase}: {done.error}"
+        assert bench.service.run(run_id).placement.target == GCP
+        attempts = bench.service.cost(run_id).lines
+        assert [line.label for line in attempts][:2] == ["attempt 1", "attempt 2"]
+
+
+def test_a_move_that_failed_leaves_the_run_and_the_next_one_has_a_fresh_generation(
+    bench: Bench,
+) -> None:
+    run_id = bench.train()
+    bench.engine.prepare = lambda puppet: puppet.fail.add("verify")
+    failed = bench.move(run_id)
+    assert failed.phase == "rolled_back"
+    assert failed.error is not None and "a chunk is corrupt" in failed.error
+    bench.step()
+    assert bench.service.run(run_id).state == "running"
+    assert bench.service.run(run_id).price_micro_usd_per_h == 3_600_000
+    bench.engine.prepare = lambda _: None
+    assert bench.move(run_id).phase == "source_retired"
+    assert bench.service.run(run_id).generation == 3
+
+
+@pytest.mark.parametrize(
+    ("to", "message"),
+    [
+        (AWS, "is at aws-sim:us-east-1 already; choose another place: .*gcp-sim:us-central1"),
+        ("aws-sim", "is at aws-sim:us-east-1 already"),
+        ("gcp-sim:mars", "no region 'mars'"),
+        ("gpc-sim:us-central1", "did you mean 'gcp-sim:us-central1'"),
+    ],
+)
+def test_an_impossible_target_says_what_is_possible(bench: Bench, to: str, message: str) -> None:
+    run_id = bench.train()
+    with pytest.raises(UsageError, match=message):
+        bench.service.migrate(run_id, to, expires_s=600)
+    assert bench.service.migrations(None) == ()
+
+
+def test_a_second_move_is_refused_by_the_name_of_the_open_one(bench: Bench) -> None:
+    run_id = bench.train()
+    first = bench.service.migrate(run_id, GCP, expires_s=600)
+    with pytest.raises(Conflict, match="mig-1 of run-1 to gcp-sim:us-central1 is still proposed"):
+        bench.service.migrate(run_id, GCP, expires_s=600)
+    bench.approve(first, "reject")
+    assert bench.service.migrate(run_id, GCP, expires_s=600).migration_id == "mig-2"
+
+
+def test_a_run_that_does_not_run_cannot_move(bench: Bench) -> None:
+    run_id = bench.service.train(RunSpec(name="gpt", script=SCRIPT, target=AWS)).run_id
+    with pytest.raises(UsageError, match="still starting"):
+        bench.service.migrate(run_id, GCP, expires_s=600)
+    bench.step()
+    bench.step()
+    bench.service.stop(run_id)
+    with pytest.raises(UsageError, match="is stopping"):
+        bench.service.migrate(run_id, GCP, expires_s=600)
+    for _ in range(3):
+        bench.step()
+    with pytest.raises(UsageError, match="run-1 is stopped; only a running run can move"):
+        bench.service.migrate(run_id, GCP, expires_s=600)
+
+
+def test_a_policy_can_decide_at_once_or_refuse_for_ever(bench: Bench) -> None:
+    auto = bench.train("auto", approve="auto")
+    view = bench.service.migrate(auto, GCP, expires_s=600)
+    assert view.decision is not None and view.decision.by == "policy:auto"
+    assert bench.settle(view.migration_id).phase == "source_retired"
+    never = bench.train("never", approve="never")
+    with pytest.raises(UsageError, match="approve='never'"):
+        bench.service.migrate(never, GCP, expires_s=600)
+
+
+def test_decisions_are_idempotent_bound_to_the_plan_and_end_with_it(bench: Bench) -> None:
+    run_id = bench.train()
+    view = bench.service.migrate(run_id, GCP, expires_s=600)
+    other = Decision(decision_id="d", plan_digest="0" * 64, verdict="approve", by="bob")
+    with pytest.raises(StaleDecision, match="not the one that was shown"):
+        bench.service.decide(view.migration_id, other)
+    bench.approve(view, "reject")
+    bench.approve(view, "reject")
+    late = Decision(decision_id="l", plan_digest=view.plan.digest, verdict="approve", by="bob")
+    with pytest.raises(StaleDecision, match="decided already: reject by ada"):
+        bench.service.decide(view.migration_id, late)
+    with pytest.raises(NotFound, match="no migration called 'mig-9'; choose one of: mig-1"):
+        bench.service.decide("mig-9", late)
+
+
+def test_an_expired_plan_cannot_be_approved(bench: Bench) -> None:
+    run_id = bench.train()
+    view = bench.service.migrate(run_id, GCP, expires_s=60)
+    bench.step(61.0)
+    assert bench.service.migration(view.migration_id).phase == "expired"
+    with pytest.raises(StaleDecision) as caught:
+        bench.approve(view)
+    assert caught.value.facts["reason"] == "expired"
+
+
+def test_a_run_that_ends_takes_its_open_plan_with_it(bench: Bench) -> None:
+    run_id = bench.train()
+    view = bench.service.migrate(run_id, GCP, expires_s=600)
+    puppet = bench.engine.puppets[run_id, 1]
+    puppet.say(state="finished")
+    puppet.is_gone = True
+    bench.step()
+    bench.step()
+    assert bench.service.migration(view.migration_id).phase == "rejected"
+    with pytest.raises(StaleDecision, match="called off"):
+        bench.approve(view)
+
+
+def test_stopping_a_moving_run_rolls_the_move_back_then_stops_it(bench: Bench) -> None:
+    run_id = bench.train()
+    view = bench.approve(bench.service.migrate(run_id, GCP, expires_s=600))
+    bench.settle(view.migration_id, "copying")
+    bench.service.stop(run_id)
+    assert bench.settle(view.migration_id).phase == "rolled_back"
+    for _ in range(4):
+        bench.step()
+    assert bench.service.run(run_id).state == "stopped"
+    assert bench.engine.puppets[run_id, 2].is_gone
+
+
+def test_another_run_of_the_same_id_in_the_target_is_never_mixed_with_ours(bench: Bench) -> None:
+    run_id = bench.train()
+    store = bench.service.places.store("gcp-sim")
+    RunLog(store, run_id, bench.world).acquire(generation=1, owner="somebody", nonce="n")
+    with pytest.raises(UsageError, match="holds another run-1 already"):
+        bench.service.migrate(run_id, GCP, expires_s=600)
+
+
+# -- telemetry, restart and the rest -----------------------------------------------------------
+
+
+def rows(run_id: str, at: float, steps: range) -> bytes:
+    return encode(
+        "step",
+        [
+            StepRow(
+                ts=at + step, run_id=run_id, generation=1, rank=0, step=step, loss=5.0 - step,
+                tokens=100, step_s=1.0,
+            )
+            for step in steps
+        ],
+    )  # fmt: skip
+
+
+def test_telemetry_shows_in_the_run_and_its_series_and_a_batch_counts_once(bench: Bench) -> None:
+    run_id = bench.train()
+    data = rows(run_id, bench.world.now(), range(1, 4))
+    before = bench.service.version()
+    bench.service.ingest(run_id, batch="b1", table="step", data=data)
+    bench.service.ingest(run_id, batch="b1", table="step", data=data)
+    assert bench.service.version() == before + 1
+    bench.world.clock_s += 1
+    view = bench.service.run(run_id)
+    assert (view.step, view.loss, view.tokens_per_s) == (3, 2.0, 100.0)
+    assert view.losses == ((1, 4.0), (2, 3.0), (3, 2.0))
+    series = bench.service.series(run_id, points=50)
+    assert series.step == (1, 2, 3)
+    assert series.usd_per_h[-1] == 3.6
+    assert list(series.cost_usd) == sorted(series.cost_usd)
+
+
+def test_spooled_telemetry_is_taken_in_and_removed_from_the_bucket(bench: Bench) -> None:
+    run_id = bench.train()
+    store: Store = bench.service.places.store("aws-sim")
+    key = spool_key(run_id, "b7", "step")
+    store.put(key, rows(run_id, bench.world.now(), range(10, 12)))
+    bench.step(30.0)
+    assert store.size(key) is None
+    assert bench.service.run(run_id).step == 11
+
+
+def test_a_move_is_marked_in_the_series(bench: Bench) -> None:
+    run_id = bench.train()
+    done = bench.move(run_id)
+    series = bench.service.series(run_id, points=50)
+    assert [(mark.migration_id, mark.step) for mark in series.moves] == [
+        ("mig-1", done.sealed_step)
+    ]
+    assert (series.moves[0].source, series.moves[0].target) == (AWS, GCP)
+    assert series.cost_at[-1] == bench.world.now()
+
+
+def test_a_damaged_journal_keeps_no_other_run_away(bench: Bench) -> None:
+    bench.train("one")
+    bench.train("two")
+    journal = bench.root / "runs" / "run-1" / "journal.jsonl"
+    data = bytearray(journal.read_bytes())
+    data[40] ^= 1
+    journal.write_bytes(bytes(data))
+    bench.restart()
+    assert [view.run_id for view in bench.service.runs()] == ["run-2"]
+    with pytest.raises(NotFound, match="line 1 is damaged"):
+        bench.service.run("run-1")
+    assert bench.train("three") == "run-3"
+
+
+def test_a_store_that_is_away_is_shown_as_trouble_and_forgotten_when_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = bench.train()
+    tender = bench.service._registry.find(run_id)
+    refusing: Any = Refusing(Unavailable("no answer; start the cloud"))
+    with monkeypatch.context() as patch:
+        patch.setattr(tender.side(tender.owner).line, "_store", refusing)
+        bench.step()
+        view = bench.service.run(run_id)
+        assert (view.state, view.error) == ("running", "no answer; start the cloud")
+    bench.step()
+    assert bench.service.run(run_id).error is None
+
+
+def test_targets_are_priced_and_marked_simulated(bench: Bench) -> None:
+    targets = {target.target: target for target in bench.service.targets()}
+    assert set(targets) == {"local:here", AWS, GCP}
+    assert targets[GCP].price_micro_usd_per_h == 1_800_000
+    assert targets[GCP].simulated and not targets["local:here"].simulated
+
+
+def test_the_doctor_names_every_store_and_what_is_damaged(bench: Bench) -> None:
+    bench.train()
+    (bench.root / "runs" / "run-1" / "journal.jsonl").write_bytes(b"x\ny\n")
+    bench.restart()
+    checks = {check.name: check for check in bench.service.doctor()}
+    assert {"conductor", "telemetry", "disk", "torch", "store aws-sim"} <= set(checks)
+    assert checks["store gcp-sim"].ok
+    assert not checks["run-1"].ok and checks["run-1"].advice
+
+
+def test_logs_come_from_the_engine(bench: Bench) -> None:
+    run_id = bench.train()
+    assert bench.service.logs(run_id, rank=1, tail=10) == "log of run-1 generation 1 rank 1"
+
+
+def test_sql_reads_and_cannot_write(bench: Bench) -> None:
+    import pyarrow as pa
+
+    data = bench.service.sql("SELECT 41 + 1 AS answer")
+    assert pa.ipc.open_stream(data).read_all().to_pydict() == {"answer": [42]}
+    with pytest.raises(UsageError):
+        bench.service.sql("DROP TABLE step")
