@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 from cloudshift_lab.core.money import to_micro_usd
 from cloudshift_lab.core.run import ApprovePolicy, RunSpec
@@ -12,7 +11,7 @@ from cloudshift_lab.core.views import Target
 from cloudshift_lab.lab.desk import Desk
 from cloudshift_lab.lab.objects import Migration, Report, Run, ScriptFailed
 from cloudshift_lab.lab.render import card
-from cloudshift_lab.lab.source import check_script, script_of_file
+from cloudshift_lab.lab.source import check_script, name_of, script_of_file
 
 __all__ = [
     "Migration",
@@ -65,7 +64,7 @@ def train(
         check_script(script, where="the script")
     desk = _desk()
     spec = RunSpec(
-        name=name or desk.free_name("train" if source else Path(script).stem),
+        name=name or desk.free_name("train" if source else name_of(script)),
         script=script if source else script_of_file(script),
         target=on,
         ranks_per_node=ranks,

@@ -13,7 +13,7 @@ from cloudshift_lab.core.errors import CloudshiftError, UsageError
 from cloudshift_lab.core.plan import MigrationView
 from cloudshift_lab.core.run import FINAL_STATES, RunView
 from cloudshift_lab.core.wire import to_json
-from cloudshift_lab.lab.desk import Desk
+from cloudshift_lab.lab.desk import Desk, open_move
 from cloudshift_lab.lab.grammar import parse_words
 from cloudshift_lab.lab.objects import Migration, Run, ScriptFailed, Shown, note
 from cloudshift_lab.lab.render.card import run_text
@@ -68,7 +68,12 @@ class TerminalStage:
         return note(f"left; {run.name} goes on: {PROMPT} watch {run.name}")
 
     def follow_run(self) -> Callable[[RunView], None]:
-        return _Redrawn(self._out) if self._out.isatty() else _Lines(self._out)
+        if not self._out.isatty():
+            return _Lines(self._out)
+        desk = Desk("terminal", PROMPT)
+        return _Redrawn(
+            self._out, lambda view: run_text(view, PROMPT, open_move(desk.client(), view))
+        )
 
     def follow_move(self, migration: Migration) -> Callable[[MigrationView], None]:
         print(migration.as_text(), file=self._out, flush=True)
@@ -89,8 +94,9 @@ class TerminalStage:
 class _Redrawn:
     """A card drawn over itself."""
 
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, out: TextIO, render: Callable[[RunView], str]) -> None:
         self._out = out
+        self._render = render
         self._lines = 0
 
     def __call__(self, view: RunView) -> None:
@@ -98,7 +104,7 @@ class _Redrawn:
             self._out.write(f"\x1b[{self._lines}F\x1b[J")
         self._lines = 0
         if view.state not in FINAL_STATES:
-            text = run_text(view, PROMPT)
+            text = self._render(view)
             self._lines = text.count("\n") + 1
             print(text, file=self._out, flush=True)
 

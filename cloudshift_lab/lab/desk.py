@@ -153,6 +153,11 @@ class Desk:
             return False
 
 
+def open_move(client: Client, view: RunView) -> MigrationView | None:
+    """The move that is proposed or under way for a run."""
+    return None if view.migration_id is None else client.migration(view.migration_id)
+
+
 def match_run(runs: Sequence[RunView], name: str) -> RunView:
     """The run with that id or name (the newest of that name), or id beginning.
 

@@ -10,7 +10,7 @@ from IPython.display import display as ipython_display
 
 from cloudshift_lab.core.plan import FINAL_PHASES, Decision, MigrationView
 from cloudshift_lab.core.run import FINAL_STATES, RunView
-from cloudshift_lab.lab.desk import Desk
+from cloudshift_lab.lab.desk import Desk, open_move
 from cloudshift_lab.lab.follow import Follower
 from cloudshift_lab.lab.objects import Migration, Report, Run, Shown, move_report, note, run_report
 from cloudshift_lab.lab.render.card import run_line_html
@@ -130,22 +130,23 @@ def _watch_live(run: Run, desk: Desk) -> None:
     widget = RunCard(view=_plain(view))
     display(widget)
 
-    def seen(newest: RunView) -> None:
-        widget.show(newest)
-        if newest.state in FINAL_STATES:
-            output.replace(run_report(newest, desk.prompt))
+    def fetch() -> tuple[RunView, MigrationView | None]:
+        client = desk.peek()
+        newest = client.run(run.run_id)
+        return newest, open_move(client, newest)
+
+    def seen(newest: tuple[RunView, MigrationView | None]) -> None:
+        widget.show(newest[0])
+        widget.show_move(newest[1])
+        if newest[0].state in FINAL_STATES:
+            output.replace(run_report(newest[0], desk.prompt))
 
     def lost(message: str) -> None:
         widget.problem = message
 
     _follow(
         run.run_id,
-        Follower(
-            lambda: desk.peek().run(run.run_id),
-            seen,
-            lambda newest: newest.state in FINAL_STATES,
-            lost=lost,
-        ),
+        Follower(fetch, seen, lambda newest: newest[0].state in FINAL_STATES, lost=lost),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from cloudshift_lab.core.errors import CloudshiftError
 from cloudshift_lab.core.plan import FINAL_PHASES, MigrationView
 from cloudshift_lab.core.run import FINAL_STATES, RunView
-from cloudshift_lab.lab.desk import Desk
+from cloudshift_lab.lab.desk import Desk, open_move
 from cloudshift_lab.lab.render import card, move, reports
 from cloudshift_lab.lab.render.markup import MONO, box, tag
 
@@ -69,9 +69,9 @@ def printed(text: str, label: str) -> Report:
     return Report(text, text, box(label, tag("pre", text, style=style)))
 
 
-def run_report(view: RunView, prompt: str) -> Report:
-    """The card of a run as it was at one moment."""
-    return Report(view, card.run_text(view, prompt), card.run_html(view))
+def run_report(view: RunView, prompt: str, open_one: MigrationView | None = None) -> Report:
+    """The card of a run, with its open move, as it was at one moment."""
+    return Report(view, card.run_text(view, prompt, open_one), card.run_html(view, open_one))
 
 
 def move_report(view: MigrationView, prompt: str) -> Report:
@@ -171,23 +171,32 @@ class Run(Displayed):
         return done
 
     def as_text(self) -> str:
-        return card.run_text(self._newest(), self._desk.prompt)
+        return self._report().text
 
     def as_html(self) -> str:
-        return card.run_html(self._newest())
+        return self._report().html
 
     def as_data(self) -> object:
-        return self._newest()
+        return self._report().data
 
     def __repr__(self) -> str:
         return f"Run({self.run_id!r}, name={self.name!r}, state={self._last.state!r})"
 
-    def _newest(self) -> RunView:
-        """The newest view that can be had: showing a run must not fail."""
+    def report(self) -> Report:
+        """The newest card.
+
+        Raises:
+            Unavailable: The conductor does not answer.
+        """
+        view = self.view
+        return run_report(view, self._desk.prompt, open_move(self._desk.client(), view))
+
+    def _report(self) -> Report:
+        """The newest card that can be had: showing a run must not fail."""
         try:
-            return self.view
+            return self.report()
         except CloudshiftError:
-            return self._last
+            return run_report(self._last, self._desk.prompt)
 
 
 class Migration(Displayed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 
@@ -34,6 +35,11 @@ def script_of_file(path: str) -> str:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UsageError(f"cannot read '{path}' ({reason}); give the path of a script") from error
     return str(file)
+
+
+def name_of(path: str) -> str:
+    """What to call the run of a script: its file's name, in letters that may name a run."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).stem).strip("-._")[:48] or "train"
 
 
 def check_script(script: str, *, where: str) -> None:

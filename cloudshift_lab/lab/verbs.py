@@ -28,7 +28,7 @@ from cloudshift_lab.lab.objects import (
     run_report,
 )
 from cloudshift_lab.lab.render import card, reports
-from cloudshift_lab.lab.source import script_of_cell, script_of_file
+from cloudshift_lab.lab.source import name_of, script_of_cell, script_of_file
 from cloudshift_lab.lab.stage import Stage
 
 
@@ -60,7 +60,7 @@ def perform(request: Request) -> Shown | None:
 def _train(request: Request) -> Shown:
     args = request.args
     script = _script(args.script, request.cell)
-    stem = "train" if args.script is None else Path(args.script).stem
+    stem = "train" if args.script is None else name_of(args.script)
     spec = RunSpec(
         name=args.name or request.desk.free_name(stem),
         script=script,
@@ -97,7 +97,7 @@ def _script(path: str | None, cell: str | None) -> str:
 def _status(request: Request) -> Shown:
     args, desk = request.args, request.desk
     if args.run is not None:
-        return run_report(desk.find_run(args.run), desk.prompt)
+        return Run(desk, desk.find_run(args.run)).report()
     client = desk.client()
     runs = client.runs()
     waiting = [move for move in client.migrations() if move.phase == "proposed"]

@@ -85,6 +85,13 @@ def test_names_cannot_inject_html(make_run, make_move) -> None:
         assert "<img" not in html
 
 
+def test_the_card_shows_the_phases_of_an_open_move(make_run, make_move) -> None:
+    timeline = (PhaseTime("proposed", 1_764_000_000.0), PhaseTime("copying", 1_764_000_001.0))
+    open_one = make_move(phase="copying", timeline=timeline)
+    assert "move to gcp-sim:us-central1: state: copying" in card.run_text(make_run(), "", open_one)
+    assert "▸ copying" in card.run_html(make_run(), open_one)
+
+
 def test_the_table_lists_runs_and_what_waits(make_run, make_move) -> None:
     text = card.runs_text([make_run()], [make_move()], "cloudshift")
     assert "first" in text.splitlines()[1]

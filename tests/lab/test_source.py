@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from cloudshift_lab.core.errors import UsageError
-from cloudshift_lab.lab.source import script_of_cell, script_of_file
+from cloudshift_lab.lab.source import name_of, script_of_cell, script_of_file
 
 
 def test_line_numbers_of_the_script_are_those_of_the_cell() -> None:
@@ -63,3 +63,16 @@ def test_a_file_with_a_syntax_error_is_refused_by_its_line(tmp_path: Path) -> No
     path.write_text("x = 1\ny = = 2\n")
     with pytest.raises(UsageError, match=r"line 2 of .*train\.py has a syntax error"):
         script_of_file(str(path))
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("a/gpt.py", "gpt"),
+        ("my model (2).py", "my-model-2"),
+        ("???.py", "train"),
+        ("é.py", "train"),
+    ],
+)
+def test_a_run_is_called_after_its_file(path: str, name: str) -> None:
+    assert name_of(path) == name

@@ -25,11 +25,13 @@ from cloudshift_lab.lab.render.markup import (
     box,
     code,
     dim,
+    next_command,
     simulated_badge,
     table,
     tag,
     text_table,
 )
+from cloudshift_lab.lab.render.move import state_line, timeline_html
 
 GLYPHS = {
     "starting": "…", "running": "●", "migrating": "◐", "stopping": "◌", "stopped": "■",
@@ -39,8 +41,8 @@ HEAD = ("run", "id", "state", "where", "step", "loss", "tokens/s", "$/h", "spent
 NUMERIC = frozenset({4, 5, 6, 7, 8})
 
 
-def run_text(view: RunView, prompt: str) -> str:
-    """The card as lines of text."""
+def run_text(view: RunView, prompt: str, move: MigrationView | None = None) -> str:
+    """The card as lines of text, with the open move if there is one."""
     losses = sparkline_text([loss for _, loss in view.losses])
     lines = [
         f"{view.name} ({view.run_id})  {_state(view)} on {view.placement.target}{_mark(view)}",
@@ -50,6 +52,8 @@ def run_text(view: RunView, prompt: str) -> str:
         f"   checkpoint {_checkpoint(view)}",
         f"  {_as_of(view)}",
     ]
+    if move is not None:
+        lines += [f"  move to {move.plan.target.target}: {state_line(move)}"]
     if view.error:
         lines += [f"  {_failure(view)}"]
     if view.traceback:
@@ -57,8 +61,8 @@ def run_text(view: RunView, prompt: str) -> str:
     return "\n".join([*lines, *(f"  next: {line}" for line in _next(view, prompt))])
 
 
-def run_html(view: RunView) -> str:
-    """The card as HTML that stays readable in a saved notebook."""
+def run_html(view: RunView, move: MigrationView | None = None) -> str:
+    """The card as HTML that stays readable in a saved notebook, with the open move if any."""
     losses = [loss for _, loss in view.losses]
     shown = [
         ("step", _count(view.step)),
@@ -74,8 +78,9 @@ def run_html(view: RunView) -> str:
         style="display:flex;flex-wrap:wrap;gap:4px 22px;align-items:flex-end;margin:6px 0",
     )  # fmt: skip
     return box(
-        f"run {view.name}", _headline(view), facts, _trouble_html(view), dim(_as_of(view)),
-        *(dim_code(line) for line in _next(view, "%cloudshift")),
+        f"run {view.name}", _headline(view), facts, _move_html(move), _trouble_html(view),
+        dim(_as_of(view)),
+        *(next_command(line) for line in _next(view, "%cloudshift")),
     )  # fmt: skip
 
 
@@ -108,11 +113,6 @@ def runs_html(views: Sequence[RunView], open_moves: Sequence[MigrationView]) -> 
     return box("runs", table(HEAD, [_row(view) for view in views], NUMERIC), *waiting)
 
 
-def dim_code(command: str) -> Markup:
-    """A suggested next command, in secondary ink."""
-    return tag("div", "next: ", code(command), style=DIM)
-
-
 def _headline(view: RunView) -> Markup:
     return tag(
         "div", tag("strong", view.name), f" ({view.run_id})  {_state(view)} on ",
@@ -129,6 +129,13 @@ def _trouble_html(view: RunView) -> Markup | None:
         tag("div", _failure(view), style=ERROR, role="alert"),
         tag("pre", view.traceback.rstrip(), style=style) if view.traceback else None,
     )
+
+
+def _move_html(move: MigrationView | None) -> Markup | None:
+    if move is None:
+        return None
+    told = tag("div", f"move to {move.plan.target.target}: {state_line(move)}", role="status")
+    return tag("div", told, None if move.phase == "proposed" else timeline_html(move))
 
 
 def _failure(view: RunView) -> str:
@@ -177,6 +184,7 @@ def _count(value: int | None) -> str:
 
 
 def _next(view: RunView, prompt: str) -> list[str]:
+    """What a person would do next."""
     if view.state == "failed":
         rank = "" if view.error_rank is None else f" --rank {view.error_rank}"
         return [f"{prompt} logs {view.name}{rank}"]

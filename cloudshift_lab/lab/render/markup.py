@@ -79,6 +79,11 @@ def code(text: str) -> Markup:
     return tag("code", text, style=MONO)
 
 
+def next_command(command: str) -> Markup:
+    """What to type next, in secondary ink."""
+    return tag("div", "next: ", code(command), style=DIM)
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], numeric: frozenset[int]) -> Markup:
     """A table; ``numeric`` columns are aligned right."""
     styles = [NUMBER if index in numeric else CELL for index in range(len(head))]

@@ -7,7 +7,6 @@ from typing import get_args
 
 from cloudshift_lab.core.money import format_bytes, format_duration, format_usd
 from cloudshift_lab.core.plan import FINAL_PHASES, Bill, MigrationView, Phase, PhaseTime
-from cloudshift_lab.lab.render.card import dim_code
 from cloudshift_lab.lab.render.figures import clock, rate
 from cloudshift_lab.lab.render.markup import (
     ERROR,
@@ -15,6 +14,7 @@ from cloudshift_lab.lab.render.markup import (
     Markup,
     box,
     dim,
+    next_command,
     simulated_badge,
     table,
     tag,
@@ -58,8 +58,8 @@ def move_html(view: MigrationView) -> str:
         table(HEAD, _bill_rows(bill), NUMERIC),
         *(dim(line) for line in _terms(view)),
         tag("div", state_line(view), style=style, role="status"),
-        _timeline_html(view) if view.phase != "proposed" else None,
-        *(dim_code(line) for line in _next(view, "%cloudshift")),
+        timeline_html(view) if view.phase != "proposed" else None,
+        *(next_command(line) for line in _next(view, "%cloudshift")),
     )
 
 
@@ -91,15 +91,8 @@ def timeline_text(view: MigrationView) -> list[str]:
     ]
 
 
-def _timed(view: MigrationView) -> list[tuple[PhaseTime, str]]:
-    entries = view.timeline
-    spans = [format_duration(max(0.0, after.at - before.at)) for before, after in pairwise(entries)]
-    ended = view.phase in FINAL_PHASES or not entries or not view.as_of
-    last = "" if ended else f"{format_duration(max(0.0, view.as_of - entries[-1].at))} so far"
-    return list(zip(entries, [*spans, last], strict=False))
-
-
-def _timeline_html(view: MigrationView) -> Markup:
+def timeline_html(view: MigrationView) -> Markup:
+    """The phases passed, with how long each took, and those ahead."""
     reached = {entry.phase: took for entry, took in _timed(view)}
     ahead = () if view.phase in FINAL_PHASES or view.phase == "rolling_back" else HAPPY_PATH
     steps = [
@@ -109,6 +102,14 @@ def _timeline_html(view: MigrationView) -> Markup:
     steps += [tag("li", f"· {phase_title(phase)}") for phase in ahead if phase not in reached]
     style = "list-style:none;display:flex;flex-wrap:wrap;gap:2px 14px;padding:0;margin:4px 0"
     return tag("ol", *steps, style=style, aria_label="phases of the move")
+
+
+def _timed(view: MigrationView) -> list[tuple[PhaseTime, str]]:
+    entries = view.timeline
+    spans = [format_duration(max(0.0, after.at - before.at)) for before, after in pairwise(entries)]
+    ended = view.phase in FINAL_PHASES or not entries or not view.as_of
+    last = "" if ended else f"{format_duration(max(0.0, view.as_of - entries[-1].at))} so far"
+    return list(zip(entries, [*spans, last], strict=False))
 
 
 def _headline(view: MigrationView) -> str:

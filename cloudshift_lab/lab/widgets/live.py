@@ -35,9 +35,15 @@ class _Live(anywidget.AnyWidget):
 
 
 class RunCard(_Live):
-    """The live card of a run."""
+    """The live card of a run; ``move`` is its open or last move, empty when it never moved."""
 
     _esm = _script("run_card.js")
+    move = traitlets.Dict().tag(sync=True)
+
+    def show_move(self, move: MigrationView | None) -> None:
+        """Replace the move that is shown; None keeps the last one."""
+        if move is not None:
+            self.move = msgspec.to_builtins(move)
 
 
 class Approval(_Live):

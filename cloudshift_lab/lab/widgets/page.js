@@ -143,3 +143,47 @@ function simulatedBadge(simulated) {
 function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
+
+// -- a move's phases -------------------------------------------------------------------
+
+const FINAL = ["source_retired", "rejected", "expired", "rolled_back"];
+const PATH = [
+  "proposed", "approved", "provisioning", "precopying", "draining", "copying", "verifying",
+  "committing", "committed", "resumed", "source_retired",
+];
+
+function title(phase) {
+  return phase.replaceAll("_", " ");
+}
+
+function stateWords(view) {
+  const words = [view.phase === "proposed" ? "waiting for your decision" : title(view.phase)];
+  if (view.decision) {
+    const verb = view.decision.verdict === "approve" ? "approved" : "rejected";
+    words.push(verb + " by " + view.decision.by);
+  }
+  if (view.sealed_step !== null && view.sealed_step !== undefined) {
+    words.push("moved at step " + view.sealed_step);
+  }
+  if (view.pause_s !== null && view.pause_s !== undefined) words.push("pause " + duration(view.pause_s));
+  if (view.bytes_moved) words.push(bytes(view.bytes_moved) + " moved");
+  if (view.error) words.push(view.error);
+  return words.join(" · ");
+}
+
+function drawPhases(list, view) {
+  const entered = new Map(view.timeline.map((entry, index) => [entry.phase, index]));
+  const ahead = FINAL.includes(view.phase) || view.phase === "rolling_back" ? [] : PATH;
+  const phases = [...entered.keys(), ...ahead.filter((phase) => !entered.has(phase))];
+  list.replaceChildren(
+    ...phases.map((phase) => {
+      const index = entered.get(phase);
+      const current = phase === view.phase;
+      const next = index === undefined ? undefined : view.timeline[index + 1];
+      const took = next ? " " + duration(next.at - view.timeline[index].at) : "";
+      const glyph = index === undefined ? "·" : current && !FINAL.includes(phase) ? "▸" : "✓";
+      const kind = index === undefined ? "cs-ahead" : current ? "cs-current" : "cs-done";
+      return make("li", { class: kind, "aria-current": current ? "step" : null }, glyph + " " + title(phase) + took);
+    }),
+  );
+}

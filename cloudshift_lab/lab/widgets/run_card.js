@@ -46,13 +46,44 @@ function render({ model, el }) {
     make("div", {}, make("div", { class: "cs-label" }, name === "curve" ? "loss so far" : name), slots[name])));
   const age = make("div", { class: "cs-dim" });
   const note = make("div", { class: "cs-note", role: "alert" });
-  const move = make("div", { role: "status" });
+  const move = make("div", { role: "status", "aria-live": "polite" });
+  const phases = make("ol", { class: "cs-phases", "aria-label": "phases of the move" });
+  move.hidden = phases.hidden = true;
   const trace = make("pre", { class: "cs-trace" });
   el.append(make("div", { class: "cs-box", role: "group", "aria-label": "live card of run " + first.name },
     make("div", {}, make("strong", {}, first.name), " (" + first.run_id + ")  ", state, " on ", where, badge),
-    facts, move, note, trace, age));
+    facts, move, phases, note, trace, age));
 
+  const showMove = (newest) => {
+    if (!newest || !newest.migration_id) return;
+    const last = moveShown;
+    if (last && last.migration_id === newest.migration_id && newest.as_of < last.as_of) return;
+    moveShown = newest;
+    setText(move, "move to " + newest.plan.target.cloud + ":" + newest.plan.target.region + ": " + stateWords(newest));
+    move.hidden = false;
+    phases.hidden = newest.phase === "proposed";
+    const entered = [newest.migration_id, newest.phase, newest.timeline];
+    if (JSON.stringify(entered) !== phasesDrawn) drawPhases(phases, newest);
+    phasesDrawn = JSON.stringify(entered);
+  };
+  const followMove = async (id) => {
+    if (moveAsked === id || jupyterBase() === null) return;
+    moveAsked = id;
+    while (open && moveAsked === id) {
+      const { status, data } = await ask("migrations/" + encodeURIComponent(id));
+      if (status === 200) showMove(data);
+      if (status === 200 && FINAL.includes(data.phase)) return;
+      await new Promise((done) => setTimeout(done, 1000));
+    }
+  };
+  const fromKernel = () => showMove(model.get("move"));
+  let moveShown = null;
+  let moveAsked = "";
+  let phasesDrawn = "";
+  let open = true;
   let drawn = "";
+  model.on("change:move", fromKernel);
+  fromKernel();
   const live = follow(model, "runs/" + encodeURIComponent(first.run_id), (view) => ENDED.includes(view.state), (view, words, now) => {
     const ended = ENDED.includes(view.state);
     const clockNow = ended ? view.as_of : now;
@@ -75,15 +106,18 @@ function render({ model, el }) {
     setText(age, (stale ? "stale: " : "") + "newest step " + ageWords(view.progress_at, clockNow) +
       (ended ? ", ended" : ", data " + duration(dataAge) + " old"));
     el.classList.toggle("cs-stale", stale);
-    const waiting = view.migration_id && !ended ? "a move is open: " + view.migration_id : "";
+    if (view.migration_id) followMove(view.migration_id);
     const failure = view.error ? (view.error_rank === null ? "" : "rank " + view.error_rank + ": ") + view.error : "";
     setText(note, [failure, words].filter(Boolean).join(" · "));
-    setText(move, waiting);
     note.hidden = note.textContent === "";
     setText(trace, view.traceback || "");
     trace.hidden = !view.traceback;
   });
-  return () => live.close();
+  return () => {
+    open = false;
+    model.off("change:move", fromKernel);
+    live.close();
+  };
 }
 
 export default { render };
