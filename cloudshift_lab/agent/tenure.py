@@ -33,7 +33,10 @@ class Tenure:
         self.owned = False
 
     def acquire(self) -> Restore | None:
-        """Own the run and find the step to continue from; idempotent.
+        """Own the run and find the step to continue from: the newest commit; idempotent.
+
+        ``job.restore_step`` must be committed, but it was chosen before the run was ours: the
+        owner before us may have committed later steps until then, and none of them may be lost.
 
         Raises:
             Fenced: Another generation is as new as ours.
@@ -41,16 +44,14 @@ class Tenure:
         """
         job = self._job
         self._log.acquire(generation=job.generation, owner=job.owner, nonce=self._nonce)
-        restore = None
-        if job.restore_step is not None:
-            restore = _commit_at(self._log.sync(), job.restore_step)
-            if restore is None:
-                raise NotFound(
-                    f"run {job.run_id} has no committed step {job.restore_step} in "
-                    f"{self._store.url}; choose one that its log lists"
-                )
+        state = self._log.sync()
+        if job.restore_step is not None and _commit_at(state, job.restore_step) is None:
+            raise NotFound(
+                f"run {job.run_id} has no committed step {job.restore_step} in "
+                f"{self._store.url}; choose one that its log lists"
+            )
         self.owned = True
-        return restore
+        return _commit_at(state, None)
 
     def adopt(self, step: int | None) -> Restore | None:
         """Become the owner if the log already says so and has ``step``; None: not yet.
