@@ -16,6 +16,8 @@ from cloudshift_lab.storage.store import DEADLINE_S, Store
 
 RecordKind = Literal["acquire", "commit", "handover", "cancel", "release"]
 _LONGEST_PAUSE_S = 1.0
+_ALONE = 8
+_LARGEST_BATCH = 256
 
 
 class LogBase(msgspec.Struct, frozen=True):
@@ -140,8 +142,12 @@ class RunLog:
             Corrupt: A record does not parse or stands at the wrong place.
             Unavailable, Denied: As the store reported.
         """
+        alone = 0
         while (record := self._read(len(self._records))) is not None:
             self._records.append(record)
+            alone += 1
+            if alone == _ALONE:
+                self._read_ahead()
         return fold(self._records)
 
     def acquire(
@@ -271,12 +277,37 @@ class RunLog:
 
         return self._append(nonce, draft)
 
-    def _read(self, seq: int) -> LogRecord | None:
-        key = log_key(self._run_id, seq)
+    def _read_ahead(self) -> None:
+        """Read most of a long log in batches: no record exists unless all before it do."""
+        batch, growing = 2 * _ALONE, True
+        while batch >= _ALONE:
+            keys = [log_key(self._run_id, len(self._records) + n) for n in range(batch)]
+            if self._store.size(keys[-1]) is None:
+                batch, growing = batch // 2, False
+                continue
+            for body in self._read_dense(keys):
+                self._records.append(self._parse(len(self._records), body))
+            batch = min(2 * batch, _LARGEST_BATCH) if growing else batch
+
+    def _read_dense(self, keys: Sequence[str]) -> Sequence[bytes]:
         try:
-            data = self._store.get(key)
+            return self._store.get_many([(key, None, None) for key in keys])
+        except NotFound as error:
+            raise Corrupt(
+                f"the log of run {self._run_id} in {self._store.url} has a hole ({error.message}); "
+                "restore the missing record from a copy",
+                run=self._run_id,
+            ) from error
+
+    def _read(self, seq: int) -> LogRecord | None:
+        try:
+            data = self._store.get(log_key(self._run_id, seq))
         except NotFound:
             return None
+        return self._parse(seq, data)
+
+    def _parse(self, seq: int, data: bytes) -> LogRecord:
+        key = log_key(self._run_id, seq)
         record = from_json(data, LogRecord, what=f"{self._store.url}/{key}")
         if record.seq != seq:
             raise Corrupt(

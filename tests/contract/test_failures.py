@@ -5,6 +5,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -187,12 +188,14 @@ class Refusing(http.server.BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        body = b'{"error": {"code": %d, "message": "not allowed"}}' % self.status
+        body = self.body()
         self.send_response(self.status)
-        self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def body(self) -> bytes:
+        return b'{"error": {"code": %d, "message": "not allowed"}}' % self.status
 
     do_GET = do_POST = do_PUT = do_DELETE = answer
 
@@ -200,18 +203,41 @@ class Refusing(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(params=[(401, Denied), (403, Denied), (507, Exhausted)])
-def refusing(request: pytest.FixtureRequest) -> Iterator[tuple[int, type[CloudshiftError]]]:
-    status, error = request.param
-    handler = type("Handler", (Refusing,), {"status": status})
+class Echoing(Refusing):
+    """Repeats in its answer who asked, as some proxies do."""
+
+    def body(self) -> bytes:
+        words = self.headers.get("Authorization", "")
+        return f"<Error><Code>AccessDenied</Code><Message>not {words}</Message></Error>".encode()
+
+
+@contextmanager
+def serving(handler: type[Refusing]) -> Iterator[int]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
-    yield server.server_address[1], error
+    yield server.server_address[1]
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+@pytest.fixture(params=[(401, Denied), (403, Denied), (507, Exhausted)])
+def refusing(request: pytest.FixtureRequest) -> Iterator[tuple[int, type[CloudshiftError]]]:
+    status, error = request.param
+    with serving(type("Handler", (Refusing,), {"status": status})) as port:
+        yield port, error
+
+
+def test_an_answer_that_repeats_the_credentials_does_not_reach_the_message() -> None:
+    options = {"key": "AKIAECHOECHO", "secret": "topsecret"}
+    with serving(Echoing) as port:
+        url = f"http://127.0.0.1:{port}"
+        store = open_store("s3://bucket/lab", {**options, "endpoint_url": url})
+        with pytest.raises(Denied, match=r"Credential=\*\*\*") as caught:
+            store.get("a")
+    assert_silent_about(caught.value, *options.values())
 
 
 @pytest.mark.parametrize("call", ["get", "put", "create", "probe"])

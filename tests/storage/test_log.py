@@ -1,12 +1,13 @@
 """The run log when answers get lost: exactly one record, or an honest 'unknown'."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from cloudshift_lab.core.errors import Fenced, Unavailable
+from cloudshift_lab.core.errors import Corrupt, Fenced, Unavailable
 from cloudshift_lab.storage.log import LogRecord, RunLog, fold, log_key
 from cloudshift_lab.storage.memory import MemoryStore
+from cloudshift_lab.storage.store import Request
 
 
 class ScriptedWorld:
@@ -127,3 +128,45 @@ def test_a_record_survives_its_encoding_and_has_one_digest() -> None:
     read = RunLog(store, "r").sync().records[1]
     assert (read, read.digest) == (written, written.digest)
     assert written.digest != log.sync().records[0].digest
+
+
+class Counting(MemoryStore):
+    """Counts round trips: one for a batch."""
+
+    trips = 0
+
+    def get(self, key: str, *, start: int | None = None, end: int | None = None) -> bytes:
+        self.trips += 1
+        return super().get(key, start=start, end=end)
+
+    def size(self, key: str) -> int | None:
+        self.trips += 1
+        return super().size(key)
+
+    def get_many(self, requests: Sequence[Request], concurrency: int = 8) -> Sequence[bytes]:
+        before = self.trips
+        found = super().get_many(requests, concurrency)
+        self.trips = before + 1
+        return found
+
+
+@pytest.mark.parametrize("num_commits", [0, 6, 7, 8, 9, 23, 24, 25, 300, 1000])
+def test_a_long_log_is_read_whole_in_few_round_trips(num_commits: int) -> None:
+    store = Counting()
+    log = owned(store)
+    for step in range(num_commits):
+        commit(log, step, f"n{step}")
+    store.trips = 0
+    state = RunLog(store, "r").sync()
+    assert [record.step for record in state.commits] == list(range(num_commits))
+    assert store.trips < 50
+
+
+def test_a_log_with_a_hole_is_never_read_past_it() -> None:
+    store = MemoryStore()
+    log = owned(store)
+    for step in range(30):
+        commit(log, step, f"n{step}")
+    store.delete(log_key("r", 15))
+    with pytest.raises(Corrupt, match=r"has a hole.*log/000000000015"):
+        RunLog(store, "r").sync()
