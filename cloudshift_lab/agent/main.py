@@ -20,7 +20,8 @@ from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.staging import StepReport
 from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.core.world import REAL_WORLD, World
-from cloudshift_lab.engines.local import EXIT_FILE, READY_FILE
+from cloudshift_lab.engines.local import EXIT_FILE, LOCK_ENV, READY_FILE, write_handle
+from cloudshift_lab.engines.process import process_start_time
 from cloudshift_lab.storage.store import Store
 from cloudshift_lab.telemetry.spool import Sender
 
@@ -58,7 +59,7 @@ class AgentProcess:
     def run(self) -> int:
         """Tick until the attempt has ended; 0 unless it failed or was fenced."""
         signal.signal(signal.SIGTERM, self._on_signal)
-        (Path(self._job.workdir) / READY_FILE).touch()
+        _make_findable(self._job)
         try:
             while not self._agent.finished:
                 if self._asked_to_stop:
@@ -78,6 +79,16 @@ class AgentProcess:
 
     def _on_signal(self, _number: int, _frame: object) -> None:
         self._asked_to_stop = True
+
+
+def _make_findable(job: JobSpec) -> None:
+    """Write our handle in case our submitter died before it could, then give up its lock."""
+    started = process_start_time(os.getpid())
+    assert started is not None, "this process runs"
+    write_handle(job, os.getpid(), started)
+    (Path(job.workdir) / READY_FILE).touch()
+    if (lock := os.environ.pop(LOCK_ENV, None)) is not None:
+        os.close(int(lock))
 
 
 def place_script(job: JobSpec) -> Path:

@@ -192,7 +192,9 @@ class TorchrunRanks:
     def _judge(self, states: list[RankState]) -> tuple[RanksState, RankError | None]:
         if self._process is None:
             return "absent", None
-        told = {state.state for state in states} if len(states) == self._num_ranks else set()
+        told: set[str] = set()
+        if len(states) == self._num_ranks:
+            told.update(state.state for state in states)
         if told == {"drained"}:
             return "drained", None
         returncode = self._process.poll()

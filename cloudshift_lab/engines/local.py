@@ -27,6 +27,7 @@ JOB_FILE = "job.json"
 EXIT_FILE = "exit.json"
 READY_FILE = "ready"
 LOCK_FILE = "submit.lock"
+LOCK_ENV = "CLOUDSHIFT_SUBMIT_LOCK"
 AGENT_LOG = "agent.log"
 _POLL_S = 0.05
 _KILL_WAIT_S = 10.0
@@ -94,16 +95,28 @@ class LocalEngine:
     # -- starting ---------------------------------------------------------------------------------
 
     def _start(self, job: JobSpec, *, only_if_never_started: bool) -> Handle:
+        if (known := self._known(job, only_if_never_started=only_if_never_started)) is not None:
+            return known
         workdir = self.workdir(job.run_id, job.generation)
         (workdir / "logs").mkdir(parents=True, exist_ok=True)
-        with _locked(workdir / LOCK_FILE):
-            known = self.find(job.run_id, job.generation)
+        with _locked(workdir / LOCK_FILE) as lock:
+            known = self._known(job, only_if_never_started=only_if_never_started)
             if known is not None:
-                if only_if_never_started or not self.observe(known).is_gone:
-                    return known
-            return self._spawn(msgspec.structs.replace(job, workdir=str(workdir)), workdir)
+                return known
+            job = msgspec.structs.replace(job, workdir=str(workdir))
+            return self._spawn(job, workdir, lock)
 
-    def _spawn(self, job: JobSpec, workdir: Path) -> Handle:
+    def _known(self, job: JobSpec, *, only_if_never_started: bool) -> Handle | None:
+        known = self.find(job.run_id, job.generation)
+        if known is None or only_if_never_started:
+            return known
+        return None if self.observe(known).is_gone else known
+
+    def _spawn(self, job: JobSpec, workdir: Path, lock: int) -> Handle:
+        """Start the agent and hand it the lock, which it keeps until its handle is written.
+
+        So a submitter that dies right here leaves no agent that a later one would not find.
+        """
         for name in (READY_FILE, EXIT_FILE):
             (workdir / name).unlink(missing_ok=True)
         write_private(workdir / JOB_FILE, to_json(job))
@@ -112,7 +125,8 @@ class LocalEngine:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "cloudshift_lab.agent", str(workdir / JOB_FILE)],
                     cwd=workdir,
-                    env=_environment(),
+                    env={**_environment(), LOCK_ENV: str(lock)},
+                    pass_fds=(lock,),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -124,9 +138,7 @@ class LocalEngine:
         if started is None:
             raise Unavailable(f"the agent ended at once; see {workdir / 'logs' / AGENT_LOG}")
         process.returncode = 0  # it is ours to watch through its handle, not through this object
-        handle = Handle(job.run_id, job.generation, process.pid, started, str(workdir))
-        write_private(workdir / HANDLE_FILE, to_json(handle))
-        return handle
+        return write_handle(job, process.pid, started)
 
     def _wait_end(self, handle: Handle, limit_s: float) -> bool:
         until = self._world.monotonic() + limit_s
@@ -135,6 +147,13 @@ class LocalEngine:
                 return False
             self._world.sleep(_POLL_S)
         return True
+
+
+def write_handle(job: JobSpec, pid: int, start_time: str) -> Handle:
+    """Make a started agent findable; its submitter and the agent itself both write the same."""
+    handle = Handle(job.run_id, job.generation, pid, start_time, job.workdir)
+    write_private(Path(job.workdir) / HANDLE_FILE, to_json(handle))
+    return handle
 
 
 def _environment() -> dict[str, str]:
@@ -154,11 +173,11 @@ def _exit_code(path: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[int]:
     """One submit of an attempt at a time, also between processes."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)

@@ -19,6 +19,7 @@ from cloudshift_lab.training import Session
 
 
 def knob(name: str, default: float) -> int:
+    """A whole number from the environment."""
     return int(os.environ.get(f"GPT_{name}", default))
 
 
@@ -28,13 +29,15 @@ STEPS, LAYERS, DIM, HEADS = (
     knob("DIM", 192),
     knob("HEADS", 6),
 )
-BATCH, BLOCK = knob("BATCH", 8), knob("BLOCK", 128)
+BATCH, BLOCK = knob("BATCH", 4), knob("BLOCK", 128)
 LR = float(os.environ.get("GPT_LR", "1e-3"))
 SEED = int(os.environ.get("CLOUDSHIFT_SEED", "0"))
 CORPUS_BYTES = 2_000_000
 
 
 class Block(nn.Module):
+    """Attention and a feed-forward layer, each behind a norm. B batch, T time, D width."""
+
     def __init__(self) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(DIM), nn.LayerNorm(DIM)
@@ -43,12 +46,16 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:  # noqa: N803
         heads = self.qkv(self.norm1(x_BTD)).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(*heads, is_causal=True)
+        q, k, v = heads
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x_BTD = x_BTD + self.out(mixed.transpose(1, 2).flatten(2))  # noqa: N806
-        return x_BTD + self.mlp(self.norm2(x_BTD))
+        update: torch.Tensor = self.mlp(self.norm2(x_BTD))
+        return x_BTD + update
 
 
 class GPT(nn.Module):
+    """Bytes in, the loss of the next byte out. V is the 256 bytes."""
+
     def __init__(self) -> None:
         super().__init__()
         self.tokens, self.places = nn.Embedding(256, DIM), nn.Embedding(BLOCK, DIM)
@@ -78,6 +85,7 @@ def batch(data: torch.Tensor, step: int, rank: int, world: int) -> tuple[torch.T
 
 
 def main() -> None:
+    """Train; print a hash of the final weights."""
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
