@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import os
 import signal
+import site
 import subprocess
 import sys
 import threading
@@ -25,11 +26,14 @@ from cloudshift_lab.core.plan import Decision, MigrationView
 from cloudshift_lab.core.run import RunSpec, RunView
 from cloudshift_lab.core.views import Changes, Check, CostView, Health, Problem, Series, Target
 from cloudshift_lab.core.wire import from_json, to_json
+from cloudshift_lab.engines.process import has_ended
 
 T = TypeVar("T")
 _START_DEADLINE_S = 45.0
 _QUICK_S = 15.0
 _SLOW_S = 150.0
+_HEALTH_S = 15.0
+_DISMISS_PATIENCE_S = (15.0, 5.0)
 
 
 class Logs(msgspec.Struct, frozen=True):
@@ -273,7 +277,9 @@ def _attach(root: Path) -> Client | None:
         return None
     client = Client(daemon.url, daemon.token, root=root)
     try:
-        health = from_json(client._call("GET", "/v1/health"), Health, what="health")
+        health = from_json(
+            client._call("GET", "/v1/health", timeout_s=_HEALTH_S), Health, what="health"
+        )
     except (Unavailable, Denied, Corrupt):
         return None
     ours = health.pid == daemon.pid and Path(health.home) == root
@@ -315,12 +321,13 @@ def _dismiss(root: Path) -> None:
     owner = discovery.lock_owner(root)
     if owner is None:
         return
-    for number, patience_s in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0)):
+    signals = (signal.SIGTERM, signal.SIGKILL)
+    for number, patience_s in zip(signals, _DISMISS_PATIENCE_S, strict=True):
         with contextlib.suppress(ProcessLookupError):
             os.kill(owner.pid, number)
         until = time.monotonic() + patience_s
         while time.monotonic() < until:
-            if discovery.process_start_time(owner.pid) != owner.start_time:
+            if has_ended(owner.pid, owner.start_time):
                 return
             time.sleep(0.05)
     raise Unavailable(f"the old conductor (pid {owner.pid}) does not end; end it and try again")
@@ -337,6 +344,7 @@ def _spawn(root: Path) -> Client:
             stderr=log,
             start_new_session=True,
             cwd=root,
+            env=_environment(),
         )
     finally:
         os.close(log)
@@ -356,6 +364,15 @@ def _spawn(root: Path) -> Client:
         f"the conductor did not answer within {_START_DEADLINE_S:.0f} s of its start; "
         f"look into {root / discovery.LOG_FILE} and try again"
     )
+
+
+def _environment() -> dict[str, str]:
+    """Ours; with the package's own place when it runs from a checkout and is not installed."""
+    place = str(Path(__file__).parents[2])
+    if place in (*site.getsitepackages(), site.getusersitepackages()):
+        return dict(os.environ)
+    paths = [place, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _reap_quietly(process: subprocess.Popen[bytes]) -> None:

@@ -21,6 +21,7 @@ from cloudshift_lab.conductor.service import ConductorService
 from cloudshift_lab.core.errors import CloudshiftError
 from cloudshift_lab.core.world import REAL_WORLD
 from cloudshift_lab.engines.local import LocalEngine
+from cloudshift_lab.engines.process import process_start_time
 
 _LOOK_AT_FILE_EVERY_S = 1.0
 _LAST_ANSWERS_S = 0.3
@@ -63,7 +64,7 @@ async def _serve(root: Path) -> None:
     server.add_sockets(sockets)
     daemon = discovery.DaemonFile(
         pid=os.getpid(),
-        start_time=discovery.process_start_time(os.getpid()) or "",
+        start_time=process_start_time(os.getpid()) or "",
         url=f"http://127.0.0.1:{sockets[0].getsockname()[1]}",
         token=token,
         version=__version__,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import msgspec
 from cloudshift_lab.core.errors import Corrupt, Unavailable
 from cloudshift_lab.core.home import write_private
 from cloudshift_lab.core.wire import from_json, to_json
+from cloudshift_lab.engines.process import has_ended, process_start_time
 
 DAEMON_FILE = "daemon.json"
 LOG_FILE = "conductor.log"
@@ -32,27 +32,6 @@ class DaemonFile(msgspec.Struct, frozen=True):
     version: str
 
 
-def process_start_time(pid: int) -> str | None:
-    """When a process started, as an opaque text; None when no such process runs.
-
-    A pid alone says nothing: the system gives it to another process later.
-    """
-    if pid <= 0:
-        return None
-    stat = Path(f"/proc/{pid}/stat")
-    if Path("/proc/self/stat").exists():
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            return None
-        return None if fields[0] in ("Z", "X") else f"ticks:{fields[19]}"
-    asked = subprocess.run(
-        ["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
-    )
-    state, _, started = asked.stdout.strip().partition(" ")
-    return started.strip() if asked.returncode == 0 and not state.startswith("Z") else None
-
-
 def read_daemon_file(root: Path) -> DaemonFile | None:
     """The file as written, or None when it is absent or not readable (it is then stale)."""
     try:
@@ -64,7 +43,7 @@ def read_daemon_file(root: Path) -> DaemonFile | None:
 def find_daemon(root: Path) -> DaemonFile | None:
     """The running conductor's file; None unless its very process is still alive."""
     found = read_daemon_file(root)
-    if found is None or process_start_time(found.pid) != found.start_time:
+    if found is None or has_ended(found.pid, found.start_time):
         return None
     return found
 
@@ -139,7 +118,7 @@ def lock_owner(root: Path) -> LockOwner | None:
         owner = from_json((root / LIFE_LOCK).read_bytes(), LockOwner, what=LIFE_LOCK)
     except (FileNotFoundError, Corrupt):
         return None
-    return owner if process_start_time(owner.pid) == owner.start_time else None
+    return None if has_ended(owner.pid, owner.start_time) else owner
 
 
 def log_tail(root: Path, num_lines: int = 5) -> str:
