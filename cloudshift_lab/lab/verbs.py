@@ -22,12 +22,11 @@ from cloudshift_lab.lab.objects import (
     Report,
     Run,
     Shown,
-    move_report,
     note,
     printed,
     run_report,
 )
-from cloudshift_lab.lab.render import card, reports
+from cloudshift_lab.lab.render import card, move, reports
 from cloudshift_lab.lab.source import name_of, script_of_cell, script_of_file
 from cloudshift_lab.lab.stage import Stage
 
@@ -100,7 +99,7 @@ def _status(request: Request) -> Shown:
         return Run(desk, desk.find_run(args.run)).report()
     client = desk.client()
     runs = client.runs()
-    waiting = [move for move in client.migrations() if move.phase == "proposed"]
+    waiting = [each for each in client.migrations() if each.phase == "proposed"]
     return Report(
         {"runs": runs, "waiting": waiting},
         card.runs_text(runs, waiting, desk.prompt),
@@ -127,7 +126,7 @@ def _migrate(request: Request) -> Shown | None:
 def _decide(request: Request, verdict: Verdict) -> Shown:
     args, desk = request.args, request.desk
     view = desk.decide(desk.find_migration(args.migration), verdict)
-    return move_report(view, desk.prompt)
+    return Report(view, move.decided_text(view, desk.prompt), move.move_html(view))
 
 
 def _approve(request: Request) -> Shown:

@@ -160,8 +160,9 @@ def _price(view: RunView) -> int:
 
 
 def _price_note(view: RunView) -> str:
-    words = [word for word in (view.price_source, SIMULATED if view.simulated else "") if word]
-    return f" ({', '.join(dict.fromkeys(words))})" if words else ""
+    mark = SIMULATED if view.simulated and SIMULATED not in view.price_source.lower() else ""
+    words = ", ".join(word for word in (view.price_source, mark) if word)
+    return f" ({words})" if words else ""
 
 
 def _now(view: RunView) -> float:

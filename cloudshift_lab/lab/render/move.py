@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import get_args
 
 from cloudshift_lab.core.money import format_bytes, format_duration, format_usd
-from cloudshift_lab.core.plan import FINAL_PHASES, Bill, MigrationView, Phase, PhaseTime
+from cloudshift_lab.core.plan import FINAL_PHASES, Bill, BillItem, MigrationView, Phase, PhaseTime
 from cloudshift_lab.lab.render.figures import clock, rate
 from cloudshift_lab.lab.render.markup import (
     ERROR,
@@ -39,13 +39,20 @@ def move_text(view: MigrationView, prompt: str) -> str:
     bill = view.plan.bill
     lines = [
         _headline(view) + (f"  [{SIMULATED}]" if bill.simulated else ""),
-        *(f"  {line}" for line in text_table(HEAD, _bill_rows(bill), NUMERIC)),
+        *(f"  {line}" for line in _bill_text(bill)),
         *(f"  {line}" for line in _terms(view)),
         f"  {state_line(view)}",
     ]
     if view.phase != "proposed":
         lines += [f"  {line}" for line in timeline_text(view)]
     return "\n".join([*lines, *(f"  next: {line}" for line in _next(view, prompt))])
+
+
+def decided_text(view: MigrationView, prompt: str) -> str:
+    """A move that was just decided, in brief: its bill was shown before."""
+    lines = [_headline(view), f"  {state_line(view)}"]
+    going = view.phase not in FINAL_PHASES
+    return "\n".join([*lines, *([f"  next: {prompt} watch {view.run_name}"] if going else [])])
 
 
 def move_html(view: MigrationView) -> str:
@@ -119,15 +126,28 @@ def _headline(view: MigrationView) -> str:
 
 def _bill_rows(bill: Bill) -> list[tuple[str, ...]]:
     rows = [
-        (item.label, format_usd(item.amount_micro_usd), item.basis,
-         _source(item.source, simulated=item.simulated), item.as_of)
-        for item in bill.items
-    ]  # fmt: skip
+        (item.label, _amount(item), item.basis, _source(item), item.as_of) for item in bill.items
+    ]
     return [*rows, ("total", format_usd(bill.total_micro_usd), "sum of the lines", "", "")]
 
 
-def _source(source: str, *, simulated: bool) -> str:
-    return f"{source}, {SIMULATED}" if simulated and SIMULATED not in source else source
+def _bill_text(bill: Bill) -> list[str]:
+    """The bill for a terminal: sources are numbered, and named below."""
+    named = [f"{_source(item)}, as of {item.as_of or 'no date'}" for item in bill.items]
+    numbers = {source: f"[{n}]" for n, source in enumerate(dict.fromkeys(named), 1)}
+    marks = [*(numbers[source] for source in named), ""]
+    rows = [(*row[:3], mark) for row, mark in zip(_bill_rows(bill), marks, strict=True)]
+    sources = (f"{mark} {source}" for source, mark in numbers.items())
+    return [*text_table(HEAD[:4], rows, NUMERIC), *sources]
+
+
+def _amount(item: BillItem) -> str:
+    return "" if item.kind == "note" else format_usd(item.amount_micro_usd)
+
+
+def _source(item: BillItem) -> str:
+    unmarked = item.simulated and SIMULATED not in item.source
+    return f"{item.source}, {SIMULATED}" if unmarked else item.source
 
 
 def _terms(view: MigrationView) -> list[str]:
@@ -143,7 +163,8 @@ def _terms(view: MigrationView) -> list[str]:
         f"{even}",
         f"expected pause {format_duration(bill.pause_s)}, "
         f"{format_bytes(bill.transfer_bytes)} to transfer",
-        f"advice: {plan.verdict}" + (f" ({'; '.join(bill.reasons)})" if bill.reasons else ""),
+        f"advice: {plan.verdict}",
+        *(f"· {reason}" for reason in bill.reasons),
         f"plan {view.migration_id}, digest {plan.digest[:12]}",
     ]
 
@@ -151,4 +172,4 @@ def _terms(view: MigrationView) -> list[str]:
 def _next(view: MigrationView, prompt: str) -> list[str]:
     if view.phase == "proposed":
         return [f"{prompt} approve {view.migration_id}", f"{prompt} reject {view.migration_id}"]
-    return []
+    return [] if view.phase in FINAL_PHASES else [f"{prompt} watch {view.run_name}"]

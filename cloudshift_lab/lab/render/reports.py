@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cloudshift_lab.core.money import format_usd
-from cloudshift_lab.core.views import Check, CostView, Target
+from cloudshift_lab.core.views import Check, CostLine, CostView, Target
 from cloudshift_lab.lab.render.figures import clock, rate
 from cloudshift_lab.lab.render.markup import (
     SIMULATED,
@@ -42,10 +42,15 @@ def cost_html(view: CostView) -> str:
 def _cost_rows(view: CostView) -> list[tuple[str, ...]]:
     rows = [
         (line.label, line.target, format_usd(line.amount_micro_usd),
-         f"{line.basis}, {SIMULATED}" if line.simulated else line.basis)
+         _basis(line))
         for line in view.lines
     ]  # fmt: skip
     return [*rows, ("total", "", format_usd(view.total_micro_usd), "sum of the lines")]
+
+
+def _basis(line: CostLine) -> str:
+    unmarked = line.simulated and SIMULATED not in line.basis
+    return f"{line.basis}, {SIMULATED}" if unmarked else line.basis
 
 
 def _cost_note(view: CostView) -> str:
