@@ -34,6 +34,7 @@ class FaultRates:
 
     ``outage_s``: longest time for which the whole store is sometimes unreachable.
     ``late_s``: longest time after which a write without an answer may still land.
+    ``create``: how many times likelier a ``create`` fails: few operations, and all that decide.
     """
 
     before: float = 0.02
@@ -45,6 +46,7 @@ class FaultRates:
     late_s: float = 30.0
     latency_s: float = 0.05
     timeout_s: float = 10.0
+    create: float = 1.0
     calm_at_s: float = 300.0
 
 
@@ -113,13 +115,14 @@ class FaultyStore:
         return value
 
     def _write(self, operation: str, key: str, data: bytes | None, effect: Callable[[], T]) -> T:
+        factor = self.rates.create if operation == "create" else 1.0
         self._travel(operation, key)
-        if self._happens(self.rates.before):
+        if self._happens(self.rates.before * factor):
             self._fail("before", operation, key)
         if self._happens(self.rates.full):
             self._count("full", operation, key)
             raise Exhausted(f"{self.url} is full; free some space and try again")
-        if self._happens(self.rates.late):
+        if self._happens(self.rates.late * factor):
             wait_s = self._random.random() * self.rates.late_s
             actor = self.scheduler.current
             self.scheduler.call_later(wait_s, partial(self._land, key, data, actor, effect))
@@ -127,7 +130,7 @@ class FaultyStore:
             self._fail("late", operation, key)
         value = self._land(key, data, self.scheduler.current, effect)
         self._travel("answer", key)
-        if self._happens(self.rates.after):
+        if self._happens(self.rates.after * factor):
             self._fail("after", operation, key)
         return value
 

@@ -113,7 +113,7 @@ class SimEngine:
 
     def stop(self, handle: Handle, grace_s: float) -> Observation:
         process = self._lives[handle.generation][-1]
-        process.stop_asked = True
+        process.stop_asked = grace_s > 0
         self._yield("stop")
         until_s = self._scheduler.clock_s + grace_s
         while self.is_alive(handle.generation) and self._scheduler.clock_s < until_s:

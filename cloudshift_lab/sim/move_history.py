@@ -39,7 +39,7 @@ CALM_AT_S = 150.0
 HORIZON_S = 1_500.0
 CONDUCTOR_TICK_S = 1.0
 _STORE_RATES = FaultRates(
-    before=0.01, after=0.01, late=0.008, full=0.001, outage=0.0015, calm_at_s=CALM_AT_S
+    before=0.01, after=0.01, late=0.008, full=0.001, outage=0.0015, create=5.0, calm_at_s=CALM_AT_S
 )
 _CONDUCTOR_RATES = MischiefRates(crash=0.01, freeze=0.002, freeze_s=40.0, calm_at_s=CALM_AT_S)
 _AGENT_RATES = MischiefRates(crash=0.0003, freeze=0.0006, freeze_s=60.0, calm_at_s=CALM_AT_S)
@@ -232,7 +232,10 @@ class Director:
         scene = self.scene
         self._submit(self._job(1, CLOUDS[0]))
         if not self._wait(lambda: scene.judge.last_step >= 3, 200.0):
-            scene.report("a run starts", "no step within 200 s of quiet and storm")
+            if scene.engine.is_alive(1):
+                scene.report("a run starts", "no step within 200 s, and the agent lives")
+            scene.scheduler.stop()
+            self.world.sleep(0.0)
         self.world.sleep(self.random.random() * 15.0)
         for number in range(self.random.choice([1, 1, 2])):
             if self._is_over():
@@ -350,11 +353,9 @@ class Director:
 
     def _check_one_runner(self) -> None:
         scene = self.scene
-        before = dict(scene.judge.steps_by)
-        self.world.sleep(40.0)
-        runners = [g for g, n in scene.judge.steps_by.items() if n > before.get(g, 0)]
+        runners = self._runners(40.0)
         if self._is_over():
-            if runners:
+            if runners := self._runners(20.0):
                 scene.report("nobody runs after the end", f"{runners}")
             return
         if runners != [scene.judge.log.generation]:
@@ -363,6 +364,13 @@ class Director:
                 f"running {runners}, owner g{scene.judge.log.generation}, "
                 f"alive {scene.engine.alive()}",
             )
+
+    def _runners(self, seconds: float) -> list[int]:
+        """Generations that execute steps during the next seconds."""
+        steps_by = self.scene.judge.steps_by
+        before = dict(steps_by)
+        self.world.sleep(seconds)
+        return [g for g, n in steps_by.items() if n > before.get(g, 0)]
 
     def _is_over(self) -> bool:
         """The run has trained all its steps and gave itself back."""

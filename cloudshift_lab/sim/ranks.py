@@ -25,11 +25,18 @@ Executed = Callable[[JobSpec, int, model.Weights], None]
 
 @dataclass(frozen=True)
 class Script:
-    """What the simulated training script does. Times in virtual seconds."""
+    """What the simulated training script does. Times in virtual seconds.
+
+    ``slow`` is the probability of a step that takes about ``slow_s`` (an evaluation),
+    ``slow_first`` that of the first step after a start (compilation).
+    """
 
     total_steps: int = 1_000_000
     step_s: float = 1.0
     boot_s: float = 3.0
+    slow: float = 0.05
+    slow_first: float = 0.3
+    slow_s: float = 12.0
 
 
 @dataclass(frozen=True)
@@ -153,7 +160,10 @@ class SimRanks:
     def _train(self, step: int, weights: model.Weights) -> None:
         self._step = step
         while not self._drain and step < self._script.total_steps:
-            self._pause(self._script.step_s)
+            is_first = self._first_step_at is None
+            slow = self._script.slow_first if is_first else self._script.slow
+            is_slow = self._random.random() < slow
+            self._pause(self._script.slow_s if is_slow else self._script.step_s)
             step += 1
             weights = model.next_weights(weights, step)
             self._step = step

@@ -1,0 +1,152 @@
+"""Bugs planted on purpose, to prove that the simulation finds them. Nothing here is ever used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cloudshift_lab.agent.node import NodeAgent
+from cloudshift_lab.agent.protocols import Saved
+from cloudshift_lab.agent.tenure import Tenure
+from cloudshift_lab.conductor.effects import MoveEffects
+from cloudshift_lab.core.errors import Conflict, NotFound, Unavailable, UsageError
+from cloudshift_lab.core.run import JobSpec
+from cloudshift_lab.core.wire import to_json
+from cloudshift_lab.core.world import World
+from cloudshift_lab.migration import Effect, EffectDone, Saga
+from cloudshift_lab.sim import model
+from cloudshift_lab.sim.fleet import TTL_S, SimEngine
+from cloudshift_lab.sim.log_history import UnfencedLog
+from cloudshift_lab.sim.move_history import Bug
+from cloudshift_lab.sim.ranks import SimRanks, SimSaver
+from cloudshift_lab.storage.log import LogRecord, LogState, RunLog
+from cloudshift_lab.storage.memory import MemoryStore
+from cloudshift_lab.storage.store import Store
+
+
+class _Overlay(MemoryStore):
+    """Keeps what is written to itself; reads through to the store it covers."""
+
+    def __init__(self, covered: Store) -> None:
+        super().__init__(covered.url)
+        self._covered = covered
+
+    def get(self, key: str, *, start: int | None = None, end: int | None = None) -> bytes:
+        try:
+            return super().get(key, start=start, end=end)
+        except NotFound:
+            return self._covered.get(key, start=start, end=end)
+
+    def size(self, key: str) -> int | None:
+        here = super().size(key)
+        return self._covered.size(key) if here is None else here
+
+    def write_through(self) -> None:
+        """Write everything at last, in the right order, which no longer helps."""
+        for key in [key for top in ("packs", "runs") for key in self.list(top)]:
+            self._covered.put(key, super().get(key))
+
+
+class HastySaver(SimSaver):
+    """'ref-before-chunks': reports a step as saved and writes its objects afterwards."""
+
+    def save(self, store: Store, step: int, weights: model.Weights) -> Saved:
+        overlay = _Overlay(store)
+        saved = super().save(overlay, step, weights)
+        self._scheduler.spawn(f"late-{step}", overlay.write_through, after_s=5.0)
+        return saved
+
+
+class _HastyEngine(SimEngine):
+    build_saver = HastySaver
+
+
+class _UnfencedTenure(Tenure):
+    def __init__(self, store: Store, job: JobSpec, world: World, ttl_s: float) -> None:
+        super().__init__(store, job, world, ttl_s)
+        self._log = UnfencedLog(store, job.run_id, world)
+
+    def _holds(self, state: LogState) -> bool:
+        del state
+        return True
+
+
+class UnfencedAgent(NodeAgent):
+    """'no-fencing': appends to the log and goes on without looking at the generation."""
+
+    def __init__(
+        self,
+        job: JobSpec,
+        *,
+        store: Store,
+        source_store: Store | None,
+        world: World,
+        ranks: SimRanks,
+        saver: SimSaver,
+    ) -> None:
+        super().__init__(
+            job, store=store, source_store=source_store, world=world, ranks=ranks, saver=saver,
+            ttl_s=TTL_S,
+        )  # fmt: skip
+        self._tenure = _UnfencedTenure(store, job, world, TTL_S)
+        self._saves._tenure = self._tenure
+
+
+def _build_unfenced(
+    job: JobSpec,
+    store: Store,
+    source_store: Store | None,
+    world: World,
+    ranks: SimRanks,
+    saver: SimSaver,
+) -> NodeAgent:
+    return UnfencedAgent(
+        job, store=store, source_store=source_store, world=world, ranks=ranks, saver=saver
+    )
+
+
+class _UnfencedEngine(SimEngine):
+    build_agent = staticmethod(_build_unfenced)
+
+
+class _OneTryLog(RunLog):
+    """Takes the first answer for the truth and never reads back."""
+
+    def _append(self, nonce: str, draft: Callable[[LogState, float], LogRecord]) -> LogRecord:
+        del nonce
+        record = draft(self.sync(), self._world.now())
+        try:
+            self._store.create(f"runs/{self._run_id}/log/{record.seq:012d}.json", to_json(record))
+        except Unavailable as error:
+            raise Conflict("no answer, so it cannot have happened; rolling back") from error
+        return record
+
+
+class HastyEffects(MoveEffects):
+    """'cleanup-after-ambiguous': a commit without an answer counts as failed and is undone."""
+
+    def _commit(self, effect: Effect, saga: Saga) -> EffectDone:
+        side = self._source
+        side._log = _OneTryLog(side.store, side.job.run_id, self._world)
+        return super()._commit(effect, saga)
+
+    def _cancel(self, effect: Effect, saga: Saga) -> EffectDone:
+        del saga
+        return self._done(effect, detail="nothing can have happened")
+
+
+PLANTS: dict[str, Bug] = {
+    "ref-before-chunks": Bug(engine=_HastyEngine),
+    "no-fencing": Bug(engine=_UnfencedEngine),
+    "cleanup-after-ambiguous": Bug(effects=HastyEffects),
+}
+
+
+def plant(name: str) -> Bug:
+    """The planted bug of that name.
+
+    Raises:
+        UsageError: There is none; lists the ones there are.
+    """
+    if name not in PLANTS:
+        raise UsageError(f"no planted bug '{name}'; choose one of: {', '.join(PLANTS)}")
+    return PLANTS[name]
