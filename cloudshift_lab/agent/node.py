@@ -30,6 +30,7 @@ INBOX_EVERY_S = 0.4
 INBOX_BUSY_S = 0.1
 LAST_WORDS_S = 60.0
 _ENDING: tuple[OrderKind, ...] = ("stop", "retire")
+_IN_TURN: tuple[OrderKind, ...] = ("precopy", "copy", "verify", "go")
 
 Activity = Iterator[OrderResult]
 
@@ -176,7 +177,12 @@ class NodeAgent:
                 self._report(order, _failure(error))
 
     def _obey(self) -> None:
+        waits_for_turn = False
         for order, activity in list(self._active.values()):
+            if order.kind in _IN_TURN:
+                if waits_for_turn:
+                    continue
+                waits_for_turn = True
             try:
                 self._report(order, next(activity))
             except Fenced as error:
