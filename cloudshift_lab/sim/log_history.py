@@ -45,7 +45,7 @@ class LogHistory:
     injected_faults: int = 0
     crashes: int = 0
     violations: list[Violation] = field(default_factory=list)
-    recent: list[str] = field(default_factory=list)
+    trace: list[str] = field(default_factory=list)
 
 
 class _Scene:
@@ -206,7 +206,7 @@ def run_log_history(seed: int, log_type: type[RunLog] = RunLog) -> LogHistory:
     history.injected_faults += scene.mischief.freezes
     history.crashes = scene.mischief.crashes
     history.digest = scene.scheduler.digest()
-    history.recent = scene.scheduler.recent if history.violations else []
+    history.trace = scene.scheduler.lines
     return history
 
 

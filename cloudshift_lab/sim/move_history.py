@@ -75,7 +75,7 @@ class MoveHistory:
     virtual_s: float = 0.0
     switches: int = 0
     violations: list[Violation] = field(default_factory=list)
-    recent: list[str] = field(default_factory=list)
+    trace: list[str] = field(default_factory=list)
 
 
 class SimJournal:
@@ -339,7 +339,8 @@ class Director:
         for store in scene.stores.values():
             store.rates = CALM
         scene.mischief.end()
-        self.world.sleep(130.0)
+        has_sleepers = scene.judge.unplanned or scene.mischief.freezes > 0
+        self.world.sleep(130.0 if has_sleepers else 25.0)  # whoever sleeps wakes up meanwhile
         for _ in range(2):
             if self._is_over():
                 break
@@ -353,7 +354,7 @@ class Director:
 
     def _check_one_runner(self) -> None:
         scene = self.scene
-        runners = self._runners(40.0)
+        runners = self._runners(30.0)
         if self._is_over():
             if runners := self._runners(20.0):
                 scene.report("nobody runs after the end", f"{runners}")
@@ -429,5 +430,5 @@ def run_move_history(seed: int, bug: Bug | None = None) -> MoveHistory:
     history.virtual_s = scene.scheduler.clock_s
     history.switches = scene.scheduler.switches
     history.digest = scene.scheduler.digest()
-    history.recent = scene.scheduler.recent if history.violations else []
+    history.trace = scene.scheduler.lines
     return history

@@ -77,25 +77,18 @@ class Scheduler:
         self._error: BaseException | None = None
         self._idle = threading.Event()
         self._trace = blake3()
-        self._recent: list[str] = []
+        self.lines: list[str] = []
 
     @property
     def current(self) -> str:
         """Name of the actor that holds the baton; ``-`` between actors."""
         return self._current.name if self._current is not None else "-"
 
-    @property
-    def recent(self) -> list[str]:
-        """The last lines of the trace, for a report."""
-        return self._recent[-40:]
-
     def trace(self, line: str) -> None:
         """Note what happened; the digest over all lines tells two histories apart."""
         text = f"{self.clock_s:.6f} {self.current} {line}"
         self._trace.update(text.encode())
-        self._recent.append(text)
-        if len(self._recent) > 400:
-            del self._recent[:200]
+        self.lines.append(text)
 
     def digest(self) -> str:
         """blake3 of the whole trace so far."""

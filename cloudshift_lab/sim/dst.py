@@ -1,0 +1,213 @@
+"""Many histories, one after the other: ``python -m cloudshift_lab sim``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from cloudshift_lab.core.errors import UsageError
+from cloudshift_lab.sim.log_history import UnfencedLog, run_log_history
+from cloudshift_lab.sim.move_history import run_move_history
+from cloudshift_lab.sim.plants import PLANTS, plant
+from cloudshift_lab.sim.watch import Violation
+from cloudshift_lab.storage.log import RunLog
+
+DEFAULT_SEEDS = 100
+_PROGRESS_EVERY_S = 5.0
+_SHOWN_VIOLATIONS = 100
+_LOG_EVERY = 4
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What many histories add up to; the document behind ``--json``.
+
+    ``histories`` counts whole moves of runs, ``log_histories`` races on a bare run log.
+    ``trace_digest`` is one hash over everything that happened, in order.
+    """
+
+    first_seed: int
+    histories: int
+    log_histories: int
+    plant: str | None
+    injected_faults: int
+    faults_by_kind: dict[str, int]
+    crashes: int
+    steps: int
+    virtual_s: float
+    violations: list[Violation]
+    num_violations: int
+    seeds_with_violations: int
+    by_invariant: dict[str, int]
+    by_final_phase: dict[str, int]
+    trace_digest: str
+    seconds: float
+    histories_per_s: float
+    python_hash_seed: str
+
+
+@dataclass
+class _Sum:
+    """Adds histories up as they come."""
+
+    digests: list[str] = field(default_factory=list)
+    log_histories: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    phases: Counter[str] = field(default_factory=Counter)
+    crashes: int = 0
+    steps: int = 0
+    virtual_s: float = 0.0
+    violations: list[Violation] = field(default_factory=list)
+
+    def add_move(self, seed: int, bug: str | None, trace: Path | None) -> None:
+        history = run_move_history(seed, None if bug is None else plant(bug))
+        self.digests.append(history.digest)
+        self.faults.update(history.injected_faults)
+        self.phases.update(history.phases)
+        self.crashes += history.crashes
+        self.steps += history.steps
+        self.virtual_s += history.virtual_s
+        self.violations += history.violations
+        if trace is not None:
+            trace.write_text("\n".join(history.trace) + "\n")
+
+    def add_log(self, seed: int, log_type: type[RunLog]) -> None:
+        history = run_log_history(seed, log_type)
+        self.log_histories += 1
+        self.digests.append(history.digest)
+        self.faults["log"] += history.injected_faults
+        self.crashes += history.crashes
+        self.violations += history.violations
+
+
+def run_histories(
+    seeds: Sequence[int], *, bug: str | None = None, quiet: bool = False, trace: Path | None = None
+) -> Report:
+    """Live one history per seed, and one of the bare log for every fourth.
+
+    Args:
+        seeds: One history each.
+        bug: Name of a planted bug; None for the production code.
+        quiet: Say nothing on stderr.
+        trace: Where to write everything the last history did, a line per event.
+
+    Raises:
+        UsageError: No such planted bug.
+    """
+    if bug is not None:
+        plant(bug)
+    total, began, spoke_at = _Sum(), time.perf_counter(), time.perf_counter()
+    log_type = UnfencedLog if bug == "no-fencing" else RunLog
+    for index, seed in enumerate(seeds):
+        total.add_move(seed, bug, trace)
+        if seed % _LOG_EVERY == 0 and bug in (None, "no-fencing"):
+            total.add_log(seed, log_type)
+        if not quiet and time.perf_counter() - spoke_at > _PROGRESS_EVERY_S:
+            spoke_at = time.perf_counter()
+            print(
+                f"{index + 1}/{len(seeds)} histories, {len(total.violations)} violations",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+    return _report(total, seeds, bug, time.perf_counter() - began)
+
+
+def _report(total: _Sum, seeds: Sequence[int], bug: str | None, seconds: float) -> Report:
+    from blake3 import blake3
+
+    return Report(
+        first_seed=seeds[0],
+        histories=len(seeds),
+        log_histories=total.log_histories,
+        plant=bug,
+        injected_faults=sum(total.faults.values()),
+        faults_by_kind=dict(sorted(total.faults.items())),
+        crashes=total.crashes,
+        steps=total.steps,
+        virtual_s=round(total.virtual_s, 3),
+        violations=total.violations[:_SHOWN_VIOLATIONS],
+        num_violations=len(total.violations),
+        seeds_with_violations=len({violation.seed for violation in total.violations}),
+        by_invariant=dict(sorted(Counter(v.invariant for v in total.violations).items())),
+        by_final_phase=dict(sorted(total.phases.items())),
+        trace_digest=blake3("".join(total.digests).encode()).hexdigest(),
+        seconds=round(seconds, 3),
+        histories_per_s=round(len(seeds) / seconds, 2),
+        python_hash_seed=os.environ.get("PYTHONHASHSEED", "random"),
+    )
+
+
+def main(argv: list[str]) -> int:
+    """The command line of the simulation.
+
+    Returns:
+        0 without violations, 1 with some (also when they were planted), 2 for a wrong call.
+    """
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as error:
+        return int(error.code or 0)
+    seeds = _seeds(arguments)
+    try:
+        report = run_histories(seeds, bug=arguments.plant, trace=arguments.trace)
+    except UsageError as error:
+        print(error.message, file=sys.stderr)
+        return 2
+    _write(report, arguments.json)
+    return 1 if report.num_violations else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cloudshift sim",
+        description="Live many random histories of runs and moves under faults and crashes.",
+    )
+    parser.add_argument("--seeds", type=int, default=DEFAULT_SEEDS, metavar="N",
+                        help=f"how many histories (default {DEFAULT_SEEDS})")  # fmt: skip
+    parser.add_argument("--first", type=int, default=0, metavar="SEED", help="the first seed")
+    parser.add_argument("--seed", type=int, metavar="SEED", help="live this one history only")
+    parser.add_argument("--json", metavar="PATH", help="write the report here; - is stdout")
+    parser.add_argument("--plant", metavar="BUG",
+                        help=f"plant a bug that must be found: {', '.join(PLANTS)}")  # fmt: skip
+    parser.add_argument("--trace", type=Path, metavar="PATH",
+                        help="with --seed: write every event of the history here")  # fmt: skip
+    return parser
+
+
+def _seeds(arguments: argparse.Namespace) -> range:
+    if arguments.seed is not None:
+        return range(arguments.seed, arguments.seed + 1)
+    return range(arguments.first, arguments.first + max(1, arguments.seeds))
+
+
+def _write(report: Report, json_path: str | None) -> None:
+    data = msgspec.json.format(msgspec.json.encode(report), indent=2)
+    if json_path == "-":
+        sys.stdout.write(data.decode() + "\n")
+        return
+    if json_path is not None:
+        Path(json_path).write_bytes(data + b"\n")
+    print(_summary(report))
+
+
+def _summary(report: Report) -> str:
+    lines = [
+        f"{report.histories} histories of moves and {report.log_histories} of the bare log, "
+        f"{report.injected_faults} faults, {report.crashes} crashes, "
+        f"{report.num_violations} violations in {report.seconds:.1f} s"
+    ]
+    lines += [
+        f"  seed {violation.seed}: {violation.invariant}: {violation.detail}"
+        for violation in report.violations[:10]
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
