@@ -21,6 +21,7 @@ from cloudshift_lab.core.placement import Placement
 from cloudshift_lab.core.plan import Bill, BillItem, Decision, MigrationView, Plan
 from cloudshift_lab.core.run import RunSpec, RunView
 from cloudshift_lab.core.views import Check, CostView, Health, Move, Series, Target
+from cloudshift_lab.engines.process import process_start_time
 
 SOURCE = Placement("aws-sim", "us-east-1", "sim.gpu.2x")
 TARGET = Placement("gcp-sim", "us-central1", "sim.gpu.2x")
@@ -180,7 +181,7 @@ class ScriptedConductor:
         server = tornado.httpserver.HTTPServer(application(gate))
         sockets = tornado.netutil.bind_sockets(0, "127.0.0.1")
         server.add_sockets(sockets)
-        started = discovery.process_start_time(os.getpid())
+        started = process_start_time(os.getpid())
         assert started is not None
         url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
         discovery.publish_daemon_file(

@@ -50,6 +50,7 @@ def serve(root: Path, *, port: int, prefix: str, idle_s: float) -> None:
         idle_s: Seconds without an open page after which the process ends.
     """
     pn.extension("plotly")
+    pn.pane.Plotly({"data": [], "layout": {}})  # imports plotly now, not while a page waits
     feed = Feed(root)
     feed.start()
     server = pn.serve(

@@ -68,6 +68,7 @@ def throughput_figure(series: Series, here: str, look: Look) -> Figure:
     traces = _by_place(series, here, x=times, y=series.tokens_per_s, hover="%{y:,.0f} tokens/s")
     figure = _figure("Throughput, tokens/s", look, traces=traces, marks=_time_marks(series))
     figure["layout"]["yaxis"] |= {"rangemode": "tozero"}
+    figure["layout"] |= {"showlegend": False}  # the colours are those of the loss chart
     return figure
 
 

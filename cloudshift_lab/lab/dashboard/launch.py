@@ -13,10 +13,11 @@ from pathlib import Path
 import msgspec
 
 from cloudshift_lab import __version__
-from cloudshift_lab.conductor.discovery import process_start_time, try_lock
+from cloudshift_lab.conductor.discovery import try_lock
 from cloudshift_lab.core.errors import Corrupt, Unavailable
 from cloudshift_lab.core.home import home, write_private
 from cloudshift_lab.core.wire import from_json, to_json
+from cloudshift_lab.engines.process import process_start_time
 
 STATE_FILE = "dashboard.json"
 LOCK_FILE = "dashboard.lock"

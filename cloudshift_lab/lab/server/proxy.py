@@ -9,11 +9,13 @@ from typing import Any
 
 from jupyter_server_proxy.handlers import AddSlashHandler, LocalProxyHandler
 from tornado import web
+from tornado.simple_httpclient import HTTPTimeoutError
 
 from cloudshift_lab.core.errors import CloudshiftError
 from cloudshift_lab.lab.dashboard.launch import DashboardFile, ensure_dashboard
 
 _HOST = "127.0.0.1"
+_WEBSOCKET_TRIES = 4
 _PRIVATE_HEADERS = ("Cookie", "Authorization", "X-Xsrftoken")
 
 
@@ -31,7 +33,24 @@ class DashboardProxy(LocalProxyHandler):  # type: ignore[misc]
     async def open(self, path: str) -> None:
         """The page's websocket."""
         dashboard = await self.dashboard()
-        await self.proxy_open(_HOST, dashboard.port, self.inner_path(dashboard, path))
+        for patience in range(_WEBSOCKET_TRIES, 0, -1):
+            try:
+                await self.proxy_open(_HOST, dashboard.port, self.inner_path(dashboard, path))
+                return
+            except HTTPTimeoutError:  # a busy machine: the page is still waiting
+                if patience == 1:
+                    raise
+
+    def write_message(
+        self,
+        message: bytes | str | dict[str, Any],
+        binary: bool = False,  # noqa: FBT001, FBT002
+    ) -> Any:
+        """To the browser, unless its page was closed meanwhile."""
+        if self.ws_connection is None or self.ws_connection.is_closing():
+            self.on_close()
+            return _done()
+        return super().write_message(message, binary)
 
     async def forward(self, path: str) -> None:
         dashboard = await self.dashboard()
@@ -64,6 +83,12 @@ class DashboardProxy(LocalProxyHandler):  # type: ignore[misc]
         raise web.HTTPError(405)
 
     post = put = delete = head = patch = options = refuse
+
+
+def _done() -> asyncio.Future[None]:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    future.set_result(None)
+    return future
 
 
 def routes(root: Path) -> list[tuple[Any, ...]]:

@@ -36,7 +36,8 @@ export function formatClock(at: number): string {
   return new Date(at * 1000).toLocaleTimeString([], {
     hour: '2-digit',
     minute: '2-digit',
-    second: '2-digit'
+    second: '2-digit',
+    hourCycle: 'h23'
   });
 }
 

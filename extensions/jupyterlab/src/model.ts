@@ -77,7 +77,8 @@ export class CloudshiftModel implements IDisposable {
       decision_id: `decision-${UUID.uuid4()}`,
       plan_digest: view.plan.digest,
       verdict,
-      by
+      by,
+      at: Date.now() / 1000
     };
     this._decisions.set(key, decision);
     try {

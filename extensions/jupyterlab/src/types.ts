@@ -63,6 +63,7 @@ export interface IDecision {
   plan_digest: string;
   verdict: 'approve' | 'reject';
   by: string;
+  at: number;
 }
 
 export interface IMigrationView {
