@@ -42,7 +42,7 @@ class AgentProcess:
         (Path(job.workdir) / LOGS).mkdir(parents=True, exist_ok=True)
         store = open_job_store(job)
         script = place_script(job)
-        self._node_dir = NodeDir(job.run_id, job.generation)
+        self._node_dir = NodeDir(job.home, job.run_id, job.generation)
         self._ranks = TorchrunRanks(job, script, self._node_dir.path, world)
         self._shipper = RowShipper(_sender(job, store, world), job)
         self._receiver = RowReceiver(self._node_dir.path, self._take)

@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from blake3 import blake3
+
 from cloudshift_lab.core.errors import Conflict, Denied
 
 LOCK_FILE = "agent.lock"
@@ -19,11 +21,13 @@ _MAX_SOCKET_PATH = 100
 
 
 class NodeDir:
-    """``/dev/shm/cloudshift-<uid>-<run>-<generation>``, private to its user.
+    """``/dev/shm/cloudshift-<uid>-<home>-<run>-<generation>``, private to its user.
 
-    Held by a file lock, so that one whose agent died is told from one in use.
+    Held by a file lock, so that one whose agent died is told from one in use. Run ids are unique
+    in one state directory only, hence its hash in the name.
 
     Args:
+        home: The state directory of the run's conductor.
         run_id: Of the attempt.
         generation: Of the attempt.
         base: Where such directories are; shared memory where the system has it.
@@ -33,11 +37,13 @@ class NodeDir:
         Denied: The place belongs to another user.
     """
 
-    def __init__(self, run_id: str, generation: int, base: Path | None = None) -> None:
+    def __init__(
+        self, home: str, run_id: str, generation: int, *, base: Path | None = None
+    ) -> None:
         base = base or default_base()
         with _one_at_a_time(base):
             remove_stale(base)
-            self.path, self._lock = _take(base, run_id, generation)
+            self.path, self._lock = _take(base, home, run_id, generation)
         self.clear()
 
     def clear(self) -> None:
@@ -52,8 +58,9 @@ class NodeDir:
         os.close(self._lock)
 
 
-def _take(base: Path, run_id: str, generation: int) -> tuple[Path, int]:
-    name = f"cloudshift-{os.getuid()}-{run_id}-{generation}"
+def _take(base: Path, home: str, run_id: str, generation: int) -> tuple[Path, int]:
+    place = blake3(home.encode()).hexdigest()[:8]
+    name = f"cloudshift-{os.getuid()}-{place}-{run_id}-{generation}"
     room = _MAX_SOCKET_PATH - len(str(base)) - len("/rows.sock/")
     path = base / (name if len(name) <= room else name[:20] + name[-(room - 20) :])
     path.mkdir(mode=0o700, exist_ok=True)
