@@ -25,7 +25,6 @@ from cloudshift_lab.checkpoint.dtypes import ELEMENT_TYPES
 from cloudshift_lab.checkpoint.fetch import Piece, fetch_pieces
 from cloudshift_lab.checkpoint.index import ChunkLocation, ChunkTable
 from cloudshift_lab.checkpoint.layout import (
-    MAX_CHUNK_BYTES,
     Coverage,
     Manifest,
     ObjectRef,
@@ -282,8 +281,7 @@ def _stored_boxes(record: RankRecord, table: ChunkTable) -> Iterator[_StoredBox]
         except CloudshiftError as error:
             raise Corrupt(f"rank {record.rank}'s record: {error.message}") from error
         itemsize = ELEMENT_TYPES[entry.dtype].itemsize
-        cell_fits = len(entry.cell) == len(entry.shape) and all(n > 0 for n in entry.cell)
-        if not cell_fits or math.prod(entry.cell) * itemsize > MAX_CHUNK_BYTES:
+        if len(entry.cell) != len(entry.shape) or any(n <= 0 for n in entry.cell):
             raise Corrupt(
                 f"'{entry.name}' has an impossible grid cell {entry.cell}; use another step"
             )

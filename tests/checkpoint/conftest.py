@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from cloudshift_lab.checkpoint import (
     Checkpoint,
@@ -16,6 +17,9 @@ from cloudshift_lab.checkpoint import (
     seal,
     write_rank,
 )
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 RUN = "run-1"
 

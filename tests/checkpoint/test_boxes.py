@@ -30,6 +30,7 @@ def boxes_in(draw, shape):
 
 def test_the_grid_of_a_matrix_is_whole_rows_between_the_limits():
     assert grid_cell((8192, 512), 2) == (256, 512)  # 8 MiB: 256 KiB
+    assert grid_cell((32_768, 1024), 4) == (128, 1024)  # 128 MiB: 512 KiB
     assert grid_cell((100_000, 1024), 4) == (256, 1024)  # 400 MB: 1 MiB
     assert grid_cell((1000,), 4) == (1000,)
     assert grid_cell((), 4) == ()

@@ -124,6 +124,15 @@ def test_a_second_save_writes_only_what_changed(arrays, save, known_of, opened):
     assert (opened(store, second).tensor("layer.weight") == arrays["layer.weight"]).all()
 
 
+def test_the_grid_is_that_of_the_whole_tensor_and_not_of_the_share(opened):
+    share = np.arange(1024 * 1024, dtype=np.float32)
+    box = TensorBox("w", "float32", (131_072, 1024), (1024, 0), (1024, 1024))
+    store = MemoryStore()
+    written = write_rank(store, RUN, Staged(1, 0, 2, (box,), (share.view(np.uint8),)), generation=1)
+    sealed = seal(store, RUN, 1, generation=1, world_size=2, written=[written], partial="keep")
+    assert len(opened(store, sealed).chunk_ids()) == 4  # 1 MiB cells; alone it would have 16
+
+
 def test_dedup_survives_a_change_of_world_size(arrays, save, known_of, stage):
     rows = np.random.default_rng(1).standard_normal((6000, 256)).astype(np.float32)
     store = MemoryStore()
