@@ -15,14 +15,6 @@ from cloudshift_lab.core.wire import to_json
 Outcome = Literal["stopped", "finished", "failed", "lost"]
 
 
-class RunCreated(msgspec.Struct, frozen=True, tag="created"):
-    """The first line of a run's journal. ``spec.script`` is the path of the frozen script."""
-
-    run_id: str
-    spec: RunSpec
-    at: float
-
-
 class AttemptStarted(msgspec.Struct, frozen=True, tag="attempt"):
     """An attempt is about to be submitted; it costs money from now on.
 
@@ -35,6 +27,18 @@ class AttemptStarted(msgspec.Struct, frozen=True, tag="attempt"):
     price_source: str
     simulated: bool
     migration_id: str | None = None
+
+
+class RunCreated(msgspec.Struct, frozen=True, tag="created"):
+    """The first line of a run's journal, with its first attempt: a run is never without one.
+
+    ``spec.script`` is the path of the frozen script.
+    """
+
+    run_id: str
+    spec: RunSpec
+    at: float
+    first: AttemptStarted
 
 
 class AttemptEnded(msgspec.Struct, frozen=True, tag="attempt_ended"):
@@ -110,7 +114,8 @@ class RunRecord:
         if not events or not isinstance(events[0], RunCreated):
             raise Corrupt("a run's journal does not begin with the run; restore it from a copy")
         self.created = events[0]
-        self.attempts: dict[int, Attempt] = {}
+        first = self.created.first
+        self.attempts: dict[int, Attempt] = {first.job.generation: Attempt(started=first)}
         self.moves: dict[str, MoveOpened] = {}
         self.stop_asked: StopAsked | None = None
         self.ended: RunEnded | None = None

@@ -17,6 +17,7 @@ from cloudshift_lab.core.errors import CloudshiftError, NotFound
 from cloudshift_lab.telemetry.spool import Ingest
 
 _PAUSE_S = 0.2
+_MOVING_PAUSE_S = 0.08
 _NUM_THREADS = 16
 _LISTED = 12
 
@@ -78,11 +79,11 @@ class Registry:
 
     def _load(self, folder: Path) -> None:
         """Take a run up again; one whose journal is damaged must not keep the others away."""
-        journal = folder / "journal.jsonl"
-        if not journal.exists():
-            return
         try:
-            record = RunRecord(Journal(journal))
+            journal = Journal(folder / "journal.jsonl")
+            if not journal.replay() and not (folder / "attempts").exists():
+                return  # its creation was cut off before anything was started
+            record = RunRecord(journal)
             self._tenders[record.run_id] = RunTender(
                 record, self._around, ingest=self._ingest, changed=self._changed
             )
@@ -126,8 +127,15 @@ class Ticker:
         while not self._is_stopping:
             for tender in self._registry.all():
                 self._tick_once(tender)
-            self._woken.wait(_PAUSE_S)
+            self._woken.wait(_MOVING_PAUSE_S if self._is_moving() else _PAUSE_S)
             self._woken.clear()
+
+    def _is_moving(self) -> bool:
+        """Somebody's training stands still, or soon will: look more often."""
+        return any(
+            move is not None and move.is_under_way
+            for move in (tender.open_move for tender in self._registry.all())
+        )
 
     def _tick_once(self, tender: RunTender) -> None:
         with self._lock:

@@ -21,7 +21,7 @@ from cloudshift_lab.conductor.records import AttemptStarted, MoveOpened, RunCrea
 from cloudshift_lab.conductor.registry import Registry, Ticker
 from cloudshift_lab.conductor.script import freeze_script, read_script
 from cloudshift_lab.conductor.tending import RunTender
-from cloudshift_lab.core.errors import NotFound, UsageError
+from cloudshift_lab.core.errors import Corrupt, Exhausted, NotFound, UsageError
 from cloudshift_lab.core.placement import Cloud, Offer
 from cloudshift_lab.core.plan import Decision, MigrationView, PhaseTime, Plan
 from cloudshift_lab.core.run import JobSpec, RunSpec, RunView
@@ -53,7 +53,7 @@ class ConductorService:
         self._world = world
         self._started_at = world.now()
         self._changes = threading.Condition()
-        self._version = 1
+        self._version = int(world.now() * 1000)  # goes on growing over restarts
         self._subscribers: list[Callable[[], None]] = []
         self._creating = threading.Lock()
         self._views: dict[str, tuple[float, int, RunView]] = {}
@@ -141,13 +141,18 @@ class ConductorService:
             self._root,
             self.places.clouds().clouds,
             pid=os.getpid(),
-            query_telemetry=lambda: self.telemetry.sql("SELECT 1"),
+            query_telemetry=self._query_telemetry,
         )
         damaged = tuple(
             Check(name=run, ok=False, detail=text, advice="restore its journal from a copy")
             for run, text in self._registry.damaged.items()
         )
         return (*checks, *damaged)
+
+    def _query_telemetry(self) -> None:
+        self.telemetry.sql("SELECT 1")
+        if self.telemetry.warnings:
+            raise Corrupt("; ".join(self.telemetry.warnings))
 
     def sql(self, query: str) -> bytes:
         """One read-only query; an Arrow IPC stream."""
@@ -176,9 +181,15 @@ class ConductorService:
         cloud, offer = self.places.resolve(spec.target)
         store = self.places.store(cloud.name)
         probe_store(store, world=self._world)
-        with self._creating:
-            self._check_name(spec.name)
-            tender = self._create(spec, source, cloud, offer=offer, store=store)
+        try:
+            with self._creating:
+                self._check_name(spec.name)
+                tender = self._create(spec, source, cloud, offer=offer, store=store)
+        except OSError as error:
+            raise Exhausted(
+                f"cannot write below {self._root} ({error.strerror}); "
+                "free disk space, then try again"
+            ) from error
         tender.side(tender.owner).submit()
         self._ticker.wake()
         return self._show(tender)
@@ -199,10 +210,13 @@ class ConductorService:
         folder = self._around.run_folder(run_id)
         folder.mkdir(mode=0o700, parents=True)
         spec = freeze_script(spec, source, folder)
-        now = self._world.now()
-        record = RunRecord.create(
-            Journal(folder / "journal.jsonl"), RunCreated(run_id=run_id, spec=spec, at=now)
-        )
+        first = self._first_attempt(run_id, spec, cloud, offer=offer)
+        created = RunCreated(run_id=run_id, spec=spec, at=first.at, first=first)
+        return self._registry.add(RunRecord.create(Journal(folder / "journal.jsonl"), created))
+
+    def _first_attempt(
+        self, run_id: str, spec: RunSpec, cloud: Cloud, *, offer: Offer
+    ) -> AttemptStarted:
         placement = placement_at(offer, ranks_per_node=spec.ranks_per_node)
         job = JobSpec(
             run_id=run_id,
@@ -212,7 +226,7 @@ class ConductorService:
             store_url=cloud.store_url,
             script=spec.script,
             home=str(self._root),
-            workdir=str(folder / "attempts" / "1"),
+            workdir=str(self._around.run_folder(run_id) / "attempts" / "1"),
             checkpoint_every=spec.checkpoint_every,
             seed=spec.seed,
             args=spec.args,
@@ -220,16 +234,13 @@ class ConductorService:
             python=spec.python,
             conductor_home=str(self._root),
         )
-        record.keep(
-            AttemptStarted(
-                job=job,
-                at=now,
-                price_micro_usd_per_h=offer.price_micro_usd_per_h * placement.nodes,
-                price_source=_price_source(offer),
-                simulated=cloud.simulated or offer.simulated,
-            )
+        return AttemptStarted(
+            job=job,
+            at=self._world.now(),
+            price_micro_usd_per_h=offer.price_micro_usd_per_h * placement.nodes,
+            price_source=_price_source(offer),
+            simulated=cloud.simulated or offer.simulated,
         )
-        return self._registry.add(record)
 
     def _check_spec(self, spec: RunSpec) -> None:
         if _NAME.fullmatch(spec.name) is None:
@@ -397,7 +408,10 @@ class ConductorService:
         """The run's view; one assembled a moment ago is good enough while nothing changed."""
         version, at = self._version, self._world.monotonic()
         held = self._views.get(tender.run_id)
-        if held is not None and held[1] == version and at - held[0] < _VIEW_FRESH_S:
+        if held is not None and (
+            (held[2].ended_at is not None and not tender.is_live)
+            or (held[1] == version and at - held[0] < _VIEW_FRESH_S)
+        ):
             return held[2]
         progress = self.telemetry.latest(tender.run_id)
         losses = self.telemetry.losses(tender.run_id, _NUM_LOSSES)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 
 from cloudshift_lab.conductor.inbox import ends_attempt
+from cloudshift_lab.conductor.journal import Journal
 from cloudshift_lab.conductor.moves import Move, Surroundings, journal_path
 from cloudshift_lab.conductor.records import (
     AttemptStarted,
@@ -26,6 +27,7 @@ _LOOK_EVERY_S = 1.0
 _REPLAY_EVERY_S = 20.0
 _SILENCE_S = 45.0
 _STOP_GRACE_S = 15.0
+_LEFTOVER_S = 90.0
 _OUTCOMES: dict[str, Outcome] = {"stopped": "stopped", "finished": "finished", "failed": "failed"}
 
 
@@ -57,6 +59,7 @@ class RunTender:
         self._ingest = ingest
         self._changed = changed
         self._sides: dict[int, Side] = {}
+        self._swept: set[int] = set()
         self._troubles: dict[str, str] = {}
         self._look_at = float("-inf")
         self._replay_at = float("-inf")
@@ -85,7 +88,8 @@ class RunTender:
     def is_live(self) -> bool:
         """Whether ticks still have something to do."""
         is_over = self.record.ended is not None and self._is_final_replay_done
-        return not is_over or any(not move.is_done for move in self.moves.values())
+        is_swept = self._swept >= self.record.attempts.keys()
+        return not (is_over and is_swept) or any(not m.is_done for m in self.moves.values())
 
     # -- asked by people -------------------------------------------------------------------
 
@@ -157,13 +161,17 @@ class RunTender:
         now = self._around.world.monotonic()
         if now >= self._look_at:
             self._look_at = now + _LOOK_EVERY_S
-            parts += [self._look_after, self._keep_budget, self._replay]
+            parts += [self._look_after, self._keep_budget, self._replay, self._sweep]
             self._troubles.clear()
         for part in parts:
             try:
                 part()
             except CloudshiftError as error:
                 self._troubles[part.__name__] = error.message
+            except OSError as error:
+                self._troubles[part.__name__] = (
+                    f"the conductor cannot write ({error.strerror}); free disk space"
+                )
         trouble = "; ".join(self._troubles.values()) or None
         if trouble != self.trouble:
             self.trouble = trouble
@@ -288,10 +296,22 @@ class RunTender:
                 self._changed()
         self._is_final_replay_done = has_ended
 
+    def _sweep(self) -> None:
+        """See that nothing is left of attempts that ended; what does not go is ended."""
+        now = self._around.world.now()
+        for generation, attempt in self.record.attempts.items():
+            if attempt.ended_at is None or generation in self._swept:
+                continue
+            side = self.side(attempt.started)
+            if not side.is_gone() and now - attempt.ended_at > _LEFTOVER_S:
+                side.stop(_STOP_GRACE_S)
+            if side.is_gone():
+                self._swept.add(generation)
+
     def _load_moves(self) -> dict[str, Move]:
         folder = self._around.run_folder(self.run_id)
         return {
             migration_id: Move(opened, self.record, self._around, lock=self.lock)
             for migration_id, opened in self.record.moves.items()
-            if journal_path(folder, migration_id).exists()
+            if Journal(journal_path(folder, migration_id)).replay()
         }

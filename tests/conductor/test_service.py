@@ -544,7 +544,7 @@ def test_a_move_is_marked_in_the_series(bench: Bench) -> None:
 
 
 def test_a_damaged_journal_keeps_no_other_run_away(bench: Bench) -> None:
-    bench.train("one")
+    bench.service.migrate(bench.train("one"), GCP, expires_s=600)
     bench.train("two")
     journal = bench.root / "runs" / "run-1" / "journal.jsonl"
     data = bytearray(journal.read_bytes())
@@ -555,6 +555,57 @@ def test_a_damaged_journal_keeps_no_other_run_away(bench: Bench) -> None:
     with pytest.raises(NotFound, match="line 1 is damaged"):
         bench.service.run("run-1")
     assert bench.train("three") == "run-3"
+
+
+def test_what_was_cut_off_in_its_very_first_line_never_was(bench: Bench) -> None:
+    run_id = bench.train()
+    bench.service.migrate(run_id, GCP, expires_s=600)
+    (bench.root / "runs" / run_id / "migrations" / "mig-1.jsonl").write_bytes(b'{"check":"12')
+    torn = bench.root / "runs" / "run-2"
+    torn.mkdir()
+    (torn / "journal.jsonl").write_bytes(b'{"check":"12')
+    bench.restart()
+    assert [view.run_id for view in bench.service.runs()] == [run_id]
+    assert bench.service.migrations(None) == ()
+    bench.step()
+    assert bench.service.migrate(run_id, GCP, expires_s=600).migration_id == "mig-2"
+    assert bench.train("next") == "run-3"
+
+
+def test_a_full_disk_starts_nothing_and_says_what_to_do(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(Exhausted, match="free disk space, then try again"):
+            bench.service.train(RunSpec(name="gpt", script=SCRIPT, target=AWS))
+    assert bench.engine.started == []
+    run_id = bench.train()
+    view = bench.service.migrate(run_id, GCP, expires_s=600)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(Exhausted):
+            bench.approve(view)
+        bench.step()
+    assert bench.service.migration(view.migration_id).phase == "proposed"
+    assert bench.settle(bench.approve(view).migration_id).phase == "source_retired"
+
+
+def test_a_leftover_of_an_ended_attempt_is_ended(bench: Bench) -> None:
+    run_id = bench.train()
+    bench.engine.puppets[run_id, 1].say(state="finished")
+    bench.step()
+    assert bench.service.run(run_id).state == "finished"
+    bench.step(60.0)
+    assert not bench.engine.puppets[run_id, 1].is_gone
+    bench.step(60.0)
+    assert bench.engine.puppets[run_id, 1].is_gone
+    assert not bench.service._registry.find(run_id).is_live
 
 
 def test_a_store_that_is_away_is_shown_as_trouble_and_forgotten_when_back(
