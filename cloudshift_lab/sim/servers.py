@@ -15,11 +15,11 @@ from typing import Literal
 
 import msgspec
 
-from cloudshift_lab.conductor.discovery import process_start_time
 from cloudshift_lab.core.errors import Corrupt, Unavailable, Unsupported
 from cloudshift_lab.core.home import write_private
 from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.core.world import REAL_WORLD, World
+from cloudshift_lab.engines.process import process_start_time
 
 ServerKind = Literal["s3", "gcs"]
 HOST = "127.0.0.1"
