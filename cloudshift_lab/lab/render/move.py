@@ -133,7 +133,7 @@ def _bill_rows(bill: Bill) -> list[tuple[str, ...]]:
 
 def _bill_text(bill: Bill) -> list[str]:
     """The bill for a terminal: sources are numbered, and named below."""
-    named = [f"{_source(item)}, as of {item.as_of or 'no date'}" for item in bill.items]
+    named = [_dated(item) for item in bill.items]
     numbers = {source: f"[{n}]" for n, source in enumerate(dict.fromkeys(named), 1)}
     marks = [*(numbers[source] for source in named), ""]
     rows = [(*row[:3], mark) for row, mark in zip(_bill_rows(bill), marks, strict=True)]
@@ -148,6 +148,11 @@ def _amount(item: BillItem) -> str:
 def _source(item: BillItem) -> str:
     unmarked = item.simulated and SIMULATED not in item.source
     return f"{item.source}, {SIMULATED}" if unmarked else item.source
+
+
+def _dated(item: BillItem) -> str:
+    source = _source(item)
+    return source if not item.as_of or item.as_of in source else f"{source}, as of {item.as_of}"
 
 
 def _terms(view: MigrationView) -> list[str]:

@@ -1,0 +1,72 @@
+"""Every notebook we ship runs from top to bottom against real processes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+
+from cloudshift_lab.conductor.client import Client
+from cloudshift_lab.core.errors import Unavailable
+from cloudshift_lab.core.run import FINAL_STATES
+from cloudshift_lab.core.world import REAL_WORLD
+from cloudshift_lab.lab.dashboard.launch import stop_dashboard
+from cloudshift_lab.sim.clouds import SimClouds
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+LIMIT_S = 300
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A state directory of its own; whatever the notebook leaves running there is ended."""
+    root = tmp_path / "home"
+    monkeypatch.setenv("CLOUDSHIFT_HOME", str(root))
+    yield root
+    try:
+        client = Client.connect(root, start=False)
+        for run in client.runs():
+            client.stop(run.run_id)
+        await_end(client)
+        client.shutdown()
+    except Unavailable:
+        print("no conductor was left running")
+    stop_dashboard(root)
+    SimClouds(root).down()
+
+
+def await_end(client: Client) -> None:
+    until = REAL_WORLD.monotonic() + 60
+    while any(run.state not in FINAL_STATES for run in client.runs()):
+        if REAL_WORLD.monotonic() > until:
+            raise AssertionError("a run did not stop")
+        REAL_WORLD.sleep(0.5)
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_its_outputs_are_stripped(path: Path) -> None:
+    cells = nbformat.read(path, as_version=4).cells
+    assert [cell.id for cell in cells if cell.get("outputs") or cell.get("execution_count")] == []
+
+
+def test_the_quickstart_moves_a_run_to_another_cloud(home: Path, tmp_path: Path) -> None:
+    document = nbformat.read(NOTEBOOKS / "01_quickstart.ipynb", as_version=4)
+    nbclient.NotebookClient(
+        document, timeout=LIMIT_S, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    shown = {cell.id: text_of(cell) for cell in document.cells if cell.cell_type == "code"}
+    assert "conductor not running" in shown["load"]
+    assert "simulated" in shown["clouds"]
+    assert "pays for itself" in shown["move"]
+    assert "'source_retired'" in shown["moved"]
+    assert "gcp-sim:us-central1" in shown["status"]
+    assert "attempt 2" in shown["cost"]
+
+
+def text_of(cell: nbformat.NotebookNode) -> str:
+    """All that a cell put out, as text."""
+    return "\n".join(
+        output.text if output.output_type == "stream" else output.data.get("text/plain", "")
+        for output in cell.outputs
+    )
