@@ -207,7 +207,13 @@ class Client:
     def _post(self, path: str, body: bytes, kind: type[T]) -> T:
         if self._root is not None and discovery.find_daemon(self._root) is None:
             self._refresh()
-        data = self._call("POST", path, body=body, timeout_s=_SLOW_S)
+        try:
+            data = self._call("POST", path, body=body, timeout_s=_SLOW_S)
+        except Unavailable as error:
+            never_arrived = isinstance(error.__cause__, ConnectionRefusedError)
+            if not never_arrived or not self._refresh():
+                raise
+            data = self._call("POST", path, body=body, timeout_s=_SLOW_S)
         return from_json(data, kind, what="the conductor's answer")
 
     def _refresh(self) -> bool:

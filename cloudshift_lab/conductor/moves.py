@@ -24,6 +24,7 @@ from cloudshift_lab.engines.engine import Engine
 from cloudshift_lab.migration import Saga
 
 _EVENTS_PER_TICK = 20
+_FINISH_AGAIN_S = 20.0
 _NEVER_BEGAN: frozenset[Phase] = frozenset({"rejected", "expired"})
 
 
@@ -72,6 +73,7 @@ class Move:
         self._record = record
         self._around = around
         self._lock = lock
+        self._finish_at = float("-inf")
         folder = around.run_folder(record.run_id)
         self._receipts = Receipts(folder / "receipts", record.run_id)
         journal = Journal(journal_path(folder, opened.migration_id))
@@ -124,7 +126,9 @@ class Move:
             if not self.driver.tick():
                 break
             changed = True
-        if self.saga.is_final and not self.is_done:
+        now = self._around.world.monotonic()
+        if self.saga.is_final and not self.is_done and now >= self._finish_at:
+            self._finish_at = now + _FINISH_AGAIN_S
             self._finish()
             changed = True
         return changed

@@ -80,7 +80,13 @@ class RunEnded(msgspec.Struct, frozen=True, tag="ended"):
     checkpoint_at: float | None = None
 
 
-RunEvent = RunCreated | AttemptStarted | AttemptEnded | MoveOpened | StopAsked | RunEnded
+class Settled(msgspec.Struct, frozen=True, tag="settled"):
+    """Nothing is left to do for an ended run: its processes are gone, its telemetry is in."""
+
+    at: float
+
+
+RunEvent = RunCreated | AttemptStarted | AttemptEnded | MoveOpened | StopAsked | RunEnded | Settled
 _DECODER: msgspec.json.Decoder[RunEvent] = msgspec.json.Decoder(RunEvent)
 
 
@@ -119,6 +125,7 @@ class RunRecord:
         self.moves: dict[str, MoveOpened] = {}
         self.stop_asked: StopAsked | None = None
         self.ended: RunEnded | None = None
+        self.is_settled = False
         for event in events[1:]:
             self._apply(event)
 
@@ -177,6 +184,9 @@ class RunRecord:
             self.ended = self.ended or event
             for generation in self.attempts:
                 self._end_attempt(generation, event.at)
+
+        elif isinstance(event, Settled):
+            self.is_settled = True
 
     def _end_attempt(self, generation: int, at: float) -> None:
         attempt = self.attempts.get(generation)

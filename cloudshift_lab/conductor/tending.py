@@ -14,6 +14,7 @@ from cloudshift_lab.conductor.records import (
     Outcome,
     RunEnded,
     RunRecord,
+    Settled,
     StopAsked,
 )
 from cloudshift_lab.conductor.side import Side
@@ -63,6 +64,7 @@ class RunTender:
         self._troubles: dict[str, str] = {}
         self._look_at = float("-inf")
         self._replay_at = float("-inf")
+        self._was_ended = False
         self._is_final_replay_done = False
         self.moves = self._load_moves()
 
@@ -87,9 +89,7 @@ class RunTender:
     @property
     def is_live(self) -> bool:
         """Whether ticks still have something to do."""
-        is_over = self.record.ended is not None and self._is_final_replay_done
-        is_swept = self._swept >= self.record.attempts.keys()
-        return not (is_over and is_swept) or any(not m.is_done for m in self.moves.values())
+        return not self.record.is_settled or any(not m.is_done for m in self.moves.values())
 
     # -- asked by people -------------------------------------------------------------------
 
@@ -282,9 +282,9 @@ class RunTender:
     def _replay(self) -> None:
         """Take in telemetry that was spooled into the bucket while we were away."""
         now, has_ended = self._around.world.monotonic(), self.record.ended is not None
-        if self._is_under_way() or self._is_final_replay_done:
-            return
-        if now < self._replay_at and not has_ended:
+        if has_ended and not self._was_ended:
+            self._replay_at, self._was_ended = now, True
+        if now < self._replay_at or self._is_under_way() or self._is_final_replay_done:
             return
         self._replay_at = now + _REPLAY_EVERY_S
         stores = {
@@ -298,6 +298,8 @@ class RunTender:
 
     def _sweep(self) -> None:
         """See that nothing is left of attempts that ended; what does not go is ended."""
+        if self.record.is_settled:
+            return
         now = self._around.world.now()
         for generation, attempt in self.record.attempts.items():
             if attempt.ended_at is None or generation in self._swept:
@@ -307,6 +309,10 @@ class RunTender:
                 side.stop(_STOP_GRACE_S)
             if side.is_gone():
                 self._swept.add(generation)
+        is_swept = self._swept >= self.record.attempts.keys()
+        if self.record.ended is not None and self._is_final_replay_done and is_swept:
+            with self.lock:
+                self.record.keep(Settled(at=now))
 
     def _load_moves(self) -> dict[str, Move]:
         folder = self._around.run_folder(self.run_id)

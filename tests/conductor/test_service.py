@@ -605,7 +605,11 @@ def test_a_leftover_of_an_ended_attempt_is_ended(bench: Bench) -> None:
     assert not bench.engine.puppets[run_id, 1].is_gone
     bench.step(60.0)
     assert bench.engine.puppets[run_id, 1].is_gone
+    bench.step()
     assert not bench.service._registry.find(run_id).is_live
+    bench.restart()
+    assert not bench.service._registry.find(run_id).is_live
+    assert bench.service.run(run_id).state == "finished"
 
 
 def test_a_store_that_is_away_is_shown_as_trouble_and_forgotten_when_back(
