@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cloudshift_lab.conductor.journal import Journal
 from cloudshift_lab.conductor.service import ConductorService
 from cloudshift_lab.core.errors import (
     Conflict,
@@ -656,3 +657,88 @@ def test_sql_reads_and_cannot_write(bench: Bench) -> None:
     assert pa.ipc.open_stream(data).read_all().to_pydict() == {"answer": [42]}
     with pytest.raises(UsageError):
         bench.service.sql("DROP TABLE step")
+
+
+class Killed(BaseException):
+    """kill -9 at this very point."""
+
+
+class Fuse:
+    """Kills the conductor before or after its n-th durable write."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.at: int | None = None
+        self.passed = 0
+        real = Journal._write
+
+        def write(journal: Journal, line: bytes) -> None:
+            self.boundary()
+            real(journal, line)
+            self.boundary()
+
+        monkeypatch.setattr(Journal, "_write", write)
+
+    def boundary(self) -> None:
+        self.passed += 1
+        if self.passed == self.at:
+            raise Killed
+
+
+def insist(bench: Bench) -> MigrationView:
+    """What a person does who was cut off: look what is there, and ask for what is missing."""
+    if not bench.service.runs():
+        bench.service.train(RunSpec(name="gpt", script=SCRIPT, target=AWS))
+    bench.step()
+    bench.step()
+    moves = bench.service.migrations(None)
+    view = moves[0] if moves else bench.service.migrate("gpt", GCP, expires_s=600)
+    if view.phase == "proposed":
+        bench.approve(view)
+    done = bench.settle(view.migration_id)
+    bench.step()
+    bench.service.stop("gpt")
+    for _ in range(6):
+        bench.step()
+    return done
+
+
+def outcome(bench: Bench) -> tuple[object, ...]:
+    run, move = bench.service.run("gpt"), bench.service.migrations("gpt")[0]
+    lines = len(bench.service.cost("gpt").lines)
+    receipt = move.receipt is not None
+    return run.state, run.placement.target, move.phase, receipt, lines
+
+
+def test_a_conductor_killed_at_any_write_of_any_journal_ends_where_it_would_have(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fuse = Fuse(monkeypatch)
+    insist(bench)
+    smooth, boundaries = outcome(bench), fuse.passed
+    assert smooth[0] == "stopped" and smooth[2] == "source_retired"
+    assert boundaries > 30
+    for at in range(1, boundaries + 1):
+        again = elsewhere(bench, tmp_path / f"kill-{at}")
+        fuse.at, fuse.passed = at, 0
+        try:
+            insist(again)
+        except Killed:
+            again.restart()
+            insist(again)
+        assert fuse.passed >= at
+        assert outcome(again) == smooth, f"killed at boundary {at}"
+        assert len(again.engine.started) == 2, f"killed at boundary {at}"
+        again.service.telemetry.close()
+        fuse.at = None
+
+
+def elsewhere(bench: Bench, root: Path) -> Bench:
+    """The same clouds with empty stores, another state directory, other agents."""
+    root.mkdir()
+    clouds = (
+        cloud("aws-sim", "us-east-1", 3_600_000, url=f"memory://aws-{root}"),
+        cloud("gcp-sim", "us-central1", 1_800_000, url=f"memory://gcp-{root}"),
+    )
+    save_clouds(root, Clouds(clouds=clouds))
+    engine = type(bench.engine)(bench.service.places.store, bench.world)
+    return Bench(root, bench.world, engine)
