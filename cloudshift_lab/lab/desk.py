@@ -62,10 +62,9 @@ class Desk:
         """Look the conductor up again at the next request."""
         self._client = None
 
-    @property
-    def by(self) -> str:
-        """Who decides here, for the record: ``ada (notebook)``."""
-        return f"{_user()} ({self.surface})"
+    def by(self, way: str | None = None) -> str:
+        """Who decides here, for the record: ``ada (notebook)``, or another ``way``."""
+        return f"{_user()} ({way or self.surface})"
 
     def find_run(self, name: str | None, *, active: bool = False) -> RunView:
         """The run that is meant; left out, the only active one (else the newest, if allowed).
@@ -125,7 +124,7 @@ class Desk:
         key = (view.migration_id, verdict)
         decision_id = self._decision_ids.setdefault(key, self.world.new_id("decision"))
         digest = self._shown_digests.get(view.migration_id, view.plan.digest)
-        return Decision(decision_id, digest, verdict, self.by, self.world.now())
+        return Decision(decision_id, digest, verdict, self.by(), self.world.now())
 
     def decide(self, view: MigrationView, verdict: Verdict) -> MigrationView:
         """Approve or reject.

@@ -91,7 +91,7 @@ def present_move(migration: Migration, desk: Desk) -> None:
         return
     from cloudshift_lab.lab.widgets.live import Approval
 
-    widget = Approval(view, f"{desk.by}, widget", _decider(desk))
+    widget = Approval(view, desk.by("approval widget"), _decider(desk))
     display(widget)
 
     def seen(newest: MigrationView) -> None:

@@ -34,7 +34,10 @@ def join(parts: Iterable[str]) -> Markup:
 
 
 def _safe(child: str) -> str:
-    return child if isinstance(child, Markup) else html.escape(child)
+    """Escaped text whose dollars stand alone: a notebook would typeset what is between two."""
+    if isinstance(child, Markup):
+        return child
+    return html.escape(child).replace("$", "<span>$</span>")
 
 
 FONT = "font-family:var(--jp-ui-font-family,system-ui,sans-serif);font-size:13px;line-height:1.5;"
@@ -52,7 +55,8 @@ ERROR = "color:var(--jp-error-color1,#b3261e);"
 
 def box(label: str, *children: str | None) -> Markup:
     """A bordered group with a name for screen readers."""
-    return tag("div", *children, role="group", aria_label=label, style=BOX)
+    no_math = "tex2jax_ignore mathjax_ignore"
+    return tag("div", *children, role="group", aria_label=label, class_=no_math, style=BOX)
 
 
 def badge(word: str, meaning: str) -> Markup:
