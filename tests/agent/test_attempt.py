@@ -1,0 +1,308 @@
+"""Whole attempts on this machine: the engine, an agent, torchrun ranks, a saver, a file store."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cloudshift_lab.agent.shm import default_base
+from cloudshift_lab.checkpoint.reader import open_run
+from cloudshift_lab.core.errors import NotFound
+from cloudshift_lab.core.home import save_clouds
+from cloudshift_lab.core.orders import (
+    AgentStatus,
+    Order,
+    OrderKind,
+    OrderResult,
+    inbox_key,
+    status_key,
+)
+from cloudshift_lab.core.placement import Cloud, Clouds, Placement
+from cloudshift_lab.core.run import JobSpec
+from cloudshift_lab.core.wire import from_json, to_json
+from cloudshift_lab.core.world import REAL_WORLD
+from cloudshift_lab.engines import Handle, LocalEngine
+from cloudshift_lab.storage.log import LogBase, RunLog
+from cloudshift_lab.storage.store import Store, open_store
+
+LIMIT_S = 120.0
+STEPS = 60
+SCRIPT = """
+import os, random, sys, time
+import torch, torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from cloudshift_lab.training import Session
+
+dist.init_process_group("gloo")
+rank, world = dist.get_rank(), dist.get_world_size()
+seed = int(os.environ["CLOUDSHIFT_SEED"])
+torch.manual_seed(seed + rank)
+random.seed(seed + rank)
+model = DistributedDataParallel(
+    nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 1)),
+    bucket_cap_mb=0.01,
+)
+optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+
+def loss_of(step):
+    draw = torch.Generator().manual_seed(seed + step * world + rank)
+    return (model(torch.randn(8, 16, generator=draw)) ** 2).mean() + random.random()
+
+session = Session(model=model, optimizer=optimizer, warm_up=lambda: loss_of(0))
+for step in session.steps(int(os.environ["STEPS"])):
+    if os.environ.get("RAISE_AT") == f"{rank}:{step}":
+        raise ValueError(f"row {step} is not readable")
+    loss = loss_of(step)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    print("step", step, loss.item().hex(), flush=True)
+    if step >= int(os.environ.get("SLOW_FROM", "1000000")):
+        time.sleep(0.05)
+    session.step(loss=loss, tokens=8)
+dist.destroy_process_group()
+"""
+
+
+class Machine:
+    """One engine over one state directory with two file stores as clouds."""
+
+    def __init__(self, root: Path) -> None:
+        self.home = root / "home"
+        self.home.mkdir()
+        clouds = [Cloud(n, n, store_url=f"file://{root}/{n}") for n in ("here", "there")]
+        save_clouds(self.home, Clouds(tuple(clouds)))
+        self.stores = {cloud.name: open_store(cloud.store_url) for cloud in clouds}
+        self.engine = LocalEngine(self.home)
+        self.handles: list[Handle] = []
+        self._num_orders: dict[int, int] = {}
+
+    def job(
+        self, run_id: str, generation: int = 1, cloud: str = "here", **changes: object
+    ) -> JobSpec:
+        fields: dict[str, object] = {
+            "run_id": run_id, "generation": generation, "owner": f"owner-{generation}",
+            "placement": Placement(cloud, "r", "m", ranks_per_node=2),
+            "store_url": self.stores[cloud].url, "script": SCRIPT, "home": str(self.home),
+            "workdir": "", "checkpoint_every": 10, "seed": 5,
+            "env": {"STEPS": str(STEPS)},
+        }  # fmt: skip
+        return JobSpec(**{**fields, **changes})  # type: ignore[arg-type]
+
+    def submit(self, job: JobSpec) -> Handle:
+        handle = self.engine.submit(job)
+        self.handles.append(handle)
+        return handle
+
+    def status(self, job: JobSpec) -> AgentStatus | None:
+        try:
+            data = self.stores[job.placement.cloud].get(status_key(job.run_id, job.generation))
+        except NotFound:
+            return None
+        return from_json(data, AgentStatus)
+
+    def until(self, job: JobSpec, is_so: Callable[[AgentStatus], bool]) -> AgentStatus:
+        """Wait for a status; an agent that ends otherwise fails the test with its log."""
+        deadline = time.monotonic() + LIMIT_S
+        while True:
+            status = self.status(job)
+            if status is not None and is_so(status):
+                return status
+            over = status is not None and status.state in ("failed", "fenced", "finished")
+            if over or time.monotonic() > deadline:
+                pytest.fail(f"{status}\n{self.logs(job)}")
+            time.sleep(0.05)
+
+    def order(
+        self, job: JobSpec, kind: OrderKind, sealed: OrderResult | None = None
+    ) -> OrderResult:
+        number = self._num_orders.get(job.generation, 0)
+        self._num_orders[job.generation] = number + 1
+        order = Order(
+            order_id=f"{kind}-{number}", kind=kind, at=0.0,
+            step=sealed.step if sealed else None,
+            manifest_digest=sealed.manifest_digest if sealed else None,
+        )  # fmt: skip
+        store = self.stores[job.placement.cloud]
+        assert store.create(inbox_key(job.run_id, job.generation, number), to_json(order))
+        name = order.order_id
+        done = self.until(job, lambda s: name in s.results and s.results[name].state != "running")
+        return done.results[name]
+
+    def losses(self, job: JobSpec, rank: int = 0) -> dict[int, str]:
+        """Every step a rank printed, with its loss to the last bit."""
+        handle = self.engine.find(job.run_id, job.generation)
+        assert handle is not None
+        lines = re.findall(r"step (\d+) (\S+)", self.engine.logs(handle, rank, tail=10_000))
+        return {int(step): loss for step, loss in lines}
+
+    def logs(self, job: JobSpec) -> str:
+        folder = self.engine.workdir(job.run_id, job.generation) / "logs"
+        return "\n".join(f"-- {p.name}\n{p.read_text()[-2000:]}" for p in folder.glob("*.log"))
+
+    def weights(self, job: JobSpec) -> dict[str, bytes]:
+        checkpoint = open_run(self.stores[job.placement.cloud], job.run_id)
+        assert checkpoint.step == STEPS
+        return {name: checkpoint.tensor(name).tobytes() for name in checkpoint.names()}
+
+    def close(self) -> None:
+        for handle in self.handles:
+            self.engine.stop(handle, grace_s=0.0)
+
+
+def wait_ended(engine: LocalEngine, handle: Handle) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not engine.observe(handle).is_gone:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def processes_of(run_id: str) -> set[int]:
+    """Every process that knows the run from its command line or environment."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            text = (path / "cmdline").read_bytes() + (path / "environ").read_bytes()
+        except OSError:
+            continue
+        if run_id.encode() in text and int(path.name) != os.getpid():
+            found.add(int(path.name))
+    return found
+
+
+def wait_no_process(run_id: str) -> None:
+    deadline = time.monotonic() + 20.0
+    while processes_of(run_id):
+        assert time.monotonic() < deadline, processes_of(run_id)
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    made = Machine(tmp_path_factory.mktemp("machine"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def control(machine: Machine) -> JobSpec:
+    """A run that nobody disturbs."""
+    job = machine.job(REAL_WORLD.new_id("control"))
+    machine.submit(job)
+    return job
+
+
+def finished(machine: Machine, job: JobSpec) -> AgentStatus:
+    return machine.until(job, lambda status: status.state == "finished")
+
+
+def hand_over(machine: Machine, source: JobSpec, target: JobSpec, sealed: OrderResult) -> None:
+    """What the conductor's commit does."""
+    stores: list[Store] = [machine.stores[job.placement.cloud] for job in (source, target)]
+    logs = [RunLog(store, source.run_id) for store in stores]
+    landed = logs[0].handover(
+        generation=source.generation, to_url=stores[1].url, new_owner=target.owner,
+        migration_id="m", nonce="handover",
+    )  # fmt: skip
+    base = LogBase(stores[0].url, landed.seq, landed.digest)
+    logs[1].acquire(generation=target.generation, owner=target.owner, nonce="a", base=base)
+    last = logs[0].sync().last_commit
+    assert last is not None and last.manifest_digest == sealed.manifest_digest
+    logs[1].commit(
+        generation=target.generation, step=last.step or 0, manifest_key=str(last.manifest_key),
+        manifest_digest=str(last.manifest_digest), nonce="c",
+    )  # fmt: skip
+
+
+def test_a_run_survives_the_death_of_its_agent_bit_by_bit(
+    machine: Machine, control: JobSpec
+) -> None:
+    run_id = REAL_WORLD.new_id("killed")
+    slow = {"STEPS": str(STEPS), "SLOW_FROM": "25"}
+    first = machine.job(run_id, env=slow)
+    handle = machine.submit(first)
+    committed = machine.until(first, lambda s: (s.committed_step or 0) >= 20).committed_step
+    os.kill(handle.pid, signal.SIGKILL)
+    wait_ended(machine.engine, handle)
+    wait_no_process(run_id)
+    assert machine.engine.observe(handle).state == "lost"
+
+    second = machine.job(run_id, 2, restore_step=committed)
+    last = machine.submit(second)
+    finished(machine, second)
+    wait_ended(machine.engine, last)
+    finished(machine, control)
+    assert min(machine.losses(second)) == (committed or 0) + 1
+    for rank in (0, 1):
+        undisturbed = machine.losses(control, rank)
+        assert {**machine.losses(first, rank), **machine.losses(second, rank)} == undisturbed
+    assert machine.weights(second) == machine.weights(control)
+    stale = [p.name for p in default_base().glob(f"cloudshift-*{run_id}*")]
+    assert stale == []
+
+
+def test_a_run_resumes_after_a_drain_then_moves_and_loses_no_step(
+    machine: Machine, control: JobSpec
+) -> None:
+    run_id = REAL_WORLD.new_id("moved")
+    slow = {"STEPS": "100000", "SLOW_FROM": "5"}
+    source = machine.job(run_id, 11, env=slow)
+    target = machine.job(
+        run_id, 12, "there", env=slow, standby=True, source_cloud="here",
+        source_url=machine.stores["here"].url,
+    )  # fmt: skip
+    source_handle, target_handle = machine.submit(source), machine.submit(target)
+    machine.until(source, lambda s: s.state == "running" and (s.step or 0) >= 5)
+    first = machine.order(source, "drain")
+    assert machine.order(source, "resume").state == "done"
+    machine.until(source, lambda s: s.state == "running" and (s.step or 0) > (first.step or 0))
+    machine.until(target, lambda s: s.state == "standby")
+
+    sealed = machine.order(source, "drain")
+    status = machine.status(source)
+    assert status is not None and status.state == "drained"
+    assert max(machine.losses(source, 0)) == max(machine.losses(source, 1)) == sealed.step
+    for kind in ("precopy", "copy", "verify"):
+        result = machine.order(target, kind, sealed)  # type: ignore[arg-type]
+        assert result.state == "done", result
+    hand_over(machine, source, target, sealed)
+    assert machine.order(target, "go", sealed).state == "done"
+    machine.order(source, "retire")
+    wait_ended(machine.engine, source_handle)
+    assert machine.engine.observe(source_handle).returncode == 0
+
+    assert machine.engine.stop(target_handle, grace_s=LIMIT_S).returncode == 0
+    status = machine.status(target)
+    assert status is not None
+    assert (status.state, status.committed_step) == ("stopped", max(machine.losses(target)))
+    finished(machine, control)
+    for rank in (0, 1):
+        before, after = machine.losses(source, rank), machine.losses(target, rank)
+        assert not before.keys() & after.keys()
+        both, undisturbed = {**before, **after}, machine.losses(control, rank)
+        common = both.keys() & undisturbed.keys()
+        assert {s: both[s] for s in common} == {s: undisturbed[s] for s in common}
+        assert sorted(both) == list(range(1, len(both) + 1))
+    wait_no_process(run_id)
+
+
+def test_a_rank_that_raises_is_named_with_its_own_traceback(machine: Machine) -> None:
+    env = {"STEPS": str(STEPS), "RAISE_AT": "1:13"}
+    job = machine.job(REAL_WORLD.new_id("raises"), 31, env=env)
+    handle = machine.submit(job)
+    status = machine.until(job, lambda s: s.state == "failed")
+    assert (status.error, status.error_rank) == ("ValueError: row 13 is not readable", 1)
+    assert status.committed_step == 10
+    lines = (status.traceback or "").splitlines()
+    assert lines[0].startswith("Traceback")
+    assert "script.py" in lines[1]
+    assert "raise ValueError" in lines[2]
+    wait_ended(machine.engine, handle)
+    assert machine.engine.observe(handle).returncode == 1
