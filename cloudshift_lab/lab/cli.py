@@ -5,6 +5,7 @@ Exit status: 0 done, 1 our error, 2 the call was wrong, 130 interrupted.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TextIO
@@ -38,6 +39,9 @@ def main(argv: Sequence[str], *, out: TextIO | None = None, err: TextIO | None =
     except CloudshiftError as error:
         print(error.message, file=err)
         return 1
+    except BrokenPipeError:  # the reader (``| head``) has seen enough
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+        return 0
     except KeyboardInterrupt:
         print("interrupted; whatever was started goes on", file=err)
         return 130
@@ -46,17 +50,21 @@ def main(argv: Sequence[str], *, out: TextIO | None = None, err: TextIO | None =
 
 def _respond(argv: Sequence[str], out: TextIO) -> None:
     call = parse_words(argv, surface="terminal")
-    shown = perform(Request(call, Desk("terminal", PROMPT), TerminalStage(out)))
-    if shown is None:
-        return
-    as_json = getattr(call.args, "json", False)
-    print(to_json(shown.as_data()).decode() if as_json else shown.as_text(), file=out)
+    desk = Desk("terminal", PROMPT)
+    with desk.one_line_errors():
+        shown = perform(Request(call, desk, TerminalStage(desk, out)))
+        if shown is None:
+            return
+        as_json = getattr(call.args, "json", False)
+        text = to_json(shown.as_data()).decode() if as_json else shown.as_text()
+        print(text, file=out, flush=True)
 
 
 class TerminalStage:
     """A terminal, or a file or pipe, where nothing is ever overwritten."""
 
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, desk: Desk, out: TextIO) -> None:
+        self._desk = desk
         self._out = out
 
     def say(self, line: str) -> None:
@@ -70,10 +78,8 @@ class TerminalStage:
     def follow_run(self) -> Callable[[RunView], None]:
         if not self._out.isatty():
             return _Lines(self._out)
-        desk = Desk("terminal", PROMPT)
-        return _Redrawn(
-            self._out, lambda view: run_text(view, PROMPT, open_move(desk.client(), view))
-        )
+        client = self._desk.client()
+        return _Redrawn(self._out, lambda view: run_text(view, PROMPT, open_move(client, view)))
 
     def follow_move(self, migration: Migration) -> Callable[[MigrationView], None]:
         print(migration.as_text(), file=self._out, flush=True)
@@ -84,7 +90,7 @@ class TerminalStage:
 
         from cloudshift_lab.lab.dashboard.launch import ensure_dashboard
 
-        address = ensure_dashboard(Desk("terminal", PROMPT).root).url
+        address = ensure_dashboard(self._desk.root).url
         address += f"?run={run_id}" if run_id else ""
         if self._out.isatty():
             webbrowser.open(address)

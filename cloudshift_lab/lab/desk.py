@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import getpass
 import itertools
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from cloudshift_lab.conductor.client import Client
-from cloudshift_lab.core.errors import Conflict, NotFound, UsageError
+from cloudshift_lab.core.errors import CloudshiftError, Conflict, Denied, NotFound, UsageError
 from cloudshift_lab.core.home import home
 from cloudshift_lab.core.plan import Decision, MigrationView, Verdict
 from cloudshift_lab.core.run import FINAL_STATES, RunView
@@ -38,7 +40,35 @@ class Desk:
 
     @property
     def root(self) -> Path:
-        return (self._root or home()).absolute()
+        """The state directory. Raises Denied when it cannot be made."""
+        try:
+            return (self._root or home()).absolute()
+        except OSError as error:
+            raise Denied(
+                f"cannot use the state directory {error.filename} ({error.strerror}); "
+                "set CLOUDSHIFT_HOME to a directory you may write"
+            ) from error
+
+    @contextlib.contextmanager
+    def one_line_errors(self) -> Iterator[None]:
+        """Turn our own bugs into one line too, with the traceback in a file to report.
+
+        Raises:
+            CloudshiftError: Always, instead of any other ``Exception``.
+        """
+        try:
+            yield
+        except (CloudshiftError, BrokenPipeError):
+            raise
+        except Exception as error:
+            raise self._record_bug(error) from error
+
+    def _record_bug(self, error: Exception) -> CloudshiftError:
+        path = self.root / "lab-errors.log"
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(traceback.format_exception(error))
+        what = f"{type(error).__name__}: {error}"
+        return CloudshiftError(f"this is a bug of ours ({what}); please report it with {path}")
 
     def client(self) -> Client:
         """The conductor, started when there is none.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import traceback
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.completer import (
@@ -48,7 +46,7 @@ class CloudshiftMagics(Magics):
     @line_cell_magic
     def cloudshift(self, line: str, cell: str | None = None) -> Shown | None:
         """Train, watch, move and stop runs; ``%cloudshift help`` lists everything."""
-        with one_line_errors(self._desk):
+        with self._desk.one_line_errors():
             call = parse_line(line, surface="line" if cell is None else "cell")
             shown = perform(Request(call, self._desk, self._stage, cell))
             self._memory.refresh()
@@ -84,31 +82,6 @@ class Memory:
             runs = tuple(word for run in client.runs() for word in (run.name, run.run_id))
             moves = tuple(move.migration_id for move in client.migrations())
             self.catalogue = Catalogue(tuple(dict.fromkeys(runs)), targets, moves)
-
-
-@contextlib.contextmanager
-def one_line_errors(desk: Desk) -> Iterator[None]:
-    """Turn anything unexpected into one line too, with its traceback in a file to report.
-
-    Raises:
-        CloudshiftError: Always instead of any other ``Exception``.
-    """
-    try:
-        yield
-    except CloudshiftError:
-        raise
-    except Exception as error:
-        raise record_bug(desk, error) from error
-
-
-def record_bug(desk: Desk, error: Exception) -> CloudshiftError:
-    """Write the traceback of our own bug to a file and say where it is."""
-    path = desk.root / "lab-errors.log"
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(traceback.format_exception(error))
-    return CloudshiftError(
-        f"this is a bug of ours ({type(error).__name__}: {error}); please report it with {path}"
-    )
 
 
 def load(shell: InteractiveShell) -> None:

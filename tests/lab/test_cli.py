@@ -154,3 +154,23 @@ def test_the_module_can_be_run(home) -> None:
     done = subprocess.run([sys.executable, "-m", "cloudshift_lab", "help", "migrate"],
                           capture_output=True, text=True, check=True)  # fmt: skip
     assert "cloudshift migrate [RUN] --to TARGET" in done.stdout
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(home) -> None:
+    import subprocess
+    import sys
+
+    program = f"{sys.executable} -m cloudshift_lab help | true"
+    done = subprocess.run(program, shell=True, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
+def test_a_terminal_without_our_signs_still_gets_the_words(service, make_run) -> None:
+    import os
+    import subprocess
+    import sys
+
+    service.views = [make_run()]
+    done = subprocess.run([sys.executable, "-m", "cloudshift_lab", "status"], capture_output=True,
+                          check=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})  # fmt: skip
+    assert b"? running" in done.stdout

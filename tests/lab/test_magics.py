@@ -9,9 +9,9 @@ import pytest
 from IPython.core.completer import provisionalcompleter
 from IPython.core.interactiveshell import InteractiveShell
 
-from cloudshift_lab.core.errors import CloudshiftError
+from cloudshift_lab.core.errors import CloudshiftError, Denied
 from cloudshift_lab.lab.desk import Desk
-from cloudshift_lab.lab.magics import Memory, one_line_errors
+from cloudshift_lab.lab.magics import Memory
 
 HEAVY = {"torch", "panel", "s3fs", "gcsfs", "plotly"}
 
@@ -89,10 +89,20 @@ def test_our_errors_are_one_line_and_fail_the_cell(service, shell, capsys, code,
 
 
 def test_a_bug_of_ours_is_one_line_too_and_its_traceback_is_kept(home) -> None:
-    with pytest.raises(CloudshiftError) as caught, one_line_errors(Desk("notebook", "%cloudshift")):
+    with (
+        pytest.raises(CloudshiftError) as caught,
+        Desk("notebook", "%cloudshift").one_line_errors(),
+    ):
         raise KeyError("x")
     assert "this is a bug of ours (KeyError: 'x')" in caught.value.message
     assert "Traceback" in (home / "lab-errors.log").read_text()
+
+
+def test_a_state_directory_that_cannot_be_made_is_told_in_one_line(monkeypatch, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CLOUDSHIFT_HOME", str(tmp_path / "file" / "below"))
+    with pytest.raises(Denied, match="set CLOUDSHIFT_HOME to a directory you may write"):
+        Desk("notebook", "%cloudshift").client()
 
 
 def test_waiting_for_a_script_that_raises_fails_the_cell_with_its_traceback(
