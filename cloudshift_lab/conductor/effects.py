@@ -156,7 +156,10 @@ class MoveEffects:
 
     def _commit(self, effect: Effect, saga: Saga) -> EffectDone:
         plan = saga.plan
-        sealed = self._sealed(self._source.log.sync(), saga)
+        log = self._source.log.sync()
+        sealed = self._sealed(log, saga)
+        if log.handover_of(plan.migration_id) is None:
+            self._expect_alive(self._target, self._target.line.look())
         handover = self._source.log.handover(
             generation=self._source.job.generation,
             to_url=self._target.store.url,

@@ -430,8 +430,9 @@ class ConductorService:
 
 
 def _price_source(offer: Offer) -> str:
-    dated = f", {offer.as_of}" if offer.as_of else ""
-    return f"{offer.source}{dated}{', simulated' if offer.simulated else ''}"
+    """Where a price comes from, its date and that it is simulated, each said once."""
+    words = [offer.as_of, "simulated" if offer.simulated else ""]
+    return ", ".join([offer.source, *(word for word in words if word not in offer.source)])
 
 
 def _provision_s(timeline: tuple[PhaseTime, ...]) -> float | None:
