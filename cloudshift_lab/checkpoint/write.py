@@ -134,6 +134,8 @@ def write_rank(
     place = step_dir(run_id, staged.step, generation)
     entries = _check(staged)
     leaves = encode_leaves(staged.leaves)
+    if known:
+        known = known.worth_reusing(_chunk_id(c) for c in _raw_chunks(staged, entries))
     packer = _Packer(store, known or KnownChunks(), concurrency)
     for chunk in _encoded_chunks(staged, entries, packer, threads):
         packer.add(chunk)
@@ -186,11 +188,15 @@ def _raw_chunks(staged: Staged, entries: list[BoxEntry]) -> Iterator[_RawChunk]:
             yield _RawChunk(np.ascontiguousarray(part).reshape(-1), kind)
 
 
+def _chunk_id(chunk: _RawChunk) -> bytes:
+    return blake3(chunk.raw.data).digest()
+
+
 def _encoded_chunks(
     staged: Staged, entries: list[BoxEntry], packer: _Packer, threads: int
 ) -> Iterator[_Chunk]:
     def work(chunk: _RawChunk) -> _Chunk:
-        chunk_id = blake3(chunk.raw.data).digest()
+        chunk_id = _chunk_id(chunk)
         have = packer.find(chunk_id) is not None
         encoded = None if have else encode(chunk.raw, chunk.kind)
         return _Chunk(chunk_id, len(chunk.raw), encoded)

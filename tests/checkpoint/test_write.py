@@ -263,3 +263,18 @@ def test_known_chunks_count_what_they_know(arrays, save, opened):
     known = KnownChunks.from_checkpoint(checkpoint)
     assert len(known) == len(checkpoint.chunk_ids())
     assert known.find(bytes(32)) is None
+
+
+def test_one_unchanged_kilobyte_does_not_drag_an_older_pack_along(save, known_of, opened):
+    store = MemoryStore()
+    rng = np.random.default_rng(1)
+    weights = {"w": rng.standard_normal((256, 1024), dtype=np.float32)}
+    state = {"rng/0": rng.integers(0, 256, 5056, dtype=np.uint8)}
+    first = save(store, weights | state, step=1)
+    known = known_of(store, first)
+    moved = {"w": rng.standard_normal((256, 1024), dtype=np.float32)}
+    second = save(store, moved | state, step=2, known=known)
+    packs = [set(opened(store, sealed).packs()) for sealed in (first, second)]
+    assert packs[0].isdisjoint(packs[1])
+    kept = save(store, weights | {"rng/0": state["rng/0"][::-1].copy()}, step=3, known=known)
+    assert packs[0] < set(opened(store, kept).packs())
