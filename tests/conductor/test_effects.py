@@ -290,6 +290,20 @@ def test_a_target_that_falls_silent_before_the_commit_rolls_the_move_back(scene:
     assert saga.error is not None and "has said nothing for" in saga.error
 
 
+@pytest.mark.parametrize("has_last_word", [True, False])
+def test_a_target_that_ended_while_the_conductor_was_away_is_not_given_the_run(
+    scene: Scene, has_last_word: bool
+) -> None:
+    scene.play(until="committing")
+    scene.puppet(2).is_gone = True
+    if has_last_word:
+        scene.puppet(2).say(state="failed", error="out of memory")
+    saga = scene.play()
+    assert saga.phase == "rolled_back"
+    assert "handover" not in scene.kinds("aws-sim")
+    assert scene.puppet(1).status.state == "running"
+
+
 def test_a_target_that_dies_after_the_commit_is_started_again_and_goes(scene: Scene) -> None:
     scene.play(until="committed")
     scene.puppet(2).is_gone = True
