@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from cloudshift_lab.core.errors import Exhausted, Unavailable
+from cloudshift_lab.core.errors import Denied, Exhausted, Unavailable
 from cloudshift_lab.sim.scheduler import Scheduler, derived_random
 from cloudshift_lab.storage.memory import MemoryStore
 from cloudshift_lab.storage.store import Request
@@ -34,6 +34,8 @@ class FaultRates:
 
     ``outage_s``: longest time for which the whole store is sometimes unreachable.
     ``late_s``: longest time after which a write without an answer may still land.
+    ``denied``: credentials are refused for a moment; ``damaged``: a bit of a checkpoint's object
+    flips on its way to the reader.
     ``create``: how many times likelier a ``create`` fails: few operations, and all that decide.
     """
 
@@ -47,10 +49,12 @@ class FaultRates:
     latency_s: float = 0.05
     timeout_s: float = 10.0
     create: float = 1.0
+    denied: float = 0.0003
+    damaged: float = 0.002
     calm_at_s: float = 300.0
 
 
-CALM = FaultRates(before=0, after=0, late=0, full=0, outage=0)
+CALM = FaultRates(before=0, after=0, late=0, full=0, outage=0, denied=0, damaged=0)
 
 
 @dataclass
@@ -78,7 +82,13 @@ class FaultyStore:
         self._outage_until_s = 0.0
 
     def get(self, key: str, *, start: int | None = None, end: int | None = None) -> bytes:
-        return self._read("get", key, lambda: self.inner.get(key, start=start, end=end))
+        data = self._read("get", key, lambda: self.inner.get(key, start=start, end=end))
+        is_hashed = key.startswith("packs/") or "/steps/" in key
+        if data and is_hashed and self._happens(self.rates.damaged):
+            self._count("damaged", "get", key)
+            place = self._random.randrange(len(data))
+            return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+        return data
 
     def size(self, key: str) -> int | None:
         return self._read("size", key, lambda: self.inner.size(key))
@@ -157,6 +167,9 @@ class FaultyStore:
             outage_s = self._random.random() * self.rates.outage_s
             self._outage_until_s = self.scheduler.clock_s + outage_s
             self._count("outage", operation, key)
+        if self._happens(self.rates.denied):
+            self._count("denied", operation, key)
+            raise Denied(f"{self.url} refused the credentials; renew them and try again")
         if self.scheduler.clock_s < self._outage_until_s:
             self.scheduler.pause(self._random.random() * self.rates.timeout_s)
             raise Unavailable(f"{self.url} does not answer; try again")

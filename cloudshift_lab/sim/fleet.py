@@ -45,6 +45,7 @@ class Process:
     actor: Actor | None = None
     stop_asked: bool = False
     lost: bool = False
+    ended_at_s: float | None = None
     agent: NodeAgent | None = field(default=None)
 
 
@@ -137,6 +138,12 @@ class SimEngine:
         """Generations whose agent process exists."""
         return [generation for generation in self._lives if self.is_alive(generation)]
 
+    def ended_for_s(self, generation: int) -> float:
+        """How long ago the attempt's newest agent ended by itself; 0 when it did not."""
+        lives = self._lives.get(generation)
+        ended_at_s = lives[-1].ended_at_s if lives else None
+        return 0.0 if ended_at_s is None else self._scheduler.clock_s - ended_at_s
+
     def actor(self, generation: int) -> Actor | None:
         """The newest agent of an attempt."""
         lives = self._lives.get(generation)
@@ -180,6 +187,7 @@ class SimEngine:
                 agent.stop()
             agent.tick()
             world.sleep(TICK_S)
+        process.ended_at_s = self._scheduler.clock_s
 
     def _yield(self, operation: str) -> None:
         """Asking an engine takes time, in which the asker can die."""

@@ -14,7 +14,7 @@ import msgspec
 
 from cloudshift_lab.conductor.driver import MigrationDriver
 from cloudshift_lab.conductor.effects import MoveEffects, Patience
-from cloudshift_lab.core.errors import CloudshiftError, StaleDecision, Unavailable
+from cloudshift_lab.core.errors import CloudshiftError, StaleDecision
 from cloudshift_lab.core.placement import Placement
 from cloudshift_lab.core.plan import Plan, Verdict
 from cloudshift_lab.core.run import JobSpec
@@ -125,7 +125,10 @@ class Scene:
         self.judge = Judge(RUN_ID, self.inner, self.report)
         self.stores = {cloud: self._store(f"memory://{cloud}") for cloud in CLOUDS}
         short = self.random.random() < 0.1
-        self.script = Script(total_steps=self.random.randrange(20, 60) if short else 1_000_000)
+        self.script = Script(
+            total_steps=self.random.randrange(20, 60) if short else 1_000_000,
+            fail=0.3 if self.random.random() < 0.15 else 0.0,
+        )
         self.engine = bug.engine(
             self.scheduler, self.open_store,
             mischief=self.mischief, rates=_AGENT_RATES, script=self.script,
@@ -154,7 +157,7 @@ class Scene:
         self.mischief.watch_over(actor, self._restart_conductor)
 
     def _restart_conductor(self) -> None:
-        self.scheduler.call_later(self.random.random() * 15.0, self.start_conductor)
+        self.scheduler.call_later(self.random.random() * 40.0, self.start_conductor)
 
     def _store(self, url: str) -> FaultyStore:
         return FaultyStore(
@@ -168,6 +171,14 @@ class Scene:
         after = self.judge.log.handed_over
         if after is not None and after is not before and self.judge.log.commits:
             self.judge.sealed_is_newest(self.judge.log.commits[-1][1].step or 0)
+            self._check_heir()
+
+    def _check_heir(self) -> None:
+        """A run must not be given to a target that has long said that it has failed."""
+        assert self.move is not None
+        ended_s = self.engine.ended_for_s(self.move.target.generation)
+        if ended_s > 5.0:
+            self.report("a run is given to the living", f"the target ended {ended_s:.0f} s ago")
 
     def _executed(self, job: JobSpec, step: int, weights: object) -> None:
         self.history.steps += 1
@@ -316,7 +327,7 @@ class Director:
                 if observer.expired():
                     self._restart_here()
                     return
-            except Unavailable:
+            except CloudshiftError:
                 continue
 
     def _restart_here(self) -> None:
@@ -358,6 +369,7 @@ class Director:
         if self._is_over():
             if runners := self._runners(20.0):
                 scene.report("nobody runs after the end", f"{runners}")
+            self._check_reason()
             return
         if runners != [scene.judge.log.generation]:
             scene.report(
@@ -365,6 +377,13 @@ class Director:
                 f"running {runners}, owner g{scene.judge.log.generation}, "
                 f"alive {scene.engine.alive()}",
             )
+
+    def _check_reason(self) -> None:
+        """A run ends when all its steps are committed, or when its script failed."""
+        script, log = self.scene.script, self.scene.judge.log
+        step = log.commits[-1][1].step if log.commits else 0
+        if step != script.total_steps and script.fail == 0.0:
+            self.scene.report("a run ends for a reason", f"at step {step} of {script.total_steps}")
 
     def _runners(self, seconds: float) -> list[int]:
         """Generations that execute steps during the next seconds."""
@@ -374,14 +393,9 @@ class Director:
         return [g for g, n in steps_by.items() if n > before.get(g, 0)]
 
     def _is_over(self) -> bool:
-        """The run has trained all its steps and gave itself back."""
+        """The run has ended and was given back."""
         log = self.scene.judge.log
-        steps = log.commits[-1][1].step if log.commits else 0
-        return (
-            log.owner is None
-            and log.handed_over is None
-            and (steps == self.scene.script.total_steps)
-        )
+        return bool(log.logs) and log.owner is None and log.handed_over is None
 
     def _owner_job(self) -> JobSpec:
         generation = self.scene.judge.log.generation

@@ -28,7 +28,8 @@ class Script:
     """What the simulated training script does. Times in virtual seconds.
 
     ``slow`` is the probability of a step that takes about ``slow_s`` (an evaluation),
-    ``slow_first`` that of the first step after a start (compilation).
+    ``slow_first`` that of the first step after a start (compilation), ``fail`` that of
+    a start whose ranks raise an error sooner or later.
     """
 
     total_steps: int = 1_000_000
@@ -36,6 +37,7 @@ class Script:
     boot_s: float = 3.0
     slow: float = 0.05
     slow_first: float = 0.3
+    fail: float = 0.0
     slow_s: float = 12.0
 
 
@@ -78,6 +80,7 @@ class SimRanks:
         self._last_step_at: float | None = None
         self._last_staged = False
         self._error: RankError | None = None
+        self._fails_at: int | None = None
         self.staged: dict[int, _Stage] = {}
 
     def start(self, restore: Restore | None, *, standby: bool) -> None:
@@ -123,22 +126,36 @@ class SimRanks:
         self._scheduler.pause(seconds * (0.5 + self._random.random()))
 
     def _live(self, restore: Restore | None, *, standby: bool) -> None:
+        fails = self._random.random() < self._script.fail
+        self._fails_at = self._random.randrange(30) if fails else None
         self._pause(self._script.boot_s)
+        if self._fails_at == 0:
+            self._fail("cannot build the model")
+            return
         if standby:
             restore = self._wait_at_gate()
+            if restore is None:
+                self._fail("ran out of memory at the gate")
+                return
         try:
             step, weights = self._restore(restore)
         except CloudshiftError as error:
-            self._error = RankError(0, f"cannot restore: {error.message}")
-            self._state = "failed"
+            self._fail(f"cannot restore: {error.message}")
             return
         self._state = "running"
         self._train(step, weights)
 
-    def _wait_at_gate(self) -> Restore:
+    def _fail(self, message: str) -> None:
+        self._error = RankError(1, message, "Traceback: ...")
+        self._state = "failed"
+
+    def _wait_at_gate(self) -> Restore | None:
+        """The step to restore; None when the ranks fail while they wait."""
         self._state = "gate"
         while self._gate is None:
             self._scheduler.pause(0.5)
+            if self._fails_at is not None and self._random.random() < 0.03:
+                return None
         self._state = "starting"
         return self._gate
 
@@ -146,16 +163,19 @@ class SimRanks:
         """Read the state through the production reader, trying again while the store is away."""
         if restore is None:
             return 0, model.first_weights()
-        for _ in range(100):
+        patience = 100
+        while True:
             try:
                 checkpoint = open_checkpoint(
                     self._store, self._job.run_id, restore.manifest_key,
                     digest=restore.manifest_digest, concurrency=1,
                 )  # fmt: skip
                 return model.read_weights(checkpoint)
-            except Unavailable:
+            except CloudshiftError as error:
+                patience -= 1 if isinstance(error, Unavailable) else 20
+                if patience <= 0:
+                    raise
                 self._pause(1.0)
-        raise Unavailable("the store is away for too long; start the run again")
 
     def _train(self, step: int, weights: model.Weights) -> None:
         self._step = step
@@ -164,6 +184,9 @@ class SimRanks:
             slow = self._script.slow_first if is_first else self._script.slow
             is_slow = self._random.random() < slow
             self._pause(self._script.slow_s if is_slow else self._script.step_s)
+            if self._fails_at is not None and step >= self._fails_at:
+                self._fail(f"the script raised in step {step}")
+                return
             step += 1
             weights = model.next_weights(weights, step)
             self._step = step

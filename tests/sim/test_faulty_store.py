@@ -11,7 +11,8 @@ from cloudshift_lab.sim.faulty_store import CALM, FaultRates, FaultyStore, Mutat
 from cloudshift_lab.sim.scheduler import Scheduler
 from cloudshift_lab.storage.memory import MemoryStore
 
-NEVER = {"before": 0.0, "after": 0.0, "late": 0.0, "full": 0.0, "outage": 0.0}
+KINDS = ("before", "after", "late", "full", "outage", "denied", "damaged")
+NEVER = dict.fromkeys(KINDS, 0.0)
 
 
 def rates(**changes: float) -> FaultRates:
@@ -82,8 +83,19 @@ def test_nothing_fails_after_the_calm() -> None:
             store.put(f"k{index}", b"v")
             assert store.get(f"k{index}") == b"v"
 
-    everything = rates(before=0.5, after=0.5, late=0.5, full=0.5, outage=0.5)
+    everything = FaultRates(**dict.fromkeys(KINDS, 0.5))
     live(everything, body)
+
+
+def test_damage_reaches_the_reader_and_not_the_object() -> None:
+    def body(store: FaultyStore) -> None:
+        store.put("packs/p", b"bytes")
+        store.put("plain", b"bytes")
+        assert store.get("packs/p") != b"bytes"
+        assert store.get("plain") == b"bytes"
+
+    inner, _, _ = live(rates(damaged=1.0), body)
+    assert inner.get("packs/p") == b"bytes"
 
 
 def test_an_outage_takes_the_store_from_everybody_for_a_while() -> None:
