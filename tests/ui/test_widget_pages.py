@@ -1,0 +1,222 @@
+"""The widgets' JavaScript in a real browser, on a page that plays JupyterLab and its server."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+
+from cloudshift_lab.core.placement import Placement
+from cloudshift_lab.core.plan import Bill, Decision, MigrationView, PhaseTime, Plan
+from cloudshift_lab.core.run import RunView
+from cloudshift_lab.lab.widgets.live import Approval, RunCard
+
+AWS, GCP = Placement("aws-sim", "us-east-1", "a"), Placement("gcp-sim", "us-central1", "b")
+BASE = "/user/ada/"
+CONFIG = (
+    f'<script id="jupyter-config-data" type="application/json">{{"baseUrl": "{BASE}"}}</script>'
+)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+
+
+def move(**changes: object) -> MigrationView:
+    now = time.time()
+    bill = Bill((), -194_500, 5_500, 200_000, 99.0, 2.6, 61_200_000, simulated=True)
+    plan = Plan("mig-1", "run-1", AWS, GCP, "s3://a", "gs://b", 1, bill, "move",
+                now, now + 600, "digest-1")  # fmt: skip
+    view = MigrationView("mig-1", "run-1", "first", "proposed", plan,
+                         timeline=(PhaseTime("proposed", now),), as_of=now)  # fmt: skip
+    return msgspec.structs.replace(view, **changes)
+
+
+def run(**changes: object) -> RunView:
+    now = time.time()
+    view = RunView("run-1", "first", "running", AWS, 1, now, simulated=True, step=120, loss=2.5,
+                   progress_at=now, losses=((0, 5.0), (1, 2.5)), as_of=now)  # fmt: skip
+    return msgspec.structs.replace(view, **changes)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Desktop:
+    """One page with one widget; ``answers`` are the server's, by method and last path word."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.answers: dict[tuple[str, str], tuple[int, object]] = {}
+        self.posted: list[tuple[dict[str, object], str | None]] = []
+        page.on("pageerror", lambda error: pytest.fail(str(error)))
+        page.route("**/*", self._answer)
+
+    def show(self, esm: str, view: object, *, jupyter: bool = True) -> None:
+        self._config = CONFIG if jupyter else ""
+        self.page.goto("http://lab.test/lab")
+        self.page.evaluate(
+            """([esm, view]) => {
+                document.cookie = "_xsrf=a%7Cb";
+                const widget = new Function(esm.replace("export default", "return"))();
+                const state = {view, move: {}, problem: "", by: "ada (approval widget)"};
+                const called = {};
+                window.sent = [];
+                window.push = (name, value) => { state[name] = value; called["change:" + name](); };
+                const model = {get: (name) => state[name], off() {},
+                    on: (event, call) => { called[event] = call; }, send: (m) => sent.push(m)};
+                widget.render({model, el: document.body});
+            }""",
+            [esm, msgspec.to_builtins(view)],
+        )
+
+    def sent(self) -> list[dict[str, object]]:
+        return self.page.evaluate("window.sent")
+
+    def push(self, name: str, value: object) -> None:
+        self.page.evaluate("([n, v]) => window.push(n, v)", [name, msgspec.to_builtins(value)])
+
+    def _answer(self, route: Route) -> None:
+        request = route.request
+        if request.url == "http://lab.test/lab":
+            body = f"<html><head>{self._config}</head><body></body></html>"
+            route.fulfill(body=body, content_type="text/html")
+            return
+        assert request.url.startswith(f"http://lab.test{BASE}cloudshift/api/"), request.url
+        if request.method == "POST":
+            self.posted.append((request.post_data_json, request.headers.get("x-xsrftoken")))
+        key = (request.method, request.url.rsplit("/", 1)[1])
+        status, data = self.answers.get(key, (404, {"message": "Not Found"}))
+        route.fulfill(status=status, body=json.dumps(msgspec.to_builtins(data)))
+
+
+@pytest.fixture
+def desktop(browser: Browser) -> Iterator[Desktop]:
+    page = browser.new_page()
+    yield Desktop(page)
+    page.close()
+
+
+def approve(desktop: Desktop) -> None:
+    desktop.page.get_by_role("button", name="Approve").click()
+
+
+def test_approve_goes_through_the_server_with_the_digest_that_was_shown(desktop: Desktop) -> None:
+    decision = Decision("d", "digest-1", "approve", "ada (widget)")
+    decided = move(phase="approved", decision=decision, as_of=time.time() + 1)
+    desktop.answers = {("GET", "mig-1"): (200, move()), ("POST", "decision"): (200, decided)}
+    desktop.show(Approval._esm, move())
+    approve(desktop)
+    expect(desktop.page.get_by_text("approved by ada (widget)")).to_be_visible()
+    expect(desktop.page.get_by_role("button", name="Approve")).to_be_hidden()
+    ((body, xsrf),) = desktop.posted
+    assert (body["plan_digest"], body["verdict"], body["by"]) == (
+        "digest-1", "approve", "ada (approval widget)",
+    )  # fmt: skip
+    assert xsrf == "a|b"
+    assert desktop.sent() == []
+
+
+def test_reject_sends_the_other_verdict(desktop: Desktop) -> None:
+    desktop.answers = {("POST", "decision"): (200, move(phase="rejected", as_of=time.time() + 1))}
+    desktop.show(Approval._esm, move())
+    desktop.page.get_by_role("button", name="Reject").click()
+    expect(desktop.page.locator(".cs-state")).to_have_text("rejected")
+    assert desktop.posted[0][0]["verdict"] == "reject"
+
+
+def test_a_second_click_carries_the_same_decision_id(desktop: Desktop) -> None:
+    desktop.answers = {("POST", "decision"): (409, {"message": "try again"})}
+    desktop.show(Approval._esm, move())
+    approve(desktop)
+    expect(desktop.page.get_by_text("try again")).to_be_visible()
+    approve(desktop)
+    expect(desktop.page.get_by_role("button", name="Approve")).to_be_enabled()
+    assert len({str(body["decision_id"]) for body, _ in desktop.posted}) == 1
+
+
+def test_a_stale_decision_is_told_and_not_sent_another_way(desktop: Desktop) -> None:
+    told = {"kind": "StaleDecision", "message": "already rejected by bob; plan it again"}
+    desktop.answers = {("POST", "decision"): (409, told)}
+    desktop.show(Approval._esm, move())
+    approve(desktop)
+    expect(desktop.page.get_by_role("alert")).to_have_text("already rejected by bob; plan it again")
+    assert desktop.sent() == []
+
+
+@pytest.mark.parametrize("jupyter", [True, False])
+def test_without_our_server_the_kernel_carries_it_and_the_page_says_so(
+    desktop: Desktop, jupyter: bool
+) -> None:
+    desktop.show(Approval._esm, move(), jupyter=jupyter)
+    approve(desktop)
+    expect(desktop.page.get_by_text("cloudshift approve mig-1")).to_be_visible()
+    (message,) = desktop.sent()
+    assert message["type"] == "decision"
+    assert message["decision"]["plan_digest"] == "digest-1"
+    desktop.push("view", move(phase="approved", as_of=time.time() + 1))
+    expect(desktop.page.locator(".cs-state")).to_have_text("approved")
+
+
+def test_an_expired_plan_cannot_be_approved_and_says_why(desktop: Desktop) -> None:
+    late = move()
+    late = msgspec.structs.replace(
+        late, plan=msgspec.structs.replace(late.plan, expires_at=late.as_of - 1)
+    )
+    desktop.show(Approval._esm, late)
+    expect(desktop.page.get_by_role("button", name="Approve")).to_be_disabled()
+    expect(desktop.page.get_by_text("plan the move again")).to_be_visible()
+
+
+def test_phases_go_on_from_the_server_alone(desktop: Desktop) -> None:
+    now = time.time()
+    timeline = (PhaseTime("proposed", now - 5), PhaseTime("approved", now - 3),
+                PhaseTime("copying", now - 1))  # fmt: skip
+    desktop.show(Approval._esm, move())
+    desktop.answers = {("GET", "mig-1"): (200, move(phase="copying", timeline=timeline))}
+    expect(desktop.page.get_by_text("▸ copying")).to_be_visible()
+    expect(desktop.page.get_by_text("✓ proposed 2.0 s")).to_be_visible()
+    expect(desktop.page.locator("[aria-current=step]")).to_have_text("▸ copying")
+
+
+def test_the_keyboard_is_enough(desktop: Desktop) -> None:
+    desktop.show(Approval._esm, move(), jupyter=False)
+    desktop.page.keyboard.press("Tab")
+    expect(desktop.page.get_by_role("button", name="Approve")).to_be_focused()
+    desktop.page.keyboard.press("Tab")
+    desktop.page.keyboard.press("Enter")
+    assert desktop.sent()[0]["decision"]["verdict"] == "reject"
+
+
+def test_names_are_text_and_never_markup(desktop: Desktop) -> None:
+    name = "<img src=x onerror=\"document.title='owned'\">"
+    desktop.show(RunCard._esm, run(name=name, error=name, traceback=name), jupyter=False)
+    expect(desktop.page.get_by_text(name).first).to_be_visible()
+    assert desktop.page.locator("img").count() == 0
+
+
+def test_the_card_follows_the_run_and_its_move(desktop: Desktop) -> None:
+    desktop.show(RunCard._esm, run())
+    moving = run(step=3456, state="migrating", migration_id="mig-1", as_of=time.time() + 1)
+    timeline = (PhaseTime("proposed", 1.0), PhaseTime("verifying", 2.0))
+    desktop.answers = {
+        ("GET", "run-1"): (200, moving),
+        ("GET", "mig-1"): (200, move(phase="verifying", timeline=timeline)),
+    }
+    expect(desktop.page.get_by_text("3,456")).to_be_visible()
+    expect(desktop.page.get_by_text("◐ migrating")).to_be_visible()
+    expect(desktop.page.get_by_text("▸ verifying")).to_be_visible()
+    expect(desktop.page.get_by_text("simulated", exact=True)).to_be_visible()
+
+
+def test_the_card_says_when_its_data_is_stale(desktop: Desktop) -> None:
+    desktop.answers = {("GET", "run-1"): (503, {"message": "offline since 12:03:00, retrying"})}
+    desktop.show(RunCard._esm, run())
+    expect(desktop.page.get_by_text("offline since 12:03:00, retrying")).to_be_visible()
+    expect(desktop.page.get_by_text("stale: ")).to_be_visible(timeout=30_000)
