@@ -22,6 +22,7 @@ from types import TracebackType
 
 _PR_SET_PDEATHSIG = 1
 _WATCH_S = 0.5
+_LAUNCHER_ENV = "CLOUDSHIFT_LAUNCHER_PID"
 LAUNCH_FILE = "launch.json"
 LOGS = "logs"
 ERRORS = "errors"
@@ -46,6 +47,7 @@ def _watch_parent(parent_pid: int) -> None:
 def launch(parent_pid: int, errors: Path, arguments: list[str]) -> None:
     """Be torchrun, and write down how its ranks ended."""
     die_with_parent(parent_pid)
+    os.environ[_LAUNCHER_ENV] = str(os.getpid())
     sys.argv = ["torchrun", *arguments]
     try:
         runpy.run_module("torch.distributed.run", run_name="__main__", alter_sys=True)
@@ -67,7 +69,7 @@ def _exit_codes(error: Exception) -> dict[str, int] | None:
 
 def run_rank(workdir: Path, script: str, arguments: list[str]) -> None:
     """Run the researcher's script as ``__main__``; an exception is written down, then passed on."""
-    die_with_parent(os.getppid())
+    die_with_parent(int(os.environ.get(_LAUNCHER_ENV, os.getppid())))
     rank = int(os.environ["RANK"])
     _log_to(workdir / LOGS / f"rank-{rank}.log")
     sys.argv = [script, *arguments]

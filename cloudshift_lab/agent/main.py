@@ -43,7 +43,9 @@ class AgentProcess:
         store = open_job_store(job)
         script = place_script(job)
         self._node_dir = NodeDir(job.home, job.run_id, job.generation)
-        self._ranks = TorchrunRanks(job, script, self._node_dir.path, world)
+        self._ranks = TorchrunRanks(
+            job, script, self._node_dir.path, world, ship_rows=self._ship_rows
+        )
         self._shipper = RowShipper(_sender(job, store, world), job)
         self._receiver = RowReceiver(self._node_dir.path, self._take)
         self._agent = NodeAgent(
@@ -76,6 +78,10 @@ class AgentProcess:
     def _take(self, reports: list[StepReport]) -> None:
         self._ranks.take(reports)
         self._shipper.add(reports)
+
+    def _ship_rows(self) -> None:
+        self._receiver.drain()
+        self._shipper.flush()
 
     def _on_signal(self, _number: int, _frame: object) -> None:
         self._asked_to_stop = True

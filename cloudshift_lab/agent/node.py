@@ -205,6 +205,10 @@ class NodeAgent:
         """End the attempt when the ranks have ended and what they left behind is committed."""
         if self._view.state not in ("finished", "failed"):
             return
+        if self._view.state == "finished" and self._view.step is None:
+            self._board.warn(
+                "no step was seen: does the script use session.steps and session.step?"
+            )
         refused = self._saves.refused()
         if self._tenure.owned and refused is None and self._is_save_owed():
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import selectors
 import socket
 import threading
 import urllib.parse
@@ -20,6 +21,7 @@ from cloudshift_lab.telemetry.spool import Sender
 
 FLUSH_EVERY_S = 0.5
 POST_TIMEOUT_S = 5.0
+_WAKE_S = 0.2
 _MAX_DATAGRAM_BYTES = 1 << 18
 _DECODER = msgspec.json.Decoder(list[StepReport])
 
@@ -37,13 +39,15 @@ class RowReceiver:
         self._sink = sink
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(node_dir / ROWS_SOCKET))
-        self._socket.settimeout(0.2)
+        self._socket.settimeout(0)
+        self._taking = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._receive, name="rows", daemon=True)
         self._thread.start()
 
-    def collect_leftovers(self) -> None:
-        """Take the reports that ranks left in a file at their end."""
+    def drain(self) -> None:
+        """Take everything that has been sent or left in a file; after it nothing is under way."""
+        self._take_waiting()
         for path in sorted(self._node_dir.glob("rank-*.rows.json")):
             data = path.read_bytes()
             path.unlink()
@@ -53,17 +57,23 @@ class RowReceiver:
         """Take what has been sent, then stop."""
         self._stop.set()
         self._thread.join()
-        self.collect_leftovers()
+        self.drain()
         self._socket.close()
 
     def _receive(self) -> None:
-        while True:
-            try:
-                data = self._socket.recv(_MAX_DATAGRAM_BYTES)
-            except TimeoutError:
-                if self._stop.is_set():
+        with selectors.DefaultSelector() as ready:
+            ready.register(self._socket, selectors.EVENT_READ)
+            while not self._stop.is_set():
+                if ready.select(timeout=_WAKE_S):
+                    self._take_waiting()
+
+    def _take_waiting(self) -> None:
+        with self._taking:
+            while True:
+                try:
+                    data = self._socket.recv(_MAX_DATAGRAM_BYTES)
+                except BlockingIOError:
                     return
-            else:
                 self._take(data)
 
     def _take(self, data: bytes) -> None:
@@ -101,6 +111,10 @@ class RowShipper:
                     step_s=report.step_s,
                 )
             )
+
+    def flush(self) -> None:
+        """Send what waits, now."""
+        self._sender.flush()
 
     def close(self) -> None:
         """Send what waits, then stop."""

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -53,9 +54,14 @@ class TorchrunRanks:
         script: The script's file.
         node_dir: Shared memory directory, ours alone.
         world: Clock.
+        ship_rows: Called when the ranks have said their last word, before anybody is told so:
+            whoever hears of the end finds every step report already delivered.
     """
 
-    def __init__(self, job: JobSpec, script: Path, node_dir: Path, world: World) -> None:
+    def __init__(
+        self, job: JobSpec, script: Path, node_dir: Path, world: World,
+        *, ship_rows: Callable[[], None],
+    ) -> None:  # fmt: skip
         self._job = job
         self._script = script
         self._node_dir = node_dir
@@ -68,6 +74,8 @@ class TorchrunRanks:
         self._rows: deque[StepReport] = deque()
         self._steps: dict[int, StepReport] = {}
         self._first_step_at: float | None = None
+        self._ship_rows = ship_rows
+        self._are_rows_shipped = False
 
     def start(self, restore: Restore | None, *, standby: bool) -> None:
         self.kill()
@@ -100,9 +108,12 @@ class TorchrunRanks:
         self._rows.extend(rows)
 
     def poll(self) -> RanksView:
-        self._digest_rows()
         states = self._states()
         state, error = self._judge(states)
+        if state in ("drained", "finished", "failed") and not self._are_rows_shipped:
+            self._are_rows_shipped = True
+            self._ship_rows()
+        self._digest_rows()
         newest = max(self._steps.values(), key=lambda row: row.step, default=None)
         step, is_last = self._newest_staged()
         last_steps = [row.ts for row in self._steps.values()]
@@ -181,7 +192,7 @@ class TorchrunRanks:
         self._files.clear()
         self._steps.clear()
         self._rows.clear()
-        self._first_step_at = None
+        self._first_step_at, self._are_rows_shipped = None, False
 
     def _say(self, control: Control) -> None:
         self._control = control

@@ -85,9 +85,7 @@ def test_staging_again_keeps_the_newest_complete_step_whole(tmp_path: Path) -> N
     arena = Arena(tmp_path, 0, 1)
     for step in range(1, 5):
         arena.stage(step, {"v": torch.full((8,), float(step))}, {}, is_last=False)
-        assert list(read_slot(tmp_path, 0, step).buffers[0][:4]) == list(
-            np.float32(step).tobytes()
-        )
+        assert list(read_slot(tmp_path, 0, step).buffers[0][:4]) == list(np.float32(step).tobytes())
     first = np.frombuffer(read_slot(tmp_path, 0, 3).buffers[0], dtype=np.float32)
     assert first.tolist() == [3.0] * 8
 

@@ -1,0 +1,141 @@
+"""The local engine with real agent processes, whose ranks never get far."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cloudshift_lab.core.placement import Placement
+from cloudshift_lab.core.run import JobSpec
+from cloudshift_lab.core.world import REAL_WORLD
+from cloudshift_lab.engines import Handle, LocalEngine, Observation
+from cloudshift_lab.engines.process import has_ended, process_start_time, reap
+
+LIMIT_S = 60.0
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> LocalEngine:
+    return LocalEngine(tmp_path)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> JobSpec:
+    """A standby whose script only sleeps."""
+    script = tmp_path / "sleep.py"
+    script.write_text("import time\ntime.sleep(600)\n")
+    return JobSpec(
+        run_id=REAL_WORLD.new_id("run"), generation=1, owner="o", standby=True,
+        placement=Placement("local", "here", "this-machine", ranks_per_node=1),
+        store_url=f"file://{tmp_path}/store", script=str(script), home=str(tmp_path),
+        workdir="", checkpoint_every=10, seed=0,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def running(engine: LocalEngine, job: JobSpec) -> Iterator[Handle]:
+    handle = engine.submit(job)
+    yield handle
+    engine.stop(handle, grace_s=0.0)
+
+
+def wait_for(engine: LocalEngine, handle: Handle, *states: str) -> Observation:
+    deadline = time.monotonic() + LIMIT_S
+    while (seen := engine.observe(handle)).state not in states:
+        assert time.monotonic() < deadline, engine.logs(handle)
+        time.sleep(0.02)
+    return seen
+
+
+def test_an_attempt_that_was_never_started_is_not_found(engine: LocalEngine) -> None:
+    assert engine.find("run-x", 1) is None
+
+
+def test_submitting_twice_starts_one_agent(
+    engine: LocalEngine, job: JobSpec, running: Handle, tmp_path: Path
+) -> None:
+    assert engine.submit(job) == running
+    assert LocalEngine(tmp_path).submit(job) == running
+    assert engine.find(job.run_id, 1) == running
+    assert wait_for(engine, running, "running") == Observation("running")
+
+
+def test_an_agent_lives_in_a_session_of_its_own(running: Handle) -> None:
+    assert os.getsid(running.pid) == running.pid != os.getsid(0)
+
+
+def test_a_stopped_agent_says_its_exit_code_and_stays_findable(
+    engine: LocalEngine, job: JobSpec, running: Handle
+) -> None:
+    wait_for(engine, running, "running")
+    assert engine.stop(running, grace_s=LIMIT_S) == Observation("exited", 0)
+    assert engine.submit(job) == running
+    assert engine.stop(running, grace_s=LIMIT_S) == Observation("exited", 0)
+
+
+def test_a_killed_agent_is_lost_and_can_be_revived(
+    engine: LocalEngine, job: JobSpec, running: Handle
+) -> None:
+    wait_for(engine, running, "running")
+    os.kill(running.pid, signal.SIGKILL)
+    assert wait_for(engine, running, "lost").is_gone
+    again = engine.revive(job)
+    assert again.pid != running.pid
+    assert engine.revive(job) == again
+    wait_for(engine, again, "running")
+    engine.stop(again, grace_s=0.0)
+
+
+def test_an_agent_that_ignores_the_signal_is_ended_by_force(
+    engine: LocalEngine, running: Handle
+) -> None:
+    wait_for(engine, running, "running")
+    os.kill(running.pid, signal.SIGSTOP)
+    assert engine.stop(running, grace_s=0.1).is_gone
+
+
+def test_a_submitter_that_dies_before_writing_the_handle_leaves_a_findable_agent(
+    engine: LocalEngine, job: JobSpec, running: Handle
+) -> None:
+    handle_file = Path(running.workdir) / "handle.json"
+    handle_file.unlink()
+    assert engine.submit(job) == running
+
+
+def test_a_job_without_a_script_exits_with_the_reason_in_its_log(
+    engine: LocalEngine, job: JobSpec, tmp_path: Path
+) -> None:
+    (tmp_path / "sleep.py").unlink()
+    handle = engine.submit(job)
+    assert wait_for(engine, handle, "exited").returncode == 2
+    assert "there is no script at" in engine.logs(handle)
+
+
+def test_logs_of_a_rank_that_wrote_none_are_empty(engine: LocalEngine, running: Handle) -> None:
+    assert engine.logs(running, rank=7) == ""
+
+
+def test_a_process_is_told_from_a_later_one_with_its_pid() -> None:
+    started = process_start_time(os.getpid())
+    assert started is not None
+    assert not has_ended(os.getpid(), started)
+    assert has_ended(os.getpid(), "ticks:1")
+
+
+def test_a_zombie_has_ended_and_can_be_collected() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+    started = process_start_time(child.pid)
+    deadline = time.monotonic() + LIMIT_S
+    while started is not None and not has_ended(child.pid, started):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert reap(child.pid) == 3
+    assert reap(child.pid) is None
+    child.returncode = 3
