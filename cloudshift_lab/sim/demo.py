@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="cloudshift demo", description=main.__doc__)
     parser.add_argument("--out", default="build/demo", help="where summary.json and loss.png go")
-    parser.add_argument("--steps", type=int, default=90, help="optimizer steps of each run")
+    parser.add_argument("--steps", type=int, default=240, help="optimizer steps of each run")
     return parser.parse_args(argv)
 
 
@@ -89,12 +89,13 @@ class Demo:
         self._client = client = Client.connect(self._home)
         moved = self._start("moved")
         self._say(f"{moved.run_id}: training on {SOURCE} with {moved.placement.world_size} ranks")
-        self._wait_for_step(moved.run_id, self._steps // 3)
-        view = self._migrate(moved.run_id)
+        self._wait_for_step(moved.run_id, self._steps // 10)
+        move = self._migrate(moved.run_id)
         moved = self._wait_until_finished(moved.run_id)
         control = self._start("control")
         self._say(f"{control.run_id}: the same script and seeds on {SOURCE}, never moved")
         control = self._wait_until_finished(control.run_id)
+        view = self._await(lambda: self._with_receipt(move), "the receipt of the move")
         curves = {
             run.name: client.series(run.run_id, points=10 * self._steps) for run in (moved, control)
         }
@@ -105,13 +106,24 @@ class Demo:
         return summary
 
     def close(self) -> None:
-        """Stop the conductor and the simulated clouds; the results stay."""
+        """Stop what still runs, the conductor and the simulated clouds; the results stay."""
         if self._client is not None:
             try:
+                self._stop_runs(self._client)
                 self._client.shutdown()
-            except Unavailable as error:
-                self._say(f"conductor was gone already: {error.message}")
+            except (Unavailable, Exhausted) as error:
+                self._say(f"could not stop everything: {error.message}")
         self._clouds.down()
+
+    def _stop_runs(self, client: Client) -> None:
+        for run in client.runs():
+            if run.state not in FINAL_STATES:
+                client.stop(run.run_id)
+
+        def none_left() -> bool | None:
+            return all(run.state in FINAL_STATES for run in client.runs()) or None
+
+        self._await(none_left, "the runs to stop", limit_s=60)
 
     def _start(self, name: str) -> RunView:
         script = resources.files("cloudshift_lab.training.examples") / "gpt.py"
@@ -180,6 +192,10 @@ class Demo:
             raise CloudshiftError(f"{view.migration_id} ended as {final.phase}: {final.error}")
         return final
 
+    def _with_receipt(self, view: MigrationView) -> MigrationView | None:
+        now = self._connected.migration(view.migration_id)
+        return now if now.receipt is not None else None
+
     def _show_plan(self, view: MigrationView) -> None:
         bill = view.plan.bill
         self._say(f"{view.migration_id}: {SOURCE} -> {TARGET}, advice: {view.plan.verdict}")
@@ -187,12 +203,14 @@ class Demo:
             self._say(f"  {format_usd(item.amount_micro_usd):>12}  {item.label}: {item.basis}")
         self._say(f"  {format_usd(bill.total_micro_usd):>12}  total (all prices SIMULATED)")
 
-    def _await(self, probe: Callable[[], T | None], what: str) -> T:
-        deadline = self._world.monotonic() + WAIT_LIMIT_S
+    def _await(
+        self, probe: Callable[[], T | None], what: str, *, limit_s: float = WAIT_LIMIT_S
+    ) -> T:
+        deadline = self._world.monotonic() + limit_s
         shown = self._world.monotonic()
         while (result := probe()) is None:
             if self._world.monotonic() > deadline:
-                raise Exhausted(f"waited {WAIT_LIMIT_S:.0f} s for {what}; see {self._home}")
+                raise Exhausted(f"waited {limit_s:.0f} s for {what}; see {self._home}")
             if self._world.monotonic() - shown > 5:
                 shown = self._world.monotonic()
                 self._say(f"  ... waiting for {what}")
@@ -250,7 +268,7 @@ class Demo:
             curves.items(), (("-", 3.5), ("--", 1.2)), strict=True
         ):
             label = "moved" if name.startswith("moved") else "control, never moved"
-            axes.plot(curve.step, curve.loss, style, linewidth=width, label=label)
+            axes.plot(curve.step, np.array(curve.loss, float), style, linewidth=width, label=label)
         assert view.sealed_step is not None, "a retired source has sealed its last step"
         axes.axvline(view.sealed_step, color="0.4", linewidth=1)
         pause = format_duration(view.pause_s or 0.0)
