@@ -72,7 +72,7 @@ def try_lock(path: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def start_lock(root: Path, *, deadline_s: float = 60.0) -> Iterator[None]:
+def start_lock(root: Path, *, deadline_s: float = 90.0) -> Iterator[None]:
     """Let only one client at a time start a conductor.
 
     Raises:

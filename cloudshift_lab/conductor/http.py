@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hmac
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -129,6 +130,8 @@ class _Handler(tornado.web.RequestHandler):
             value = default if given is None else float(given)
         except ValueError as error:
             raise UsageError(f"'{name}' must be a number, not '{given}'; mend the call") from error
+        if not math.isfinite(value):
+            raise UsageError(f"'{name}' must be a finite number, not '{given}'; mend the call")
         return min(max(value, least), most)
 
     def write_error(self, status_code: int, **kwargs: object) -> None:

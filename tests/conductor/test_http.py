@@ -151,6 +151,7 @@ def test_errors_arrive_as_what_they_were(
     assert (status, problem["action"]) == (400, "fix")
     assert "$.name" in problem["message"]
     assert raw(served.url, "GET", "/v1/runs/x/series?points=many")[0] == 400
+    assert raw(served.url, "GET", "/v1/runs/x/series?points=nan")[0] == 400
     assert raw(served.url, "POST", "/v1/ingest?run=x", body="")[0] == 400
 
 
