@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 from IPython.core.getipython import get_ipython
 from IPython.display import display as ipython_display
 
@@ -49,7 +50,11 @@ class NotebookStage:
         return None
 
     def follow_run(self) -> Callable[[RunView], None]:
-        return _Place(lambda view: run_report(view, self._desk.prompt))
+        def card(view: RunView) -> Report:
+            brief = msgspec.structs.replace(view, traceback=None)  # the error below shows it
+            return run_report(brief, self._desk.prompt)
+
+        return _Place(card)
 
     def follow_move(self, migration: Migration) -> Callable[[MigrationView], None]:
         present_move(migration, self._desk)
@@ -127,7 +132,7 @@ def _watch_live(run: Run, desk: Desk) -> None:
     output = Output(run_report(view, desk.prompt) if ended else _line(view, desk.prompt))
     if ended:
         return
-    widget = RunCard(view=_plain(view))
+    widget = RunCard(view=msgspec.to_builtins(view))
     display(widget)
 
     def fetch() -> tuple[RunView, MigrationView | None]:
@@ -166,12 +171,6 @@ def _follow(key: str, follower: Follower[Any]) -> None:
 
 def _decider(desk: Desk) -> Callable[[str, Decision], MigrationView]:
     return lambda migration_id, decision: desk.client().decide(migration_id, decision)
-
-
-def _plain(view: RunView) -> object:
-    import msgspec
-
-    return msgspec.to_builtins(view)
 
 
 def _bundle(shown: Shown) -> dict[str, str]:
