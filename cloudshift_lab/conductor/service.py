@@ -6,6 +6,7 @@ import os
 import re
 import threading
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 import msgspec
@@ -39,6 +40,22 @@ _NUM_LOSSES = 60
 _VIEW_FRESH_S = 0.4
 
 
+@dataclass(frozen=True)
+class _Held:
+    """A view kept for a moment; of a settled run, for good."""
+
+    view: RunView
+    _: KW_ONLY
+    version: int
+    at: float
+    is_live: bool
+
+    def is_still_good(self, version: int, at: float, *, is_live: bool) -> bool:
+        if not is_live:
+            return not self.is_live
+        return self.version == version and at - self.at < _VIEW_FRESH_S
+
+
 class ConductorService:
     """Runs, moves and answers of one state directory. Safe to call from any thread.
 
@@ -56,7 +73,7 @@ class ConductorService:
         self._version = int(world.now() * 1000)  # goes on growing over restarts
         self._subscribers: list[Callable[[], None]] = []
         self._creating = threading.Lock()
-        self._views: dict[str, tuple[float, int, RunView]] = {}
+        self._views: dict[str, _Held] = {}
         self.places = Places(root, world)
         self.telemetry = TelemetryStore(root / "telemetry.duckdb")
         self._around = Surroundings(root, self.places, engine, world)
@@ -407,19 +424,17 @@ class ConductorService:
     def _show(self, tender: RunTender) -> RunView:
         """The run's view; one assembled a moment ago is good enough while nothing changed."""
         version, at = self._version, self._world.monotonic()
+        is_live = tender.is_live
         held = self._views.get(tender.run_id)
-        if held is not None and (
-            (held[2].ended_at is not None and not tender.is_live)
-            or (held[1] == version and at - held[0] < _VIEW_FRESH_S)
-        ):
-            return held[2]
+        if held is not None and held.is_still_good(version, at, is_live=is_live):
+            return held.view
         progress = self.telemetry.latest(tender.run_id)
         losses = self.telemetry.losses(tender.run_id, _NUM_LOSSES)
         now = self._world.now()
         with tender.lock:
             cost = shown.show_cost(tender, self.places, now)
             view = shown.show_run(tender, cost, progress, losses=losses, now=now)
-        self._views[tender.run_id] = (at, version, view)
+        self._views[tender.run_id] = _Held(view, version=version, at=at, is_live=is_live)
         return view
 
     def _changed(self) -> None:

@@ -64,8 +64,6 @@ class RunTender:
         self._troubles: dict[str, str] = {}
         self._look_at = float("-inf")
         self._replay_at = float("-inf")
-        self._was_ended = False
-        self._is_final_replay_done = False
         self.moves = self._load_moves()
 
     @property
@@ -161,7 +159,7 @@ class RunTender:
         now = self._around.world.monotonic()
         if now >= self._look_at:
             self._look_at = now + _LOOK_EVERY_S
-            parts += [self._look_after, self._keep_budget, self._replay, self._sweep]
+            parts += [self._look_after, self._keep_budget, self._sweep, self._replay]
             self._troubles.clear()
         for part in parts:
             try:
@@ -241,9 +239,10 @@ class RunTender:
         )
 
     def _keep_end(self, state: Outcome, error: str | None, status: AgentStatus | None) -> None:
-        budget_note = self.record.stop_asked.why if self.record.stop_asked else ""
+        asked = self.record.stop_asked
+        why_stopped = asked.why if asked is not None and state == "stopped" else ""
         ended = RunEnded(
-            state=state, at=self._around.world.now(), error=error or budget_note or None
+            state=state, at=self._around.world.now(), error=error or why_stopped or None
         )
         if status is not None:
             ended = RunEnded(
@@ -280,11 +279,13 @@ class RunTender:
             self.ask_to_stop(f"the budget of {format_usd(budget)} is used up; raise it to train on")
 
     def _replay(self) -> None:
-        """Take in telemetry that was spooled into the bucket while we were away."""
-        now, has_ended = self._around.world.monotonic(), self.record.ended is not None
-        if has_ended and not self._was_ended:
-            self._replay_at, self._was_ended = now, True
-        if now < self._replay_at or self._is_under_way() or self._is_final_replay_done:
+        """Take in telemetry that was spooled into the bucket while we were away.
+
+        Once more after the last process of an ended run is gone: its last batch may be there.
+        """
+        now = self._around.world.monotonic()
+        is_last = self.record.ended is not None and self._swept >= self.record.attempts.keys()
+        if now < self._replay_at or self._is_under_way() or self.record.is_settled:
             return
         self._replay_at = now + _REPLAY_EVERY_S
         stores = {
@@ -294,12 +295,12 @@ class RunTender:
             taken = replay(self.side(attempt).store, self.run_id, self._ingest)
             if taken.num_ingested:
                 self._changed()
-        self._is_final_replay_done = has_ended
+        if is_last:
+            with self.lock:
+                self.record.keep(Settled(at=self._around.world.now()))
 
     def _sweep(self) -> None:
         """See that nothing is left of attempts that ended; what does not go is ended."""
-        if self.record.is_settled:
-            return
         now = self._around.world.now()
         for generation, attempt in self.record.attempts.items():
             if attempt.ended_at is None or generation in self._swept:
@@ -309,10 +310,7 @@ class RunTender:
                 side.stop(_STOP_GRACE_S)
             if side.is_gone():
                 self._swept.add(generation)
-        is_swept = self._swept >= self.record.attempts.keys()
-        if self.record.ended is not None and self._is_final_replay_done and is_swept:
-            with self.lock:
-                self.record.keep(Settled(at=now))
+                self._replay_at = float("-inf")
 
     def _load_moves(self) -> dict[str, Move]:
         folder = self._around.run_folder(self.run_id)

@@ -533,6 +533,22 @@ def test_spooled_telemetry_is_taken_in_and_removed_from_the_bucket(bench: Bench)
     assert bench.service.run(run_id).step == 11
 
 
+def test_the_last_batch_of_an_agent_that_spooled_it_at_its_end_is_not_missed(
+    bench: Bench,
+) -> None:
+    run_id = bench.train()
+    puppet = bench.engine.puppets[run_id, 1]
+    puppet.say(state="finished")
+    bench.step()
+    assert bench.service.run(run_id).state == "finished"
+    store: Store = bench.service.places.store("aws-sim")
+    store.put(spool_key(run_id, "last", "step"), rows(run_id, bench.world.now(), range(50, 51)))
+    puppet.is_gone = True
+    bench.step()
+    assert bench.service.run(run_id).step == 50
+    assert not bench.service._registry.find(run_id).is_live
+
+
 def test_a_move_is_marked_in_the_series(bench: Bench) -> None:
     run_id = bench.train()
     done = bench.move(run_id)
