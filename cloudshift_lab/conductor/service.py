@@ -15,16 +15,16 @@ import pyarrow as pa
 from cloudshift_lab import __version__
 from cloudshift_lab.conductor import doctor, shown
 from cloudshift_lab.conductor.journal import Journal
-from cloudshift_lab.conductor.moves import Move, Surroundings, target_job
+from cloudshift_lab.conductor.moves import Move, Surroundings
 from cloudshift_lab.conductor.places import Places, placement_at
-from cloudshift_lab.conductor.pricing import Measured, Place, plan_move
-from cloudshift_lab.conductor.records import AttemptStarted, MoveOpened, RunCreated, RunRecord
+from cloudshift_lab.conductor.planner import MovePlanner, price_source
+from cloudshift_lab.conductor.records import AttemptStarted, RunCreated, RunRecord
 from cloudshift_lab.conductor.registry import Registry, Ticker
 from cloudshift_lab.conductor.script import freeze_script, read_script
 from cloudshift_lab.conductor.tending import RunTender
 from cloudshift_lab.core.errors import Corrupt, Exhausted, NotFound, UsageError
 from cloudshift_lab.core.placement import Cloud, Offer
-from cloudshift_lab.core.plan import Decision, MigrationView, PhaseTime, Plan
+from cloudshift_lab.core.plan import Decision, MigrationView
 from cloudshift_lab.core.run import JobSpec, RunSpec, RunView
 from cloudshift_lab.core.views import Check, CostView, Health, Series, Target
 from cloudshift_lab.core.world import World
@@ -78,6 +78,7 @@ class ConductorService:
         self.telemetry = TelemetryStore(root / "telemetry.duckdb")
         self._around = Surroundings(root, self.places, engine, world)
         self._registry = Registry(self._around, ingest=self.telemetry.ingest, changed=self._changed)
+        self._planner = MovePlanner(self._around, self._registry, self.telemetry)
         self._ticker = Ticker(self._registry)
 
     def start(self) -> None:
@@ -255,7 +256,7 @@ class ConductorService:
             job=job,
             at=self._world.now(),
             price_micro_usd_per_h=offer.price_micro_usd_per_h * placement.nodes,
-            price_source=_price_source(offer),
+            price_source=price_source(offer),
             simulated=cloud.simulated or offer.simulated,
         )
 
@@ -306,9 +307,9 @@ class ConductorService:
             )
         store = self.places.store(cloud.name)
         probe_store(store, world=self._world)
-        self._refuse_foreign(tender, store)
+        self._planner.refuse_foreign(tender, store)
         with self._creating:
-            move = self._open(tender, cloud, offer, expires_s=expires_s)
+            move = self._planner.open(tender, cloud, offer, expires_s=expires_s)
         if policy == "auto":
             self._approve_by_policy(move)
         self._ticker.wake()
@@ -322,77 +323,6 @@ class ConductorService:
         self._changed()
         self._ticker.wake()
         return shown.show_move(move, tender, self._world.now())
-
-    def _open(self, tender: RunTender, cloud: Cloud, offer: Offer, *, expires_s: float) -> Move:
-        owner = tender.owner
-        migration_id = f"mig-{self._next_move_number()}"
-        target = Place(
-            cloud=cloud,
-            offer=offer,
-            placement=placement_at(
-                offer,
-                ranks_per_node=owner.job.placement.ranks_per_node,
-                nodes=owner.job.placement.nodes,
-            ),
-            url=cloud.store_url,
-        )
-        plan = plan_move(
-            (migration_id, tender.run_id),
-            self._place_of(owner),
-            target,
-            self._measure(tender),
-            generation=owner.job.generation,
-            now=self._world.now(),
-            expires_s=expires_s,
-        )
-        return tender.open(self._opened(tender, plan, target), plan)
-
-    def _opened(self, tender: RunTender, plan: Plan, target: Place) -> MoveOpened:
-        generation = tender.record.next_generation
-        folder = self._around.run_folder(tender.run_id) / "attempts" / str(generation)
-        return MoveOpened(
-            migration_id=plan.migration_id,
-            target_job=target_job(tender.owner.job, plan, generation=generation, workdir=folder),
-            price_micro_usd_per_h=target.offer.price_micro_usd_per_h * plan.target.nodes,
-            price_source=_price_source(target.offer),
-            simulated=target.cloud.simulated or target.offer.simulated,
-            at=plan.created_at,
-        )
-
-    def _place_of(self, attempt: AttemptStarted) -> Place:
-        placement = attempt.job.placement
-        return Place(
-            cloud=self.places.clouds().find(placement.cloud),
-            offer=self.places.offer_of(placement),
-            placement=placement,
-            url=attempt.job.store_url,
-        )
-
-    def _measure(self, tender: RunTender) -> Measured:
-        status = tender.status
-        tokens_per_s = self.telemetry.throughput_tokens_per_s(tender.run_id)
-        source = tender.owner.job.placement.cloud
-        sagas = [move.saga for t in self._registry.all() for move in t.moves.values()]
-        provisions = [_provision_s(saga.timeline) for saga in sagas]
-        known = [seconds for seconds in provisions if seconds is not None]
-        return Measured(
-            state_bytes=0 if status is None else status.state_bytes,
-            stored_bytes=0 if status is None else status.stored_bytes,
-            tokens_per_s=tokens_per_s,
-            step_s=_step_s(self.telemetry.step_curve(tender.run_id, 20)),
-            egress_used_bytes=sum(s.bytes_moved for s in sagas if s.plan.source.cloud == source),
-            provision_s=known[-1] if known else None,
-        )
-
-    def _refuse_foreign(self, tender: RunTender, store: Store) -> None:
-        """A bucket that another state directory uses may hold another run of the same id."""
-        visited = {attempt.job.placement.cloud for attempt in tender.record.attempts.values()}
-        urls = {self.places.store(cloud).url for cloud in visited}
-        if store.url not in urls and store.size(log_key(tender.run_id, 0)) is not None:
-            raise UsageError(
-                f"{store.url} holds another {tender.run_id} already; "
-                "move to another store, or give that cloud another store_url in clouds.json"
-            )
 
     def _approve_by_policy(self, move: Move) -> None:
         move.driver.decide(
@@ -414,10 +344,6 @@ class ConductorService:
         raise NotFound(
             f"no migration called '{migration_id}'; choose one of: {', '.join(known) or 'none yet'}"
         )
-
-    def _next_move_number(self) -> int:
-        names = [name for tender in self._registry.all() for name in tender.record.moves]
-        return max((int(name.removeprefix("mig-")) for name in names), default=0) + 1
 
     # -- shared ----------------------------------------------------------------------------
 
@@ -442,23 +368,3 @@ class ConductorService:
             self._version += 1
         for subscriber in self._subscribers:
             subscriber()
-
-
-def _price_source(offer: Offer) -> str:
-    """Where a price comes from, its date and that it is simulated, each said once."""
-    words = [offer.as_of, "simulated" if offer.simulated else ""]
-    return ", ".join([offer.source, *(word for word in words if word not in offer.source)])
-
-
-def _provision_s(timeline: tuple[PhaseTime, ...]) -> float | None:
-    times = {entry.phase: entry.at for entry in timeline}
-    if "provisioning" not in times or "precopying" not in times:
-        return None
-    return times["precopying"] - times["provisioning"]
-
-
-def _step_s(curve: Series) -> float:
-    """Seconds per step over a curve; 0 when there is none."""
-    if len(curve.step) < 2 or curve.step[-1] <= curve.step[0]:
-        return 0.0
-    return max(0.0, (curve.at[-1] - curve.at[0]) / (curve.step[-1] - curve.step[0]))
