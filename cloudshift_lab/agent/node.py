@@ -7,9 +7,9 @@ from typing import get_args
 
 from cloudshift_lab.agent.board import Board
 from cloudshift_lab.agent.moves import Mover
-from cloudshift_lab.agent.protocols import RanksProtocol, RanksView, SaverProtocol
+from cloudshift_lab.agent.protocols import RanksProtocol, RanksView, Restore, SaverProtocol
 from cloudshift_lab.agent.saves import Saves
-from cloudshift_lab.agent.tenure import Tenure, restore_of
+from cloudshift_lab.agent.tenure import Tenure
 from cloudshift_lab.core.errors import CloudshiftError, Conflict, Fenced, NotFound, Unavailable
 from cloudshift_lab.core.orders import (
     AgentState,
@@ -23,7 +23,6 @@ from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.wire import from_json
 from cloudshift_lab.core.world import World
 from cloudshift_lab.storage.lease import TTL_S
-from cloudshift_lab.storage.log import LogRecord
 from cloudshift_lab.storage.store import Store
 
 INBOX_EVERY_S = 0.4
@@ -289,9 +288,8 @@ class NodeAgent:
                 return
             yield OrderResult(state="running", detail="waiting for the drained step")
         self._tenure.check()
-        restore = restore_of(sealed)
-        self._saves.continue_from(restore)
-        self._ranks.start(restore, standby=False)
+        self._saves.continue_from(sealed)
+        self._ranks.start(sealed, standby=False)
         self._drain_asked = False
         self._view = self._ranks.poll()
         while self._view.state not in ("running", "finished"):
@@ -324,7 +322,7 @@ class NodeAgent:
         talk = self._board.publish
         return Mover(source, self._store, self._job.run_id, self._world, talk=talk)
 
-    def _sealed(self) -> LogRecord | None:
+    def _sealed(self) -> Restore | None:
         """The commit after which no rank has run; None while there is none."""
         return self._saves.closing if self._view.state == "drained" else None
 

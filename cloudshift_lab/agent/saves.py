@@ -13,7 +13,6 @@ from cloudshift_lab.agent.protocols import (
 )
 from cloudshift_lab.agent.tenure import Tenure
 from cloudshift_lab.core.world import World
-from cloudshift_lab.storage.log import LogRecord
 
 _LONGEST_WAIT_S = 30.0
 _MAX_REFUSALS = 8
@@ -25,7 +24,8 @@ class Saves:
     Invariant: a step is committed only after the saver has put every object it names, and a
     staged step is released to its ranks only after the commit.
 
-    ``closing`` is the commit of the step after which no rank ran, until the ranks are restarted.
+    ``closing`` is the committed step after which no rank has run, until the ranks are restarted.
+    Ranks that are drained before they took a step close with the step they had begun from.
     """
 
     def __init__(
@@ -40,11 +40,13 @@ class Saves:
         self._num_failures = 0
         self._last_failure: SaveFailed | None = None
         self._retry_at = float("-inf")
-        self.closing: LogRecord | None = None
+        self._newest: Restore | None = None
+        self.closing: Restore | None = None
 
     def continue_from(self, restore: Restore | None) -> None:
         """The ranks start from this committed step: nothing of it needs to be saved again."""
         self.closing = None
+        self._newest = restore
         if restore is not None:
             self._saver.learn(restore.manifest_key, restore.manifest_digest)
             self._board.update(committed_step=restore.step)
@@ -67,6 +69,8 @@ class Saves:
         if self._pending is None and not self._saver.busy and self._is_due(view):
             assert view.staged_step is not None
             self._saver.start(view.staged_step)
+        if view.staged_last and self._newest and view.staged_step == self._newest.step:
+            self.closing = self._newest
 
     def is_owed(self, view: RanksView) -> bool:
         """Whether the ranks left a complete state behind that is not committed yet."""
@@ -97,7 +101,7 @@ class Saves:
         self._pending = None
         self._ranks.release(saved.step)
         self._saver.learn(saved.manifest_key, saved.manifest_digest)
-        self.closing = record if record.final else None
+        self._newest = Restore(saved.step, saved.manifest_key, saved.manifest_digest)
         self._board.update(
             committed_step=saved.step,
             committed_at=record.at,

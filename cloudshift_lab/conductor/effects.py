@@ -219,12 +219,16 @@ class MoveEffects:
 
     def _go(self, effect: Effect, saga: Saga) -> EffectDone | None:
         line = self._target.line
-        line.order(effect.key, "go", step=saga.sealed_step, manifest_digest=saga.manifest_digest)
+        order_id = _order_id(effect, saga)
+        line.order(order_id, "go", step=saga.sealed_step, manifest_digest=saga.manifest_digest)
         status = line.look()
         if status is not None and status.first_step_at is not None:
             return self._done(effect, step=status.step, step_at=status.first_step_at)
         if status is not None and ends_attempt(status):
             return self._done(effect, detail=f"the run {status.state} at its new place")
+        result = None if status is None else status.results.get(order_id)
+        if result is not None and result.state == "failed":
+            raise _error_of(result, "the target cannot go on")
         self._revive_target()
         return None
 

@@ -174,6 +174,20 @@ def test_resume_restarts_the_ranks_from_the_sealed_step(source: Attempt) -> None
     assert source.tick().committed_step == 20
 
 
+def test_ranks_drained_again_before_their_first_step_are_sealed_where_they_began(
+    source: Attempt,
+) -> None:
+    sealed = drained(source)
+    source.order("resume")
+    source.tick()
+    source.order("drain")
+    source.drain_to(12)
+    source.tick()
+    result = source.result("drain-2")
+    assert (result.state, result.step) == ("done", 12)
+    assert result.manifest_digest == sealed.manifest_digest
+
+
 def test_resume_without_a_drain_changes_nothing(source: Attempt) -> None:
     source.tick()
     source.order("resume")

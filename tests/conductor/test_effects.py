@@ -313,6 +313,20 @@ def test_a_target_that_dies_after_the_commit_is_started_again_and_goes(scene: Sc
     assert scene.puppet(2).status.state == "running"
 
 
+def test_a_target_that_cannot_go_at_once_is_asked_again(scene: Scene) -> None:
+    scene.play(until="committed")
+    scene.puppet(2).fail.add("go")
+    driver = scene.driver()
+    for _ in range(10):
+        driver.tick()
+        scene.engine.tick()
+        scene.world.clock_s += 0.5
+    assert driver.saga.failures > 0
+    scene.puppet(2).fail.clear()
+    assert scene.play().phase == "source_retired"
+    assert scene.puppet(2).status.state == "running"
+
+
 def test_a_target_frozen_after_the_commit_is_ended_and_started_again(scene: Scene) -> None:
     scene.play(until="committed")
     scene.puppet(2).is_frozen = True
