@@ -38,6 +38,7 @@ from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.core.world import World
 
 T = TypeVar("T", bound=msgspec.Struct)
+FAILURE_GRACE_S = 2.0
 LAUNCHER_LOG = "torchrun.log"
 _FIRST_PORT, _NUM_PORTS = 15000, 15000
 _BOOTSTRAP = "cloudshift_lab.agent.bootstrap"
@@ -76,6 +77,7 @@ class TorchrunRanks:
         self._first_step_at: float | None = None
         self._ship_rows = ship_rows
         self._are_rows_shipped = False
+        self._failing_since: float | None = None
 
     def start(self, restore: Restore | None, *, standby: bool) -> None:
         self.kill()
@@ -192,7 +194,8 @@ class TorchrunRanks:
         self._files.clear()
         self._steps.clear()
         self._rows.clear()
-        self._first_step_at, self._are_rows_shipped = None, False
+        self._first_step_at, self._failing_since = None, None
+        self._are_rows_shipped = False
 
     def _say(self, control: Control) -> None:
         self._control = control
@@ -209,11 +212,27 @@ class TorchrunRanks:
         if told == {"drained"}:
             return "drained", None
         returncode = self._process.poll()
-        if returncode is None:
+        if returncode is None and not self._is_failing():
             return _while_alive(told), None
         if returncode == 0:
             return "finished", None
         return "failed", first_failure(self._workdir / ERRORS, self._launcher_tail())
+
+    def _is_failing(self) -> bool:
+        """A rank has raised and the others have had time to say what it did to them.
+
+        torchrun would give a survivor that hangs in a collective thirty seconds.
+        """
+        if self._failing_since is None:
+            if not any((self._workdir / ERRORS).glob("rank-*.json")):
+                return False
+            self._failing_since = self._world.monotonic()
+        if self._world.monotonic() - self._failing_since < FAILURE_GRACE_S:
+            return False
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        return True
 
     def _states(self) -> list[RankState]:
         paths = (state_file(self._node_dir, rank) for rank in range(self._num_ranks))

@@ -34,7 +34,7 @@ from cloudshift_lab.storage.store import Store, open_store
 LIMIT_S = 120.0
 STEPS = 60
 SCRIPT = """
-import os, random, sys, time
+import os, random, signal, time
 import torch, torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -59,6 +59,9 @@ session = Session(model=model, optimizer=optimizer, warm_up=lambda: loss_of(0))
 for step in session.steps(int(os.environ["STEPS"])):
     if os.environ.get("RAISE_AT") == f"{rank}:{step}":
         raise ValueError(f"row {step} is not readable")
+    if os.environ.get("HANG_AT") == f"{rank}:{step}":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
     loss = loss_of(step)
     loss.backward()
     optimizer.step()
@@ -295,8 +298,10 @@ def test_a_run_resumes_after_a_drain_then_moves_and_loses_no_step(
     wait_no_process(run_id)
 
 
-def test_a_rank_that_raises_is_named_with_its_own_traceback(machine: Machine) -> None:
-    env = {"STEPS": str(STEPS), "RAISE_AT": "1:13"}
+def test_a_rank_that_raises_is_named_though_another_hangs_and_heeds_no_signal(
+    machine: Machine,
+) -> None:
+    env = {"STEPS": str(STEPS), "RAISE_AT": "1:13", "HANG_AT": "0:13"}
     job = machine.job(REAL_WORLD.new_id("raises"), 31, env=env)
     handle = machine.submit(job)
     status = machine.until(job, lambda s: s.state == "failed")

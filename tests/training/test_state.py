@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cloudshift_lab.agent.saver import read_slot
+from cloudshift_lab.checkpoint import open_checkpoint, seal, write_rank
 from cloudshift_lab.core.errors import Exhausted
+from cloudshift_lab.storage.memory import MemoryStore
 from cloudshift_lab.training import arena as arena_module
 from cloudshift_lab.training.arena import Arena
 from cloudshift_lab.training.shares import share_of, share_out
@@ -128,3 +130,35 @@ def test_names_are_those_of_the_inner_module() -> None:
     compiled = nn.Module()
     compiled._orig_mod = inner
     assert unwrap(compiled) is inner
+
+
+def trained(seed: int) -> tuple[nn.Linear, torch.optim.AdamW]:
+    torch.manual_seed(seed)
+    model = nn.Linear(6, 3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1 * (seed + 1))
+    model(torch.randn(2, 6)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def test_what_two_ranks_saved_can_be_restored_by_one(tmp_path: Path) -> None:
+    store = MemoryStore()
+    model, optimizer = trained(0)
+    written = []
+    for rank in range(2):
+        state = TrainingState(model, optimizer, {}, rank=rank, world_size=2).gather(4)
+        share = share_of(
+            rank, 2, replicated=state.replicated, rank0=state.rank0, own=state.own
+        )  # fmt: skip
+        Arena(tmp_path, rank, 2).stage(4, share, state.leaves, is_last=True)
+        written.append(write_rank(store, "run", read_slot(tmp_path, rank, 4), generation=1))
+    sealed = seal(store, "run", 4, generation=1, world_size=2, written=written)
+    other, other_optimizer = trained(1)
+    TrainingState(other, other_optimizer, {}, rank=0, world_size=1).restore(
+        open_checkpoint(store, "run", sealed.manifest_key, digest=sealed.manifest_digest)
+    )
+    assert torch.equal(other.weight, model.weight)
+    assert other_optimizer.param_groups[0]["lr"] == 0.1
+    ours, theirs = other_optimizer.state[other.weight], optimizer.state[model.weight]
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
