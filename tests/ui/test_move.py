@@ -53,6 +53,8 @@ def test_approve_works_while_the_kernel_is_busy_and_the_run_arrives(
     approve.click()
     notebook.wait_for("the decision", lambda: conductor.migration(move.migration_id).decision)
     toast(page, f"Move {RUN} to {TARGET}?").wait_for(state="detached")
+    panel = open_side_panel(page)
+    panel.get_by_role("status").filter(has_text=f"→ {TARGET}").wait_for()
     notebook.shoot("2-moving")
     notebook.wait_for(
         "the end of the move",

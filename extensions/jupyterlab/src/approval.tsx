@@ -139,7 +139,9 @@ function BillDetails(props: { bill: IBill; trans: TranslationBundle }): JSX.Elem
         {props.bill.items.map(item => (
           <li key={item.label}>
             <span>{item.label}</span>
-            <span>{formatUsd(item.amount_micro_usd)}</span>
+            <span>
+              {item.kind === 'note' ? '' : formatUsd(item.amount_micro_usd)}
+            </span>
             <small>{`${item.basis} · ${item.source}`}</small>
           </li>
         ))}

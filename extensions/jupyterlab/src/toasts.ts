@@ -53,14 +53,16 @@ export class ApprovalToasts implements IDisposable {
 
   private _show(view: IMigrationView): string {
     const { bill, expires_at } = view.plan;
-    const message = this._trans.__(
-      'Move %1 to %2? %3 per hour less, pause about %4. Answer by %5, else it stays.',
-      view.run_name,
-      target(view.plan.target),
-      formatUsd(bill.saving_micro_usd_per_h),
-      formatDuration(bill.pause_s),
-      formatClock(expires_at)
-    );
+    const saving = bill.saving_micro_usd_per_h;
+    const amount = formatUsd(Math.abs(saving));
+    const message = [
+      this._trans.__('Move %1 to %2?', view.run_name, target(view.plan.target)),
+      saving >= 0
+        ? this._trans.__('Saves %1 per hour,', amount)
+        : this._trans.__('Costs %1 more per hour,', amount),
+      this._trans.__('pause about %1.', formatDuration(bill.pause_s)),
+      this._trans.__('Answer by %1, else it stays.', formatClock(expires_at))
+    ].join(' ');
     return Notification.emit(
       bill.simulated ? `${message} ${this._trans.__('(simulated)')}` : message,
       'warning',

@@ -35,6 +35,7 @@ export interface IBillItem {
   amount_micro_usd: number;
   basis: string;
   source: string;
+  kind: string;
   simulated: boolean;
 }
 
