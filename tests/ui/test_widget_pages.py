@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect
 
 from cloudshift_lab.core.placement import Placement
 from cloudshift_lab.core.plan import Bill, Decision, MigrationView, PhaseTime, Plan
@@ -20,7 +20,6 @@ BASE = "/user/ada/"
 CONFIG = (
     f'<script id="jupyter-config-data" type="application/json">{{"baseUrl": "{BASE}"}}</script>'
 )
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
 
 
 def move(**changes: object) -> MigrationView:
@@ -38,14 +37,6 @@ def run(**changes: object) -> RunView:
     view = RunView("run-1", "first", "running", AWS, 1, now, simulated=True, step=120, loss=2.5,
                    progress_at=now, losses=((0, 5.0), (1, 2.5)), as_of=now)  # fmt: skip
     return msgspec.structs.replace(view, **changes)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
-        yield browser
-        browser.close()
 
 
 class Desktop:
