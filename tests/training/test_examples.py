@@ -29,7 +29,7 @@ def root() -> Path:
     return Path(__file__).parents[2]
 
 
-def test_the_example_ends_with_the_same_weights_for_the_same_seed_only() -> None:
+def test_the_example_ends_with_the_same_weights_for_the_same_seed() -> None:
     first = run(1)
     assert first.startswith("weights ")
-    assert run(1) == first != run(2)
+    assert run(1) == first
