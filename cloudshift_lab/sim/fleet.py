@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from cloudshift_lab.agent.node import NodeAgent
 from cloudshift_lab.core.run import JobSpec
-from cloudshift_lab.core.world import World
 from cloudshift_lab.engines.engine import Handle, Observation
 from cloudshift_lab.sim.mischief import Mischief, MischiefRates
 from cloudshift_lab.sim.ranks import Executed, Script, SimRanks, SimSaver
@@ -16,23 +15,6 @@ from cloudshift_lab.storage.store import Store
 
 TICK_S = 1.0
 TTL_S = 30.0
-BuildAgent = Callable[[JobSpec, Store, Store | None, World, SimRanks, SimSaver], NodeAgent]
-BuildSaver = Callable[[Scheduler, JobSpec, Store, SimRanks], SimSaver]
-
-
-def build_agent(
-    job: JobSpec,
-    store: Store,
-    source_store: Store | None,
-    world: World,
-    ranks: SimRanks,
-    saver: SimSaver,
-) -> NodeAgent:
-    """The production agent, as it is."""
-    return NodeAgent(
-        job, store=store, source_store=source_store, world=world, ranks=ranks, saver=saver,
-        ttl_s=TTL_S,
-    )  # fmt: skip
 
 
 @dataclass
@@ -62,8 +44,8 @@ class SimEngine:
         lost: Told the generation of every agent that dies without a last word.
     """
 
-    build_agent: BuildAgent = staticmethod(build_agent)
-    build_saver: BuildSaver = SimSaver
+    agent_type: type[NodeAgent] = NodeAgent
+    saver_type: type[SimSaver] = SimSaver
 
     def __init__(
         self,
@@ -163,7 +145,7 @@ class SimEngine:
         lives = self._lives.setdefault(job.generation, [])
         store = self._open_store(job.placement.cloud)
         ranks = SimRanks(self._scheduler, job, store, self._script, self._executed)
-        saver = self.build_saver(self._scheduler, job, store, ranks)
+        saver = self.saver_type(self._scheduler, job, store, ranks)
         process = Process(job, ranks, saver)
         name = f"agent-g{job.generation}.{len(lives) + 1}"
         lives.append(process)
@@ -179,7 +161,10 @@ class SimEngine:
         source = None if job.source_cloud is None else self._open_store(job.source_cloud)
         world = SimWorld(self._scheduler, name, wall_error_s=self._random.random() * 4.0 - 2.0)
         store = self._open_store(job.placement.cloud)
-        agent = self.build_agent(job, store, source, world, process.ranks, process.saver)
+        agent = self.agent_type(
+            job, store=store, source_store=source, world=world, ranks=process.ranks,
+            saver=process.saver, ttl_s=TTL_S,
+        )  # fmt: skip
         process.agent = agent
         while not agent.finished:
             if process.stop_asked:

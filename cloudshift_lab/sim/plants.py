@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cloudshift_lab.agent.node import NodeAgent
-from cloudshift_lab.agent.protocols import Saved
+from cloudshift_lab.agent.protocols import RanksProtocol, Saved, SaverProtocol
 from cloudshift_lab.agent.tenure import Tenure
 from cloudshift_lab.conductor.effects import MoveEffects
 from cloudshift_lab.core.errors import Conflict, NotFound, Unavailable, UsageError
@@ -16,8 +16,8 @@ from cloudshift_lab.migration import Effect, EffectDone, Saga
 from cloudshift_lab.sim import model
 from cloudshift_lab.sim.fleet import TTL_S, SimEngine
 from cloudshift_lab.sim.log_history import UnfencedLog
-from cloudshift_lab.sim.move_history import Bug
-from cloudshift_lab.sim.ranks import SimRanks, SimSaver
+from cloudshift_lab.sim.ranks import SimSaver
+from cloudshift_lab.sim.scene import Bug
 from cloudshift_lab.storage.log import LogRecord, LogState, RunLog
 from cloudshift_lab.storage.memory import MemoryStore
 from cloudshift_lab.storage.store import Store
@@ -57,7 +57,7 @@ class HastySaver(SimSaver):
 
 
 class _HastyEngine(SimEngine):
-    build_saver = HastySaver
+    saver_type = HastySaver
 
 
 class _UnfencedTenure(Tenure):
@@ -80,32 +80,20 @@ class UnfencedAgent(NodeAgent):
         store: Store,
         source_store: Store | None,
         world: World,
-        ranks: SimRanks,
-        saver: SimSaver,
+        ranks: RanksProtocol,
+        saver: SaverProtocol,
+        ttl_s: float = TTL_S,
     ) -> None:
         super().__init__(
             job, store=store, source_store=source_store, world=world, ranks=ranks, saver=saver,
-            ttl_s=TTL_S,
+            ttl_s=ttl_s,
         )  # fmt: skip
-        self._tenure = _UnfencedTenure(store, job, world, TTL_S)
+        self._tenure = _UnfencedTenure(store, job, world, ttl_s)
         self._saves._tenure = self._tenure
 
 
-def _build_unfenced(
-    job: JobSpec,
-    store: Store,
-    source_store: Store | None,
-    world: World,
-    ranks: SimRanks,
-    saver: SimSaver,
-) -> NodeAgent:
-    return UnfencedAgent(
-        job, store=store, source_store=source_store, world=world, ranks=ranks, saver=saver
-    )
-
-
 class _UnfencedEngine(SimEngine):
-    build_agent = staticmethod(_build_unfenced)
+    agent_type = UnfencedAgent
 
 
 class _OneTryLog(RunLog):
