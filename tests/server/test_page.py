@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from pathlib import Path
 
 import pytest
 
 from cloudshift_lab.core.placement import Placement
 from cloudshift_lab.core.run import RunView
-from cloudshift_lab.lab.dashboard.feed import Snapshot
+from cloudshift_lab.lab.dashboard.feed import Feed, Snapshot
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # other people's, at import
-    from cloudshift_lab.lab.dashboard.page import head_html, status_html
+    from bokeh.document import Document
+    from panel.io.state import set_curdoc
+
+    from cloudshift_lab.lab.dashboard.page import head_html, session_page, status_html
 
 NOW = 1_800_000_000.0
 
@@ -58,3 +63,10 @@ def test_an_error_of_the_script_is_shown_as_text_never_as_markup() -> None:
 def test_the_checkpoints_age_is_told_while_the_run_lives(state: str, expected: str) -> None:
     view = run(state=state, checkpoint_step=350, checkpoint_at=NOW - 12)
     assert expected in head_html(view, Snapshot(as_of=NOW), NOW)
+
+
+def test_a_page_made_by_its_websocket_takes_nothing_from_the_internet(tmp_path: Path) -> None:
+    document = Document()
+    with set_curdoc(document):
+        session_page(Feed(tmp_path)).server_doc(document)
+        assert "https://" not in json.dumps(document.to_json(), default=str)

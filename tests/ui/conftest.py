@@ -236,7 +236,7 @@ def notebook(lab: LabServer, browser: Browser, strangers: list[str]) -> Iterator
         cells=[nbformat.v4.new_code_cell(cell) for cell in cells], metadata={"kernelspec": kernel}
     )
     nbformat.write(document, lab.root / "move.ipynb")
-    page = browser.new_page(viewport={"width": 1500, "height": 1900})
+    page = browser.new_page(viewport={"width": 1440, "height": 1200})
     page.set_default_timeout(3 * MINUTES_MS)
     page.on("request", lambda request: note_stranger(request.url, strangers))
     opened = Notebook(page)

@@ -14,12 +14,13 @@ import panel
 from cloudshift_lab.core.home import home
 from cloudshift_lab.lab.dashboard.feed import Feed
 from cloudshift_lab.lab.dashboard.launch import STATE_FILE, is_published, publish_dashboard
-from cloudshift_lab.lab.dashboard.page import Page
+from cloudshift_lab.lab.dashboard.page import session_page
 
 pn: Any = panel  # has no types
 
 _IDLE_S = 600.0
 _LOOK_S = 5.0
+_UNUSED_MS = 600_000  # on a busy machine a page's websocket may follow minutes later
 
 
 class IdleExit:
@@ -54,7 +55,7 @@ def serve(root: Path, *, port: int, prefix: str, idle_s: float) -> None:
     feed = Feed(root)
     feed.start()
     server = pn.serve(
-        {"/": lambda: _page(feed)},
+        {"/": lambda: session_page(feed)},
         port=port,
         address="127.0.0.1",
         prefix=f"/{prefix}",
@@ -63,6 +64,7 @@ def serve(root: Path, *, port: int, prefix: str, idle_s: float) -> None:
         show=False,
         start=False,
         verbose=False,
+        unused_session_lifetime_milliseconds=_UNUSED_MS,
         admin=False,
     )
     server.start()
@@ -92,12 +94,6 @@ def main() -> None:
 
 def _stop(server: Any) -> None:
     server.io_loop.stop()
-
-
-def _page(feed: Feed) -> Any:
-    arguments = {name: values[0].decode() for name, values in pn.state.session_args.items()}
-    page = Page(feed, wanted=arguments.get("run"), dark=arguments.get("theme") == "dark")
-    return page.view()
 
 
 if __name__ == "__main__":

@@ -59,7 +59,10 @@ def loss_figure(series: Series, here: str, look: Look) -> Figure:
         (move.step, f"→ {move.target}") for move in series.moves if move.step is not None
     ]  # fmt: skip
     traces = _by_place(series, here, x=series.step, y=series.loss, hover="step %{x}: %{y:.4f}")
-    return _figure("Loss", look, traces=traces, x_title="step", marks=marks)
+    figure = _figure("Loss", look, traces=traces, x_title="step", marks=marks)
+    for text in figure["layout"]["annotations"]:
+        text |= {"y": 1, "yanchor": "top"}  # losses end low
+    return figure
 
 
 def throughput_figure(series: Series, here: str, look: Look) -> Figure:

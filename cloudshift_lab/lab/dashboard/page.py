@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import panel
+from panel.io.resources import LOCAL_DIST
 
 from cloudshift_lab.core.money import format_duration, format_usd
 from cloudshift_lab.core.run import FINAL_STATES, RunView
@@ -36,7 +37,7 @@ class Page:
         self._wanted = wanted
         self._look = charts.DARK if dark else charts.LIGHT
         self._drawn: tuple[Series | None, str] = (None, "")
-        self._picker = pn.widgets.Select(name="Run", options={}, width=320)
+        self._picker = pn.widgets.Select(label="Run", options={}, width=320)
         self._head = _html_pane()
         self._status = _html_pane()
         self._charts = [self._empty_chart() for _ in range(4)]
@@ -93,6 +94,17 @@ class Page:
         return pn.pane.Plotly(
             None, config=_CONFIG, sizing_mode="stretch_width", height=280, visible=False
         )
+
+
+def session_page(feed: Feed) -> Any:
+    """The page of the session that is being made, as its address asks (``run``, ``theme``).
+
+    Names the local style sheets first: Panel does so only for sessions that start with a page, and
+    a session that a late websocket makes anew would take them from the internet.
+    """
+    pn.state.curdoc.template_variables["dist_url"] = LOCAL_DIST
+    given = {name: values[0].decode() for name, values in pn.state.session_args.items()}
+    return Page(feed, wanted=given.get("run"), dark=given.get("theme") == "dark").view()
 
 
 def _html_pane() -> Any:
