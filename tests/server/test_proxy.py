@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -99,3 +101,10 @@ def test_a_dashboard_that_cannot_start_says_where_to_look(
     monkeypatch.setattr(launch.sys, "executable", "/bin/false")
     with pytest.raises(Unavailable, match=r"dashboard\.log"):
         launch.ensure_dashboard(tmp_path)
+
+
+def test_a_dashboard_nobody_looks_at_ends_and_tidies_up(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cloudshift_lab.lab.dashboard", "--home", str(tmp_path)]
+    ended = subprocess.run([*command, "--idle-s", "0.5"], timeout=300, check=False)
+    assert ended.returncode == 0
+    assert not (tmp_path / launch.STATE_FILE).exists()
