@@ -59,10 +59,12 @@ class Tenure:
         Returns the newest commit, which is a later one when this attempt had run before.
 
         Raises:
-            Fenced: The log has passed our generation.
+            Fenced: The log has passed our generation, or an agent of ours gave the run back.
         """
         state = self._log.sync()
-        if state.generation > self._job.generation:
+        ours = self._job.generation
+        gave_back = any(r.kind == "release" and r.generation == ours for r in state.records)
+        if gave_back or state.generation > ours:
             raise self._fenced(state)
         if _commit_at(state, step) is None or not self._holds(state):
             return None

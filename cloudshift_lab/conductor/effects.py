@@ -239,9 +239,14 @@ class MoveEffects:
         """
         if self._target.line.silent_for_s() > self._patience.silence_s:
             self._target.stop(0.0)
-        if self._target.is_gone():
+        if self._target.is_gone() and not self._has_last_word():
             self._target.revive()
             self._target.line.listen_anew()
+
+    def _has_last_word(self) -> bool:
+        """Whether the target ended by itself; asked after it is gone, when its word is final."""
+        status = self._target.line.look()
+        return status is not None and ends_attempt(status)
 
     def _retire(self, effect: Effect, saga: Saga) -> EffectDone | None:
         is_gone = self._source.is_gone()

@@ -378,6 +378,25 @@ def test_a_revived_agent_continues_from_its_own_newest_commit(
     assert again.ranks.told == ["start from 10"]
 
 
+def test_an_agent_started_again_after_its_run_was_given_back_does_not_wait_for_ever(
+    source: Attempt, target: Attempt, world: ManualWorld
+) -> None:
+    target.tick()
+    digest = str(drained(source).manifest_digest)
+    target.order("copy", step=12, digest=digest)
+    target.tick()
+    hand_over(source, target, digest)
+    target.order("go", step=12, digest=digest)
+    target.tick()
+    target.agent.stop()
+    target.tick()
+    target.drain_to(12)
+    assert target.tick().state == "stopped"
+    again = Attempt(world, target.store, target.job, source.store)
+    assert again.tick().state == "fenced"
+    assert again.ranks.told[-1] == "kill"
+
+
 def test_a_restore_from_a_step_that_does_not_exist_ends_with_its_reason(
     world: ManualWorld,
 ) -> None:
