@@ -21,7 +21,7 @@ from typing import Any
 
 import nbformat
 import pytest
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
 
 from cloudshift_lab.conductor.client import Client
@@ -32,6 +32,7 @@ from cloudshift_lab.lab.dashboard.launch import stop_dashboard
 HERE = Path(__file__).parent
 SHOTS = HERE.parents[1] / "build" / "ui"
 MINUTES_MS = 60_000
+expect.set_options(timeout=2 * MINUTES_MS)
 CHROMIUM_FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
