@@ -21,6 +21,7 @@ from cloudshift_lab.lab.render.card import run_text
 from cloudshift_lab.lab.render.figures import number
 from cloudshift_lab.lab.render.move import state_line, timeline_text
 from cloudshift_lab.lab.verbs import Request, perform
+from cloudshift_lab.lab.waiting import Waiting
 
 PROMPT = "cloudshift"
 
@@ -69,6 +70,9 @@ class TerminalStage:
 
     def say(self, line: str) -> None:
         print(line, file=self._out, flush=True)
+
+    def waiting(self, what: str) -> Waiting:
+        return Waiting(what, _Spoken(sys.stderr))
 
     def watch_run(self, run: Run) -> Shown | None:
         if run.wait(self.follow_run()):
@@ -143,3 +147,18 @@ class _Phases:
             self._phase = view.phase
             last = timeline_text(view)[-1:] or [state_line(view)]
             print(last[0], file=self._out, flush=True)
+
+
+class _Spoken:
+    """One line about a wait: redrawn in a terminal, said once in a file or pipe."""
+
+    def __init__(self, err: TextIO) -> None:
+        self._err = err
+        self._shown = False
+
+    def __call__(self, line: str | None) -> None:
+        if self._err.isatty():
+            print("\r\x1b[K" + (line or ""), end="", file=self._err, flush=True)
+        elif line is not None and not self._shown:
+            print(line, file=self._err, flush=True)
+        self._shown = True

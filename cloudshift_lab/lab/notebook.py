@@ -15,6 +15,7 @@ from cloudshift_lab.lab.desk import Desk, open_move
 from cloudshift_lab.lab.follow import Follower
 from cloudshift_lab.lab.objects import Migration, Report, Run, Shown, move_report, note, run_report
 from cloudshift_lab.lab.render.card import run_line_html
+from cloudshift_lab.lab.waiting import Waiting
 
 display: Callable[..., Any] = ipython_display
 _FOLLOWERS: dict[str, Follower[Any]] = {}
@@ -43,6 +44,9 @@ class NotebookStage:
     def say(self, line: str) -> None:
         print(line)
 
+    def waiting(self, what: str) -> Waiting:
+        return Waiting(what, _WaitingLine())
+
     def watch_run(self, run: Run) -> Shown | None:
         if not has_frontend():
             return run
@@ -67,6 +71,20 @@ class NotebookStage:
 
         display(DashboardFrame(run_id=run_id or ""))
         return None
+
+
+class _WaitingLine:
+    """An output that tells what is being waited for, and is emptied when that has come."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def __call__(self, line: str | None) -> None:
+        shown = _bundle(note(line)) if line is not None else {"text/plain": "", "text/html": ""}
+        if self._handle is None:
+            self._handle = display(shown, raw=True, display_id=True)
+        else:
+            self._handle.update(shown, raw=True)
 
 
 class _Place:

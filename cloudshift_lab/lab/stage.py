@@ -8,6 +8,7 @@ from typing import Protocol
 from cloudshift_lab.core.plan import MigrationView
 from cloudshift_lab.core.run import RunView
 from cloudshift_lab.lab.objects import Migration, Run, Shown
+from cloudshift_lab.lab.waiting import Waiting
 
 
 class Stage(Protocol):
@@ -15,6 +16,9 @@ class Stage(Protocol):
 
     def say(self, line: str) -> None:
         """Tell what is being done now, where that takes a while."""
+
+    def waiting(self, what: str) -> Waiting:
+        """A context that tells, after a second, what a call is waiting for."""
 
     def watch_run(self, run: Run) -> Shown | None:
         """Follow a run live (a terminal stays, a notebook returns at once)."""

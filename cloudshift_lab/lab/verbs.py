@@ -77,7 +77,8 @@ def _train(request: Request) -> Shown:
 
 def _start(request: Request, spec: RunSpec) -> Shown:
     desk = request.desk
-    run = Run(desk, desk.client().train(spec))
+    with request.stage.waiting(f"checking the store of {spec.target} and starting there"):
+        run = Run(desk, desk.client().train(spec))
     if not request.args.wait:
         return run
     if run.wait(request.stage.follow_run()):
@@ -115,7 +116,8 @@ def _watch(request: Request) -> Shown | None:
 def _migrate(request: Request) -> Shown | None:
     args, desk = request.args, request.desk
     run = Run(desk, desk.find_run(args.run, active=True))
-    migration = run.migrate(args.to, expires_s=args.expires)
+    with request.stage.waiting(f"pricing the move to {args.to}"):
+        migration = run.migrate(args.to, expires_s=args.expires)
     if args.yes:
         migration.approve()
     if args.json or not args.wait or migration.wait(request.stage.follow_move(migration)):
@@ -153,7 +155,8 @@ def _logs(request: Request) -> Shown:
 def _stop(request: Request) -> Shown:
     args, desk = request.args, request.desk
     run = desk.find_run(args.run, active=args.run is None)
-    return run_report(desk.client().stop(run.run_id), desk.prompt)
+    with request.stage.waiting(f"asking {run.name} to checkpoint and stop"):
+        return run_report(desk.client().stop(run.run_id), desk.prompt)
 
 
 def _dashboard(request: Request) -> Shown | None:
@@ -164,7 +167,8 @@ def _dashboard(request: Request) -> Shown | None:
 
 
 def _doctor(request: Request) -> Shown:
-    checks = examine(request.desk)
+    with request.stage.waiting("checking the installation and every store"):
+        checks = examine(request.desk)
     return Report(checks, reports.checks_text(checks), reports.checks_html(checks))
 
 
