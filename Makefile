@@ -37,7 +37,7 @@ test: setup
 	$(BIN)/python -m pytest -q tests/notebooks
 
 test-ui: setup
-	$(BIN)/python -m pytest -q tests/ui
+	$(BIN)/python -m pytest -q tests/ui --confcutdir=tests/ui
 
 bench: setup
 	$(BIN)/python -m cloudshift_lab sim --seeds 1000 --json build/bench/sim.json
