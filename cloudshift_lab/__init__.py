@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 _API = frozenset(
     {"Migration", "Run", "ScriptFailed", "approve", "cost", "migrate", "migration", "reject",
-     "run", "runs", "status", "stop", "targets", "train"}
+     "resume", "run", "runs", "status", "stop", "targets", "train"}
 )  # fmt: skip
 
 

@@ -114,6 +114,10 @@ class Client:
         """Ask a run to save and stop; stopping a stopped run changes nothing."""
         return self._post(f"/v1/runs/{quote(run, safe='')}/stop", b"{}", RunView)
 
+    def resume(self, run: str) -> RunView:
+        """Continue a stopped, failed or lost run from its newest commit, where it was."""
+        return self._post(f"/v1/runs/{quote(run, safe='')}/resume", b"{}", RunView)
+
     def logs(self, run: str, *, rank: int | None = None, tail: int = 200) -> str:
         """The newest lines a rank (or the agent, when ``rank`` is None) printed."""
         query = {"tail": tail, **({} if rank is None else {"rank": rank})}

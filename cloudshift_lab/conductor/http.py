@@ -184,6 +184,11 @@ class _Stop(_Handler):
         self.reply(await self.slow(self.gate.service.stop, run))
 
 
+class _Resume(_Handler):
+    async def post(self, run: str) -> None:
+        self.reply(await self.slow(self.gate.service.resume, run))
+
+
 class _Logs(_Handler):
     async def get(self, run: str) -> None:
         rank = self.number("rank", -1, least=-1, most=1_000_000)
@@ -281,6 +286,7 @@ def application(gate: Gate) -> tornado.web.Application:
         ("/v1/runs", _Runs),
         (f"/v1/runs/{name}", _Run),
         (f"/v1/runs/{name}/stop", _Stop),
+        (f"/v1/runs/{name}/resume", _Resume),
         (f"/v1/runs/{name}/logs", _Logs),
         (f"/v1/runs/{name}/cost", _Cost),
         (f"/v1/runs/{name}/series", _Series),

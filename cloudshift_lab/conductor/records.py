@@ -86,7 +86,22 @@ class Settled(msgspec.Struct, frozen=True, tag="settled"):
     at: float
 
 
-RunEvent = RunCreated | AttemptStarted | AttemptEnded | MoveOpened | StopAsked | RunEnded | Settled
+class RunResumed(msgspec.Struct, frozen=True, tag="resumed"):
+    """An ended run is to go on: ``attempt`` is about to be submitted and owns it from now on."""
+
+    attempt: AttemptStarted
+
+
+RunEvent = (
+    RunCreated
+    | AttemptStarted
+    | AttemptEnded
+    | MoveOpened
+    | StopAsked
+    | RunEnded
+    | Settled
+    | RunResumed
+)
 _DECODER: msgspec.json.Decoder[RunEvent] = msgspec.json.Decoder(RunEvent)
 
 
@@ -126,6 +141,7 @@ class RunRecord:
         self.stop_asked: StopAsked | None = None
         self.ended: RunEnded | None = None
         self.is_settled = False
+        self.resumed: set[int] = set()
         for event in events[1:]:
             self._apply(event)
 
@@ -184,9 +200,16 @@ class RunRecord:
             self.ended = self.ended or event
             for generation in self.attempts:
                 self._end_attempt(generation, event.at)
-
+        elif isinstance(event, RunResumed):
+            self._resume(event.attempt)
         elif isinstance(event, Settled):
             self.is_settled = True
+
+    def _resume(self, attempt: AttemptStarted) -> None:
+        self.attempts.setdefault(attempt.job.generation, Attempt(started=attempt))
+        self.resumed.add(attempt.job.generation)
+        self.stop_asked = self.ended = None
+        self.is_settled = False
 
     def _end_attempt(self, generation: int, at: float) -> None:
         attempt = self.attempts.get(generation)

@@ -218,6 +218,20 @@ class ConductorService:
         self._ticker.wake()
         return self._show(tender)
 
+    def resume(self, run: str) -> RunView:
+        """Continue a stopped, failed or lost run from its newest commit.
+
+        Raises:
+            UsageError, Conflict, Exhausted: It cannot be resumed now; says why.
+            Denied, Unavailable, Unsupported: Its store cannot carry it any more.
+        """
+        tender = self._registry.find(run)
+        probe_store(tender.side(tender.owner).store, world=self._world)
+        tender.resume()
+        tender.side(tender.owner).submit()
+        self._ticker.wake()
+        return self._show(tender)
+
     def _create(
         self, spec: RunSpec, source: str, cloud: Cloud, *, offer: Offer, store: Store
     ) -> RunTender:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+import msgspec
+
 from cloudshift_lab.conductor.inbox import ends_attempt
 from cloudshift_lab.conductor.journal import Journal
 from cloudshift_lab.conductor.moves import Move, Surroundings, journal_path
@@ -14,11 +16,18 @@ from cloudshift_lab.conductor.records import (
     Outcome,
     RunEnded,
     RunRecord,
+    RunResumed,
     Settled,
     StopAsked,
 )
 from cloudshift_lab.conductor.side import Side
-from cloudshift_lab.core.errors import CloudshiftError, Conflict, Unavailable, UsageError
+from cloudshift_lab.core.errors import (
+    CloudshiftError,
+    Conflict,
+    Exhausted,
+    Unavailable,
+    UsageError,
+)
 from cloudshift_lab.core.money import format_usd
 from cloudshift_lab.core.orders import AgentStatus
 from cloudshift_lab.core.plan import Plan
@@ -73,10 +82,8 @@ class RunTender:
     @property
     def owner(self) -> AttemptStarted:
         """The attempt that the run belongs to, as far as the sagas say."""
-        generation = min(self.record.attempts)
-        for move in self.moves.values():
-            if move.saga.is_committed:
-                generation = move.opened.target_job.generation
+        moved = [m.opened.target_job.generation for m in self.moves.values() if m.saga.is_committed]
+        generation = max(min(self.record.attempts), *self.record.resumed, *moved, 0)
         return self.record.attempts[generation].started
 
     @property
@@ -129,6 +136,51 @@ class RunTender:
             if self.record.ended is None and self.record.stop_asked is None:
                 self.record.keep(StopAsked(at=self._around.world.now(), why=why))
         self._changed()
+
+    def resume(self) -> None:
+        """Continue an ended run from its newest commit, where it was, as a new generation.
+
+        Raises:
+            UsageError: It has not ended, or it has finished.
+            Conflict: The end of a move is still being settled.
+            Exhausted: Its budget is used up.
+        """
+        with self.lock:
+            self._refuse_resume()
+            self.record.keep(RunResumed(attempt=self._next_attempt()))
+            self.status = None
+            self._look_at = self._replay_at = float("-inf")
+        self._changed()
+
+    def _refuse_resume(self) -> None:
+        ended, budget = self.record.ended, self.record.spec.budget_micro_usd
+        if ended is None:
+            raise UsageError(f"{self.run_id} has not ended; see: cloudshift watch {self.run_id}")
+        if ended.state == "finished":
+            raise UsageError(f"{self.run_id} has finished; nothing is left to resume")
+        if self.open_move is not None:
+            raise Conflict(f"the last move of {self.run_id} is not settled yet; try again soon")
+        now = self._around.world.now()
+        if budget is not None and self.record.cost_micro_usd(now) >= budget:
+            raise Exhausted(
+                f"the budget of {format_usd(budget)} is used up; start a run with a larger --budget"
+            )
+
+    def _next_attempt(self) -> AttemptStarted:
+        owner, generation = self.owner, self.record.next_generation
+        job = msgspec.structs.replace(
+            owner.job,
+            generation=generation,
+            owner=f"{self.run_id}:resume-{generation}",
+            workdir=str(self._around.run_folder(self.run_id) / "attempts" / str(generation)),
+            standby=False,
+            restore_step=None,
+            source_cloud=None,
+            source_url=None,
+        )
+        return msgspec.structs.replace(
+            owner, job=job, at=self._around.world.now(), migration_id=None
+        )
 
     def logs(self, rank: int | None, tail: int) -> str:
         """The newest lines of the owner's rank or agent."""
@@ -234,7 +286,7 @@ class RunTender:
         self._keep_end(
             "lost",
             f"the agent ended without a word ({kept}); see `cloudshift logs {self.run_id}`, "
-            "then start the run again",
+            f"then continue it with `cloudshift resume {self.run_id}`",
             status,
         )
 

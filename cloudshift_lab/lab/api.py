@@ -22,6 +22,7 @@ __all__ = [
     "migrate",
     "migration",
     "reject",
+    "resume",
     "run",
     "runs",
     "status",
@@ -136,6 +137,11 @@ def reject(name: str | None = None) -> Migration:
 def stop(name: str | None = None) -> Run:
     """Checkpoint and stop a run."""
     return run(name).stop()
+
+
+def resume(name: str | None = None) -> Run:
+    """Continue a stopped, failed or lost run from its last checkpoint."""
+    return run(name).resume()
 
 
 def cost(name: str | None = None) -> Report:

@@ -113,6 +113,7 @@ VERBS: tuple[Verb, ...] = (
         ),
     ),
     Verb("stop", "checkpoint and stop a run", (RUN,)),
+    Verb("resume", "continue a stopped, failed or lost run from its last checkpoint", (RUN,)),
     Verb("dashboard", "live dashboard", (RUN,)),
     Verb("doctor", "check this installation and say what to mend", (JSON,)),
     Verb(

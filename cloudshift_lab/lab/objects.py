@@ -126,6 +126,11 @@ class Run(Displayed):
         self._last = self._desk.client().stop(self.run_id)
         return self
 
+    def resume(self) -> Run:
+        """Continue from the last checkpoint after a stop, a failure or a loss."""
+        self._last = self._desk.client().resume(self.run_id)
+        return self
+
     def logs(self, rank: int | None = None, tail: int = 40) -> str:
         """The newest lines a rank printed."""
         return self._desk.client().logs(self.run_id, rank=rank, tail=tail)

@@ -159,6 +159,13 @@ def _stop(request: Request) -> Shown:
         return run_report(desk.client().stop(run.run_id), desk.prompt)
 
 
+def _resume(request: Request) -> Shown:
+    args, desk = request.args, request.desk
+    run = desk.find_run(args.run)
+    with request.stage.waiting(f"checking the store of {run.name} and starting there"):
+        return run_report(desk.client().resume(run.run_id), desk.prompt)
+
+
 def _dashboard(request: Request) -> Shown | None:
     args, desk = request.args, request.desk
     return request.stage.open_dashboard(
@@ -246,6 +253,7 @@ _ACTIONS: dict[str, Callable[[Request], Shown | None]] = {
     "cost": _cost,
     "logs": _logs,
     "stop": _stop,
+    "resume": _resume,
     "dashboard": _dashboard,
     "doctor": _doctor,
     "clouds": _clouds,

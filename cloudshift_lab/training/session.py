@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from cloudshift_lab.checkpoint.reader import open_checkpoint
-from cloudshift_lab.core.errors import UsageError
+from cloudshift_lab.core.errors import Unavailable, UsageError
 from cloudshift_lab.core.staging import Go, RankState, StepReport
 from cloudshift_lab.training.agreement import Agreement, Flags
 from cloudshift_lab.training.arena import Arena
@@ -19,6 +19,9 @@ from cloudshift_lab.training.node import Node
 from cloudshift_lab.training.shares import share_of
 from cloudshift_lab.training.state import Stateful, TrainingState
 from cloudshift_lab.training.warmup import warm_up as run_warm_up
+
+RESTORE_PATIENCE_S = 600.0
+RESTORE_AGAIN_S = 2.0
 
 
 class Drained(SystemExit):
@@ -136,11 +139,20 @@ class Session:
         node.tell(RankState(self.rank, "running", go.step, state_bytes=size))
 
     def _restore(self, node: Node, go: Go) -> None:
+        """Put the state back; a store that is away for a while is waited for.
+
+        After a handover nobody else may train, so that giving up early would end the run.
+        """
         assert go.manifest_key is not None
-        checkpoint = open_checkpoint(
-            node.open_store(), node.job.run_id, go.manifest_key, digest=go.manifest_digest
-        )
-        self._state.restore(checkpoint)
+        manifest_key = go.manifest_key
+
+        def restore() -> None:
+            checkpoint = open_checkpoint(
+                node.open_store(), node.job.run_id, manifest_key, digest=go.manifest_digest
+            )
+            self._state.restore(checkpoint)
+
+        patiently(restore)
 
     def _drain(self, node: Node, step: int) -> None:
         self._stage(step, is_last=True)
@@ -207,3 +219,24 @@ def _rank_and_world_size() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def patiently(
+    call: Callable[[], None],
+    *,
+    patience_s: float = RESTORE_PATIENCE_S,
+    again_s: float = RESTORE_AGAIN_S,
+) -> None:
+    """Repeat a call while its store is away.
+
+    Raises:
+        Unavailable: It was still away after ``patience_s`` seconds.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return call()
+        except Unavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(again_s)

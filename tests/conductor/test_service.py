@@ -12,6 +12,7 @@ from cloudshift_lab.core.errors import (
     Conflict,
     Denied,
     Exhausted,
+    Fenced,
     NotFound,
     StaleDecision,
     Unavailable,
@@ -243,7 +244,7 @@ def test_an_agent_that_vanished_makes_the_run_lost_with_advice(bench: Bench) -> 
     bench.step()
     view = bench.service.run(run_id)
     assert view.state == "lost"
-    assert view.error is not None and "start the run again" in view.error
+    assert view.error is not None and "cloudshift resume run-1" in view.error
 
 
 def test_a_finished_run_costs_nothing_more(bench: Bench) -> None:
@@ -268,6 +269,61 @@ def test_stopping_asks_the_agent_and_stopping_twice_changes_nothing(bench: Bench
     assert bench.engine.puppets[run_id, 1].obeyed == ["stop"]
     assert bench.service.run(run_id).state == "stopped"
     assert bench.service.stop(run_id).state == "stopped"
+
+
+def test_a_stopped_run_is_resumed_where_it_was_under_a_new_generation(bench: Bench) -> None:
+    run_id = bench.train()
+    bench.move(run_id)
+    bench.service.stop(run_id)
+    for _ in range(4):
+        bench.step()
+    assert bench.service.run(run_id).state == "stopped"
+    assert bench.service.resume(run_id).state == "starting"
+    bench.step()
+    bench.restart()
+    for _ in range(3):
+        bench.step()
+    view = bench.service.run(run_id)
+    assert (view.state, view.generation, view.placement.target) == ("running", 3, GCP)
+    assert (view.error, view.ended_at) == (None, None)
+    job = bench.engine.puppets[run_id, 3].job
+    assert (job.standby, job.restore_step, job.source_url) == (False, None, None)
+    assert [line.label for line in bench.service.cost(run_id).lines if "attempt" in line.label] == [
+        "attempt 1", "attempt 2", "attempt 3",
+    ]  # fmt: skip
+    assert bench.move(run_id, AWS).phase == "source_retired"
+    assert bench.service.run(run_id).placement.target == AWS
+
+
+def test_a_lost_run_is_resumed_and_its_old_agent_is_fenced(bench: Bench) -> None:
+    run_id = bench.train()
+    zombie = bench.engine.puppets[run_id, 1]
+    zombie.is_gone = True
+    bench.step()
+    bench.service.resume(run_id)
+    for _ in range(3):
+        bench.step()
+    assert bench.service.run(run_id).state == "running"
+    with pytest.raises(Fenced):
+        zombie.log.commit(generation=1, step=9, manifest_key="k", manifest_digest="d", nonce="late")
+
+
+def test_what_cannot_be_resumed_says_why(bench: Bench) -> None:
+    run_id = bench.train(budget_micro_usd=10_000)
+    with pytest.raises(UsageError, match="run-1 has not ended"):
+        bench.service.resume(run_id)
+    bench.world.clock_s += 60.0
+    for _ in range(4):
+        bench.step()
+    with pytest.raises(Exhausted, match=r"budget of \$0\.0100 is used up"):
+        bench.service.resume(run_id)
+    other = bench.train("other")
+    puppet = bench.engine.puppets[other, 1]
+    puppet.say(state="finished")
+    puppet.is_gone = True
+    bench.step()
+    with pytest.raises(UsageError, match="has finished; nothing is left"):
+        bench.service.resume(other)
 
 
 def test_a_used_up_budget_stops_the_run_and_says_so(bench: Bench) -> None:

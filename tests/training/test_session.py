@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from cloudshift_lab.core.errors import UsageError
+from cloudshift_lab.core.errors import Unavailable, UsageError
 from cloudshift_lab.core.staging import Go
 from cloudshift_lab.training import Drained, Session
+from cloudshift_lab.training.session import patiently
 
 from .conftest import AroundUs
 
@@ -240,3 +241,19 @@ def test_reports_never_stop_training_when_nobody_takes_them(around: AroundUs) ->
     Job().train(50)
     left = around.node_dir / "rank-0.rows.json"
     assert left.read_bytes().count(b'"step"') == 50
+
+
+def test_a_restore_waits_for_a_store_that_is_away_and_gives_up_in_the_end() -> None:
+    answers = [Unavailable("away"), Unavailable("still away"), None]
+
+    def restore() -> None:
+        answer = answers.pop(0)
+        if answer is not None:
+            raise answer
+
+    patiently(restore, again_s=0.0)
+    assert answers == []
+    answers = [Unavailable("away"), None]
+    with pytest.raises(Unavailable):
+        patiently(restore, patience_s=-1.0, again_s=0.0)
+    assert answers == [None]

@@ -188,7 +188,9 @@ def _next(view: RunView, prompt: str) -> list[str]:
     """What a person would do next."""
     if view.state == "failed":
         rank = "" if view.error_rank is None else f" --rank {view.error_rank}"
-        return [f"{prompt} logs {view.name}{rank}"]
+        return [f"{prompt} logs {view.name}{rank}", f"{prompt} resume {view.name}"]
+    if view.state in ("stopped", "lost"):
+        return [f"{prompt} resume {view.name}", f"{prompt} cost {view.name}"]
     if view.state in FINAL_STATES:
         return [f"{prompt} cost {view.name}"]
     return [f"{prompt} watch {view.name}"]

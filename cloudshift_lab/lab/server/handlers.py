@@ -24,7 +24,7 @@ _READS = (
     "targets",
     "doctor",
 )
-_ACTS = (rf"runs/{_ID}/(?:stop|migrations)", rf"migrations/{_ID}/decision")
+_ACTS = (rf"runs/{_ID}/(?:stop|resume|migrations)", rf"migrations/{_ID}/decision")
 _MAX_BODY_BYTES = 64_000
 
 
