@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cloudshift_lab.conductor.moves import Move, Surroundings, target_job
 from cloudshift_lab.conductor.places import placement_at
-from cloudshift_lab.conductor.pricing import Measured, Place, plan_move
+from cloudshift_lab.conductor.pricing import Measured, Place, handover_s, plan_move
 from cloudshift_lab.conductor.records import AttemptStarted, MoveOpened
 from cloudshift_lab.conductor.registry import Registry
 from cloudshift_lab.conductor.tending import RunTender
@@ -91,6 +91,7 @@ class MovePlanner:
         provisions = [_provision_s(saga.timeline) for saga in sagas]
         month_ago = self._around.world.now() - _MONTH_S
         known = [seconds for seconds in provisions if seconds is not None]
+        handovers = [handover_s(saga) for saga in sagas if saga.pause_s is not None]
         return Measured(
             state_bytes=0 if status is None else status.state_bytes,
             stored_bytes=0 if status is None else status.stored_bytes,
@@ -102,6 +103,7 @@ class MovePlanner:
                 if saga.plan.source.cloud == source and saga.plan.created_at > month_ago
             ),
             provision_s=known[-1] if known else None,
+            handover_s=handovers[-1] if handovers else None,
         )
 
     def refuse_foreign(self, tender: RunTender, store: Store) -> None:

@@ -15,6 +15,7 @@ from cloudshift_lab.market.estimate import estimate_pause_s, estimate_transfer_s
 from cloudshift_lab.migration import Saga, with_digest
 
 ASSUMED_PROVISION_S = 20.0
+ASSUMED_HANDOVER_S = 4.0
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Measured:
     """What is known of the run at the moment of planning.
 
     ``egress_used_bytes`` is what earlier moves carried out of the source cloud this month;
-    ``provision_s`` what the newest move needed to get its ranks ready, None before the first.
+    ``provision_s`` what the newest move needed to get its ranks ready, ``handover_s`` what its
+    pause took beside carrying bytes (drain, proof, commit, restore); None before the first.
     """
 
     state_bytes: int = 0
@@ -31,6 +33,7 @@ class Measured:
     step_s: float = 0.0
     egress_used_bytes: int = 0
     provision_s: float | None = None
+    handover_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,17 @@ def plan_move(
     )
 
 
+def handover_s(saga: Saga) -> float:
+    """What a finished move's pause took beside carrying its bytes, seconds."""
+    carrying_s = estimate_transfer_s(2 * saga.bytes_moved).seconds
+    return max(0.0, (saga.pause_s or 0.0) - carrying_s)
+
+
 def _inputs(source: Place, target: Place, measured: Measured) -> MoveInputs:
     stays = source.url == target.url
     num_bytes = 0 if stays else measured.stored_bytes or measured.state_bytes
     ratio, reason = _throughput(source.offer, target.offer)
-    provision_s = measured.provision_s
+    provision_s, handover_s = measured.provision_s, measured.handover_s
     return MoveInputs(
         source_offer=source.offer,
         target_offer=target.offer,
@@ -101,7 +110,11 @@ def _inputs(source: Place, target: Place, measured: Measured) -> MoveInputs:
         tokens_per_s_source=measured.tokens_per_s,
         throughput_ratio_target=ratio,
         throughput_reason=reason,
-        pause_s=estimate_pause_s(num_bytes, measured.step_s).seconds,
+        pause_s=estimate_pause_s(
+            num_bytes,
+            measured.step_s,
+            restore_s=ASSUMED_HANDOVER_S if handover_s is None else handover_s,
+        ).seconds,
         transfer_s=estimate_transfer_s(num_bytes).seconds,
         provision_s=ASSUMED_PROVISION_S if provision_s is None else provision_s,
         simulated=source.cloud.simulated or target.cloud.simulated,

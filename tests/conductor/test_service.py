@@ -372,6 +372,18 @@ def test_a_move_is_priced_first_and_happens_after_the_decision(bench: Bench) -> 
     assert after.migration_id is None
 
 
+def test_a_plan_expects_the_pause_that_the_last_move_had(bench: Bench) -> None:
+    run_id = bench.train()
+    first = bench.service.migrate(run_id, GCP, expires_s=600)
+    bench.approve(first)
+    done = bench.settle(first.migration_id)
+    assert done.pause_s is not None
+    assert first.plan.bill.pause_s > 4.0  # assumed, since nothing was measured yet
+    second = bench.service.migrate(run_id, AWS, expires_s=600)
+    assert second.plan.bill.pause_s == pytest.approx(done.pause_s, abs=1.1)  # and one step
+    assert second.plan.bill.pause_s != first.plan.bill.pause_s
+
+
 def test_both_attempts_are_billed_while_they_overlap_and_lines_sum_exactly(bench: Bench) -> None:
     run_id = bench.train()
     view = bench.approve(bench.service.migrate(run_id, GCP, expires_s=600))
