@@ -5,7 +5,9 @@ from cloudshift_lab.core.errors import CloudshiftError, error_from_wire
 
 
 def tree(cls=CloudshiftError):
-    return [cls, *(leaf for child in cls.__subclasses__() for leaf in tree(child))]
+    """The classes of this module; a room may have an error of its own that crosses no wire."""
+    ours = [child for child in cls.__subclasses__() if child.__module__ == errors.__name__]
+    return [cls, *(leaf for child in ours for leaf in tree(child))]
 
 
 @pytest.mark.parametrize("cls", tree(), ids=lambda cls: cls.__name__)
