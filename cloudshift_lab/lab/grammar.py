@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from cloudshift_lab.core.errors import UsageError
 
 Kind = Literal["text", "switch", "int", "number", "usd", "run", "target", "migration", "pairs"]
 Surface = Literal["line", "cell", "terminal"]
+_COMMENT = re.compile(r"(?:^|(?<=\s))#")
 
 
 @dataclass(frozen=True)
@@ -150,10 +152,22 @@ def parse_line(line: str, *, surface: Surface = "line") -> Call:
         UsageError: Unknown verb or flag, or a value that does not fit; says what would.
     """
     try:
-        words = shlex.split(line)
+        words = shlex.split(_without_comment(line))
     except ValueError as error:
         raise UsageError(f"the line has an unclosed quote ({error}); close it") from error
     return parse_words(words, surface=surface)
+
+
+def _without_comment(line: str) -> str:
+    """The line up to a ``#`` that stands as a word outside quotes, as in Python."""
+    for mark in _COMMENT.finditer(line):
+        before = line[: mark.start()]
+        try:
+            shlex.split(before)
+        except ValueError:
+            continue  # inside quotes
+        return before
+    return line
 
 
 def parse_words(words: Sequence[str], *, surface: Surface) -> Call:

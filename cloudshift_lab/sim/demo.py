@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="cloudshift demo", description=main.__doc__)
     parser.add_argument("--out", default="build/demo", help="where summary.json and loss.png go")
-    parser.add_argument("--steps", type=int, default=240, help="optimizer steps of each run")
+    parser.add_argument("--steps", type=int, default=200, help="optimizer steps of each run")
     return parser.parse_args(argv)
 
 

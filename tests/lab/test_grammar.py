@@ -90,3 +90,19 @@ def test_help_on_a_verb_lists_its_flags_and_defaults() -> None:
     text = help_text("train", "cloudshift")
     assert "--checkpoint-every N" in text
     assert "(default 50)" in text
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("stop gpt  # it's done", "gpt"),
+        ("stop gpt#2", "gpt#2"),
+        ("stop 'gpt # two' # both", "gpt # two"),
+    ],
+)
+def test_a_comment_at_the_end_of_a_line_is_no_argument(line: str, name: str) -> None:
+    assert parse_line(line, surface="line").args.run == name
+
+
+def test_a_line_that_is_all_comment_shows_the_status() -> None:
+    assert parse_line("# nothing", surface="line").verb.name == "status"

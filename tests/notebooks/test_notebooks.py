@@ -1,5 +1,6 @@
 """Every notebook we ship runs from top to bottom against real processes."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from cloudshift_lab.core.world import REAL_WORLD
 from cloudshift_lab.lab.dashboard.launch import stop_dashboard
 from cloudshift_lab.sim.clouds import SimClouds
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = ROOT / "notebooks"
+README_CELL = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LIMIT_S = 300
 
 
@@ -62,6 +65,20 @@ def test_the_quickstart_moves_a_run_to_another_cloud(home: Path, tmp_path: Path)
     assert "'source_retired'" in shown["moved"]
     assert "gcp-sim:us-central1" in shown["status"]
     assert "attempt 2" in shown["cost"]
+
+
+def test_the_readme_does_what_it_shows(home: Path, tmp_path: Path) -> None:
+    load, train, watch = README_CELL.findall((ROOT / "README.md").read_text())
+    wait = "import cloudshift_lab as cs\ncs.run('gpt').wait(until_step=5)"
+    cells = [nbformat.v4.new_code_cell(source) for source in (load, train, wait, watch)]
+    document = nbformat.v4.new_notebook(cells=cells)
+    nbclient.NotebookClient(
+        document, timeout=LIMIT_S, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    assert "gpt (run-1)" in text_of(cells[1])
+    assert "gcp-sim:us-central1" in text_of(cells[3])
+    assert "next: %cloudshift approve mig-1" in text_of(cells[3])
+    assert Client.connect(home, start=False).run("gpt").state == "running"
 
 
 def text_of(cell: nbformat.NotebookNode) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,9 @@ BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc
 
 
 def tracked_files() -> list[Path]:
-    """Files that git knows or would take; the whole tree where there is no git."""
+    """Files that git knows or would take."""
+    if shutil.which("git") is None:
+        pytest.skip("no git here: nothing says which files are ours")
     listing = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=False,
