@@ -181,15 +181,24 @@ class RunLog:
         self, *, generation: int, step: int, manifest_key: str, manifest_digest: str, nonce: str,
         final: bool = False,
     ) -> LogRecord:  # fmt: skip
-        """Make a step exist.
+        """Make a step exist; the newest one may be committed again.
+
+        Invariant: steps never go back; only a newer generation, which began from the newest step,
+        may commit it with another manifest.
 
         Raises:
-            Fenced: We are not the owner any more; nothing was published.
+            Fenced: We are not the owner any more, or behind the newest step; nothing was published.
             Unavailable: No answer in time; ask again with the same nonce.
         """
 
         def draft(state: LogState, at: float) -> LogRecord:
             owner = self._check_owner(state, generation)
+            if (last := state.last_commit) is not None:
+                named = (last.generation, last.step, last.manifest_digest)
+                if named == (generation, step, manifest_digest):
+                    return last
+                if (step, generation) <= (last.step or 0, last.generation):
+                    raise self._goes_back(last, generation, step)
             return LogRecord(
                 seq=state.next_seq, kind="commit", generation=generation, owner=owner, nonce=nonce,
                 at=at, step=step, manifest_key=manifest_key, manifest_digest=manifest_digest,
@@ -360,6 +369,13 @@ class RunLog:
         if state.home_url is not None or state.owner is None or state.generation != generation:
             raise self._fenced(state, generation)
         return state.owner
+
+    def _goes_back(self, last: LogRecord, generation: int, step: int) -> Fenced:
+        return Fenced(
+            f"run {self._run_id} has committed step {last.step} already, so generation "
+            f"{generation} must not commit another step {step}; stop it, then resume the run",
+            run=self._run_id, generation=generation, step=step, committed=last.step,
+        )  # fmt: skip
 
     def _check_acquire(
         self, state: LogState, generation: int, owner: str, base: LogBase | None

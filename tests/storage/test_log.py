@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from cloudshift_lab.core.errors import Corrupt, Fenced, Unavailable
+from cloudshift_lab.core.errors import Conflict, Corrupt, Fenced, Unavailable
 from cloudshift_lab.storage.log import LogRecord, RunLog, fold, log_key
 from cloudshift_lab.storage.memory import MemoryStore
 from cloudshift_lab.storage.store import Request
@@ -58,8 +58,12 @@ def owned(store: MemoryStore) -> RunLog:
     return log
 
 
-def commit(log: RunLog, step: int, nonce: str) -> LogRecord:
-    return log.commit(generation=1, step=step, manifest_key="m", manifest_digest="d", nonce=nonce)
+def commit(
+    log: RunLog, step: int, nonce: str, *, generation: int = 1, digest: str = "d"
+) -> LogRecord:
+    return log.commit(
+        generation=generation, step=step, manifest_key="m", manifest_digest=digest, nonce=nonce
+    )
 
 
 def test_a_commit_whose_answer_is_lost_is_found_and_not_written_twice() -> None:
@@ -91,6 +95,45 @@ def test_a_commit_that_landed_before_the_fence_is_still_reported_as_landed() -> 
     rival = RunLog(store, "r", ScriptedWorld())
     store.between = lambda: rival.acquire(generation=2, owner="b", nonce="acquire-b") and None
     assert commit(log, 10, "n1").seq == 1
+
+
+def test_a_step_older_than_the_newest_one_is_refused_and_not_written() -> None:
+    log = owned(MemoryStore())
+    commit(log, 20, "n1")
+    with pytest.raises(Conflict, match=r"step 20 already.*must not commit another step 10"):
+        commit(log, 10, "n2")
+    log.acquire(generation=2, owner="b", nonce="acquire-b")
+    with pytest.raises(Fenced):
+        commit(log, 19, "n3", generation=2)
+    assert [record.step for record in log.sync().commits] == [20]
+
+
+def test_a_second_manifest_of_a_step_is_refused_to_the_generation_that_committed_it() -> None:
+    log = owned(MemoryStore())
+    first = commit(log, 20, "n1")
+    assert commit(log, 20, "n2") == first
+    with pytest.raises(Conflict, match="must not commit another step 20"):
+        commit(log, 20, "n3", digest="other")
+    assert log.sync().commits == (first,)
+
+
+def test_a_newer_generation_may_seal_the_step_it_began_from() -> None:
+    log = owned(MemoryStore())
+    commit(log, 20, "n1")
+    log.acquire(generation=2, owner="b", nonce="acquire-b")
+    carried = commit(log, 20, "n2", generation=2)
+    log.acquire(generation=3, owner="c", nonce="acquire-c")
+    sealed = commit(log, 20, "n3", generation=3, digest="other")
+    assert (carried.seq, sealed.seq) == (3, 5)
+    assert log.sync().last_commit == sealed
+
+
+def test_a_refused_step_is_judged_by_what_the_log_says_and_not_by_what_we_knew() -> None:
+    store = LossyStore("none", "before")
+    log, twin = owned(store), RunLog(store, "r", ScriptedWorld())
+    store.between = lambda: commit(twin, 20, "late") and None
+    with pytest.raises(Fenced):
+        commit(log, 12, "n1")
 
 
 def test_a_store_that_never_answers_ends_within_the_deadline_and_says_unknown() -> None:
