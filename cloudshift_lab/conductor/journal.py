@@ -1,6 +1,7 @@
 """Append-only JSON lines that survive a crash at any byte: fsynced, checksummed, torn tail cut.
 
-One line is ``{"check":"<16 hex of blake3>","event":<the appended JSON>}``.
+One line is ``{"check":"<16 hex of blake3>","event":<the appended JSON>}``. Only a tail without its
+line break is torn: nobody was told that it is kept. Any other damage is an error, never cut.
 """
 
 from __future__ import annotations
@@ -94,19 +95,20 @@ def _check(event: bytes) -> bytes:
 
 
 def _read(path: Path) -> tuple[list[bytes], int]:
-    """The whole events and the number of bytes they fill; what follows is a torn tail."""
+    """The whole events and the number of bytes they fill; what follows is a torn tail.
+
+    Raises:
+        Corrupt: A whole line is damaged, the last one included: it was acknowledged.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return [], 0
     events: list[bytes] = []
     good_bytes = 0
-    lines = data.split(b"\n")
-    for number, line in enumerate(lines[:-1]):
+    for number, line in enumerate(data.split(b"\n")[:-1]):
         event = _parse(line)
         if event is None:
-            if number == len(lines) - 2 and not lines[-1]:
-                break
             raise Corrupt(
                 f"{path} line {number + 1} is damaged; restore the file from a copy, "
                 "or move its folder away to forget that run",

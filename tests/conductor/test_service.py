@@ -642,6 +642,20 @@ def test_a_damaged_journal_keeps_no_other_run_away(bench: Bench) -> None:
     assert bench.train("three") == "run-3"
 
 
+def test_a_damaged_last_line_of_a_move_shows_with_the_doctor_and_stays(bench: Bench) -> None:
+    run_id = bench.train()
+    migration_id = bench.move(run_id).migration_id
+    path = bench.root / "runs" / run_id / "migrations" / f"{migration_id}.jsonl"
+    data = bytearray(path.read_bytes())
+    data[-6] ^= 1
+    path.write_bytes(bytes(data))
+    bench.restart()
+    check = next(check for check in bench.service.doctor() if check.name == run_id)
+    assert not check.ok and "restore the file from a copy" in check.detail
+    bench.step()
+    assert path.read_bytes() == data
+
+
 def test_what_was_cut_off_in_its_very_first_line_never_was(bench: Bench) -> None:
     run_id = bench.train()
     bench.service.migrate(run_id, GCP, expires_s=600)
