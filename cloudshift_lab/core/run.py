@@ -16,7 +16,11 @@ ApprovePolicy = Literal["ask", "auto", "never"]
 
 
 class RunSpec(msgspec.Struct, frozen=True):
-    """A run as asked for. Holds no secret: stores are named, not opened, by it."""
+    """A run as asked for. Stores are named, not opened, by it: it holds none of their credentials.
+
+    ``args`` and ``env`` are kept word for word in files of this machine (mode 0600: the run's
+    journal, each attempt's ``job.json``). Pass a secret by reference, such as the path of a file.
+    """
 
     name: str
     script: str
