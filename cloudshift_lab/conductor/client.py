@@ -21,7 +21,7 @@ import msgspec
 from cloudshift_lab import __version__
 from cloudshift_lab.conductor import discovery
 from cloudshift_lab.core.errors import Corrupt, Denied, Unavailable, error_from_wire
-from cloudshift_lab.core.home import home
+from cloudshift_lab.core.home import home, open_home
 from cloudshift_lab.core.plan import Decision, MigrationView
 from cloudshift_lab.core.run import RunSpec, RunView
 from cloudshift_lab.core.views import Changes, Check, CostView, Health, Problem, Series, Target
@@ -73,9 +73,9 @@ class Client:
 
         Raises:
             Unavailable: None runs and ``start`` is False, or it does not come up.
+            UsageError: ``root`` cannot be a state directory.
         """
-        place = (root or home()).absolute()
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place = home() if root is None else open_home(root)
         client = _attach(place)
         if client is None and not start:
             raise Unavailable(
@@ -292,7 +292,7 @@ def _attach(root: Path) -> Client | None:
         )
     except (Unavailable, Denied, Corrupt):
         return None
-    ours = health.pid == daemon.pid and Path(health.home) == root
+    ours = health.pid == daemon.pid and Path(health.home).resolve() == root
     return client if ours and health.version == __version__ else None
 
 

@@ -18,7 +18,8 @@ from cloudshift_lab import __version__
 from cloudshift_lab.conductor import discovery
 from cloudshift_lab.conductor.http import MAX_BODY_BYTES, Gate, application
 from cloudshift_lab.conductor.service import ConductorService
-from cloudshift_lab.core.errors import CloudshiftError
+from cloudshift_lab.core.errors import CloudshiftError, UsageError
+from cloudshift_lab.core.home import open_home
 from cloudshift_lab.core.world import REAL_WORLD
 from cloudshift_lab.engines.local import LocalEngine
 from cloudshift_lab.engines.process import process_start_time
@@ -36,8 +37,11 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m cloudshift_lab.conductor", description=__doc__)
     parser.add_argument("--home", required=True, help="state directory")
-    root = Path(parser.parse_args(argv).home).absolute()
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        root = open_home(Path(parser.parse_args(argv).home))
+    except UsageError as error:
+        print(error.message, file=sys.stderr)
+        return 1
     if discovery.take_life_lock(root) is None:
         owner = discovery.lock_owner(root)
         pid = "unknown" if owner is None else owner.pid
@@ -90,7 +94,12 @@ async def _stay(root: Path, daemon: discovery.DaemonFile, stop: asyncio.Event) -
 
 
 def run() -> None:
-    """Process entry. Threads that wait for a store that hangs must not hold up the end."""
+    """Process entry. Threads that wait for a store that hangs must not hold up the end.
+
+    What the conductor writes is its owner's alone, whatever the caller's mask: journals and logs
+    hold the environment of runs. Agents inherit the mask.
+    """
+    os.umask(0o077)
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()

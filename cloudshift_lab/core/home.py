@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import msgspec
@@ -13,10 +14,34 @@ from cloudshift_lab.core.wire import from_json, to_json
 
 
 def home() -> Path:
-    """``$CLOUDSHIFT_HOME`` or ``~/.cloudshift``; made with mode 0700 on first use."""
-    path = Path(os.environ.get("CLOUDSHIFT_HOME") or Path.home() / ".cloudshift")
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """``$CLOUDSHIFT_HOME`` or ``~/.cloudshift``, as ``open_home`` gives it."""
+    return open_home(Path(os.environ.get("CLOUDSHIFT_HOME") or "~/.cloudshift"))
+
+
+def open_home(root: Path) -> Path:
+    """The one spelling of a state directory: absolute, without ``~`` and links.
+
+    Made with mode 0700 on first use; one of ours that others may enter is closed to them.
+
+    Raises:
+        UsageError: It cannot be made, or is no directory.
+    """
+    try:
+        path = root.expanduser().resolve()
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _close_to_others(path)
+    except (OSError, RuntimeError) as error:
+        raise UsageError(
+            f"'{root}' cannot be the state directory ({error}); point CLOUDSHIFT_HOME elsewhere"
+        ) from error
     return path
+
+
+def _close_to_others(path: Path) -> None:
+    found = path.stat()
+    mode = stat.S_IMODE(found.st_mode)
+    if found.st_uid == os.getuid() and mode & 0o077:
+        path.chmod(mode & ~0o077)
 
 
 def write_private(path: Path, data: bytes) -> None:

@@ -191,6 +191,29 @@ def test_one_that_cannot_start_shows_why(home: Path) -> None:
         Client.connect(home)
 
 
+def test_two_spellings_of_one_home_share_one_conductor(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Client.connect(home).health()
+    link = home.parent / "link"
+    link.symlink_to(home)
+    monkeypatch.chdir(home.parent)
+    monkeypatch.setenv("HOME", str(home.parent))
+    for spelling in (link, Path("home"), Path("~/home"), home / ".." / "home"):
+        assert Client.connect(spelling).health() == first, spelling
+
+
+def test_what_the_conductor_writes_is_its_owners_alone(home: Path) -> None:
+    previous = os.umask(0o022)
+    try:
+        pid = Client.connect(home).health().pid
+    finally:
+        os.umask(previous)
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    assert "Umask:\t0077" in status
+    assert (home / "telemetry.duckdb").stat().st_mode & 0o077 == 0
+
+
 def test_the_clients_module_is_light() -> None:
     code = (
         "import sys, cloudshift_lab.conductor.client;"

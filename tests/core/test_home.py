@@ -1,4 +1,5 @@
 import stat
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -9,6 +10,7 @@ from cloudshift_lab.core.home import (
     home,
     load_clouds,
     local_cloud,
+    open_home,
     save_clouds,
     store_options,
     write_private,
@@ -30,6 +32,38 @@ def test_without_the_variable_the_home_is_in_the_users_home(tmp_path, monkeypatc
     monkeypatch.delenv("CLOUDSHIFT_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert home() == tmp_path / ".cloudshift"
+
+
+def test_every_spelling_of_a_home_is_one_place(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path.resolve() / "state"
+    assert open_home(place) == place
+    (tmp_path / "link").symlink_to(place)
+    for spelling in (
+        "~/state",
+        "state",
+        str(tmp_path / "link"),
+        str(tmp_path / "x" / ".." / "state"),
+    ):
+        monkeypatch.setenv("CLOUDSHIFT_HOME", spelling)
+        assert home() == place, spelling
+
+
+def test_a_home_that_others_may_enter_is_closed_to_them(tmp_path):
+    place = tmp_path / "wide"
+    place.mkdir(mode=0o755)
+    place.chmod(0o755)
+    open_home(place)
+    assert mode(place) == 0o700
+
+
+@pytest.mark.parametrize("spelling", ["file/below", "file", "~nobody-of-that-name/x"])
+def test_a_home_that_cannot_be_is_one_clear_message(tmp_path, spelling):
+    (tmp_path / "file").write_text("")
+    root = Path(spelling) if spelling.startswith("~") else tmp_path / spelling
+    with pytest.raises(UsageError, match=r"cannot be the state directory.*point CLOUDSHIFT_HOME"):
+        open_home(root)
 
 
 def test_a_private_file_is_its_owners_alone_and_replaced_whole(tmp_path):
