@@ -1,4 +1,4 @@
-"""What all rooms' tests share: the two object-store servers, started once and only if asked for."""
+"""What all rooms' tests share: the object-store servers, started once and only if asked for."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -6,10 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from cloudshift_lab.core.errors import Unsupported
 from cloudshift_lab.core.home import load_clouds, store_options
 from cloudshift_lab.core.placement import Clouds
 from cloudshift_lab.core.world import REAL_WORLD
 from cloudshift_lab.sim.clouds import AWS_SIM, GCP_SIM, SimClouds
+from cloudshift_lab.sim.servers import (
+    AZURE_ACCOUNT,
+    AZURE_KEY,
+    Server,
+    make_bucket,
+    start_server,
+    stop_server,
+)
 from cloudshift_lab.storage.store import Store, open_store
 
 Address = tuple[str, dict[str, object]]
@@ -40,9 +49,21 @@ def simulated_clouds(simulated_home: Path) -> Clouds:
     return load_clouds(simulated_home)
 
 
+@pytest.fixture(scope="session")
+def simulated_azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Azurite with a container called ``lab``; skips the test where Azurite is not installed."""
+    try:
+        server = start_server(tmp_path_factory.mktemp("azure"), "azure-sim", "azure")
+    except Unsupported as missing:
+        pytest.skip(missing.message)
+    make_bucket(server, "lab")
+    yield server
+    stop_server(server)
+
+
 @pytest.fixture
 def store_address(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Address]:
-    """URL and options of an empty store of a kind: ``memory``, ``file``, ``s3`` or ``gs``."""
+    """URL and options of an empty store of a kind: ``memory``, ``file``, ``s3``, ``gs``, ``az``."""
 
     def address(kind: str) -> Address:
         name = REAL_WORLD.new_id("store")
@@ -50,6 +71,10 @@ def store_address(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[s
             return f"memory://{name}", {}
         if kind == "file":
             return f"file://{tmp_path}/{name}", {}
+        if kind == "az":
+            azure: Server = request.getfixturevalue("simulated_azure")
+            account = {"account_name": AZURE_ACCOUNT, "account_key": AZURE_KEY}
+            return f"az://lab/{name}", {**account, "endpoint_url": azure.endpoint}
         clouds: Clouds = request.getfixturevalue("simulated_clouds")
         cloud = clouds.find(AWS_SIM if kind == "s3" else GCP_SIM)
         return f"{cloud.store_url}/{name}", store_options(cloud)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import importlib.util
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,13 +22,20 @@ from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.core.world import REAL_WORLD, World
 from cloudshift_lab.engines.process import process_start_time
 
-ServerKind = Literal["s3", "gcs"]
+ServerKind = Literal["s3", "gcs", "azure"]
 HOST = "127.0.0.1"
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 5.0
 _POLL_S = 0.05
 _STARTS = 3
 _MISSING = "the simulated clouds need more packages; run: pip install 'cloudshift-lab[demo]'"
+AZURE_ACCOUNT = "simulated"
+AZURE_KEY = "c2ltdWxhdGVk"
+_NO_AZURITE = (
+    "the simulated Azure needs Azurite; run: npm install azurite "
+    "(AZURITE_BLOB may say where its azurite-blob is)"
+)
+_ACCOUNTS = {"AZURITE_ACCOUNTS": f"{AZURE_ACCOUNT}:{AZURE_KEY}"}
 _CHILDREN: dict[int, subprocess.Popen[bytes]] = {}
 
 
@@ -121,6 +129,9 @@ def make_bucket(server: Server, bucket: str) -> None:
     Raises:
         Unavailable: The server refused.
     """
+    if server.kind == "azure":
+        _make_container(server, bucket)
+        return
     if server.kind == "s3":
         method, path, body = "PUT", f"/{bucket}", b""
     else:
@@ -142,7 +153,7 @@ def _launch(folder: Path, name: str, kind: ServerKind, env: dict[str, str]) -> S
     data = folder / f"{name}.data"
     data.mkdir(exist_ok=True)
     port = _free_port()
-    argv = _s3_argv(port) if kind == "s3" else _gcs_argv(port, data)
+    argv = _argv(kind, port, data)
     with (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
             argv,
@@ -150,10 +161,43 @@ def _launch(folder: Path, name: str, kind: ServerKind, env: dict[str, str]) -> S
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env={**os.environ, "TMPDIR": str(data), **env},
+            env={**os.environ, "TMPDIR": str(data), **_ACCOUNTS, **env},
         )
     _CHILDREN[process.pid] = process
     return Server(name, kind, process.pid, process_start_time(process.pid) or "", port)
+
+
+def _make_container(server: Server, container: str) -> None:
+    from azure.core.exceptions import AzureError, ResourceExistsError
+    from azure.storage.blob import BlobServiceClient
+
+    address = f"{server.endpoint}/{AZURE_ACCOUNT}"
+    with BlobServiceClient(address, credential=AZURE_KEY, retry_total=0) as client:
+        try:
+            client.create_container(container)
+        except ResourceExistsError:
+            return
+        except AzureError as error:
+            raise Unavailable(
+                f"the simulated cloud {server.name} made no container; stop it, then start it again"
+            ) from error
+
+
+def _argv(kind: ServerKind, port: int, data: Path) -> list[str]:
+    if kind == "s3":
+        return _s3_argv(port)
+    return _gcs_argv(port, data) if kind == "gcs" else _azure_argv(port, data)
+
+
+def _azure_argv(port: int, data: Path) -> list[str]:
+    beside = Path("node_modules", ".bin", "azurite-blob").resolve()
+    found = os.environ.get("AZURITE_BLOB") or shutil.which("azurite-blob") or str(beside)
+    if shutil.which(found) is None or importlib.util.find_spec("adlfs") is None:
+        raise Unsupported(_NO_AZURITE)
+    return [
+        found, "--blobHost", HOST, "--blobPort", str(port), "--location", str(data),
+        "--silent", "--disableTelemetry", "--skipApiVersionCheck",
+    ]  # fmt: skip
 
 
 def _s3_argv(port: int) -> list[str]:

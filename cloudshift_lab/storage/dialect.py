@@ -14,6 +14,7 @@ Verdict = Literal["absent", "exists", "denied", "beyond", "full", "refused", "ag
 """What an error means: ``beyond`` the object's end, ``refused`` for good, or try ``again``."""
 
 _SECRET_NAME = re.compile(r"key|secret|token|password|credential|connection_string|sas", re.I)
+_SECRET_PART = re.compile(r"\b(?:AccountKey|sig)=([^;&\s]+)", re.I)
 _SHORTEST_SECRET = 4
 
 
@@ -61,9 +62,14 @@ def verdict_of_status(status: int) -> Verdict:
 
 
 def secrets_in(options: object, *, hidden: bool = False) -> Iterator[str]:
-    """Every string in ``options`` whose name sounds like a credential, at any depth."""
+    """Every string in ``options`` whose name sounds like a credential, at any depth.
+
+    Of a connection string and a signed address also the part that is the secret: that part may
+    be repeated alone.
+    """
     if isinstance(options, Mapping):
         for name, value in options.items():
             yield from secrets_in(value, hidden=hidden or bool(_SECRET_NAME.search(str(name))))
     elif hidden and isinstance(options, str) and len(options) >= _SHORTEST_SECRET:
         yield options
+        yield from _SECRET_PART.findall(options)

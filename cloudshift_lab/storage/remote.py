@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from cloudshift_lab.core.errors import (
     CloudshiftError,
@@ -223,11 +223,11 @@ def _wait(dialect: Dialect, call: Coroutine[Any, Any, Result], limit_s: float) -
 def open_remote(
     url: str, options: Mapping[str, object], *, world: World, deadline_s: float
 ) -> RemoteStore:
-    """Open an ``s3://`` or ``gs://`` store.
+    """Open an ``s3://``, ``gs://`` or ``az://`` store.
 
     Raises:
         UsageError: A scheme we do not know.
-        Unsupported: The cloud's library is not installed, or the cloud is not supported yet.
+        Unsupported: The cloud's library is not installed.
     """
     scheme, _, rest = url.rstrip("/").partition("://")
     bucket, _, folder = rest.partition("/")
@@ -236,10 +236,8 @@ def open_remote(
     def dialect() -> Dialect:
         return _DIALECTS[scheme](bucket, folder, options)
 
-    if scheme in ("az", "abfs"):
-        raise Unsupported(f"{url}: Azure is not supported yet; use s3://, gs:// or file://")
     if scheme not in _DIALECTS:
-        raise UsageError(f"'{scheme}' is no kind of store; use s3://, gs://, file:// or memory://")
+        raise UsageError(f"'{scheme}' is no kind of store; use s3://, gs://, az:// or file://")
     return RemoteStore(
         url,
         dialect,
@@ -250,8 +248,10 @@ def open_remote(
 
 
 def _every_spelling(secrets: Iterable[str]) -> frozenset[str]:
-    """Each secret, and how it looks inside a URL."""
-    return frozenset(form for secret in secrets for form in (secret, quote(secret, safe="")))
+    """Each secret, and how it looks inside a URL and outside of one."""
+    return frozenset(
+        form for each in secrets for form in (each, quote(each, safe=""), unquote(each))
+    )
 
 
 def _s3(bucket: str, folder: str, options: Mapping[str, object]) -> Dialect:
@@ -274,8 +274,20 @@ def _gcs(bucket: str, folder: str, options: Mapping[str, object]) -> Dialect:
     return GcsDialect(bucket, folder, options)
 
 
+def _azure(container: str, folder: str, options: Mapping[str, object]) -> Dialect:
+    try:
+        from cloudshift_lab.storage.azure import AzureDialect
+    except ImportError as error:
+        raise Unsupported(
+            "Azure Blob Storage needs another package; run: pip install 'cloudshift-lab[azure]'"
+        ) from error
+    return AzureDialect(container, folder, options)
+
+
 _DIALECTS: dict[str, Callable[[str, str, Mapping[str, object]], Dialect]] = {
     "s3": _s3,
     "gs": _gcs,
     "gcs": _gcs,
+    "az": _azure,
+    "abfs": _azure,
 }

@@ -10,14 +10,28 @@ from pathlib import Path
 
 import pytest
 
-from cloudshift_lab.core.errors import CloudshiftError, Denied, Exhausted, NotFound, Unavailable
+from cloudshift_lab.core.errors import (
+    CloudshiftError,
+    Denied,
+    Exhausted,
+    NotFound,
+    Unavailable,
+    Unsupported,
+)
 from cloudshift_lab.core.world import RealWorld
 from cloudshift_lab.sim.proxy import FaultyProxy
-from cloudshift_lab.sim.servers import Server, make_bucket, start_server, stop_server
+from cloudshift_lab.sim.servers import (
+    AZURE_ACCOUNT,
+    AZURE_KEY,
+    Server,
+    make_bucket,
+    start_server,
+    stop_server,
+)
 from cloudshift_lab.storage.log import RunLog
 from cloudshift_lab.storage.store import Store, open_store, probe_store
 
-REMOTE = ["s3", "gs"]
+REMOTE = ["s3", "gs", "az"]
 CALLS: dict[str, Callable[[Store], object]] = {
     "get": lambda store: store.get("a"),
     "put": lambda store: store.put("a", b"x"),
@@ -124,7 +138,10 @@ def own_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
     def start(kind: str, env: dict[str, str] | None = None) -> Server:
-        server = start_server(tmp_path / "servers", kind, kind, env=env)  # type: ignore[arg-type]
+        try:
+            server = start_server(tmp_path / "servers", kind, kind, env=env)  # type: ignore[arg-type]
+        except Unsupported as missing:
+            pytest.skip(missing.message)
         servers.append(server)
         make_bucket(server, "bucket")
         return server
@@ -139,6 +156,7 @@ def own_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     [
         ("s3", "s3://bucket/lab", {"key": "k", "secret": "s"}),
         ("gcs", "gs://bucket/lab", {"token": "anon", "project": "p"}),
+        ("azure", "az://bucket/lab", {"account_name": AZURE_ACCOUNT, "account_key": AZURE_KEY}),
     ],
 )
 def test_a_frozen_store_is_unavailable_and_serves_again_when_it_thaws(
@@ -243,16 +261,32 @@ def test_an_answer_that_repeats_the_credentials_does_not_reach_the_message() -> 
 
 
 @pytest.mark.parametrize("call", ["get", "put", "create", "probe"])
-def test_a_refusing_gcs_bucket_is_reported_at_once_with_its_reason(
-    call: str, refusing: tuple[int, type[CloudshiftError]]
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("gs://bucket/lab", {"token": "anon", "project": "p"}),
+        ("az://bucket/lab", {"account_name": AZURE_ACCOUNT, "account_key": AZURE_KEY}),
+    ],
+)
+def test_a_refusing_bucket_is_reported_at_once_with_its_reason(
+    url: str, options: dict[str, object], call: str, refusing: tuple[int, type[CloudshiftError]]
 ) -> None:
     port, expected = refusing
     world = Skipping()
-    options = {"token": "anon", "project": "p", "endpoint_url": f"http://127.0.0.1:{port}"}
-    store = open_store("gs://bucket/lab", options, world=world)
-    with pytest.raises(expected, match="gs://bucket/lab"):
+    endpoint = {"endpoint_url": f"http://127.0.0.1:{port}"}
+    store = open_store(url, {**options, **endpoint}, world=world)
+    with pytest.raises(expected, match=url):
         CALLS[call](store)
     assert world.slept_s == 0
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_wrong_azure_key_is_denied_and_never_shown(call: str, store_address: Address) -> None:
+    url, options = store_address("az")
+    options["account_key"] = "dG9wc2VjcmV0dG9wc2VjcmV0"
+    with pytest.raises(Denied, match="check the credentials") as caught:
+        CALLS[call](open_store(url, options, deadline_s=10))
+    assert_silent_about(caught.value, str(options["account_key"]))
 
 
 def test_a_broken_gcs_key_is_reported_without_the_key() -> None:

@@ -11,7 +11,7 @@ from cloudshift_lab.sim.contracts import LogContract, StoreContract
 from cloudshift_lab.storage.log import LogBase, RunLog
 from cloudshift_lab.storage.store import Store, open_store
 
-KINDS = ["memory", "file", "s3", "gs"]
+KINDS = ["memory", "file", "s3", "gs", "az"]
 Address = Callable[[str], tuple[str, dict[str, object]]]
 
 
@@ -79,8 +79,33 @@ def hear(racer: "subprocess.Popen[str]") -> str:
     return racer.stdout.readline().strip()
 
 
-def test_a_run_moves_from_one_protocol_to_the_other(fresh_store: Callable[[str], Store]) -> None:
-    source, target = fresh_store("s3"), fresh_store("gs")
+BODY_IN_ONE_PIECE = "ignore:Sending a large body directly:ResourceWarning"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "file",
+        "s3",
+        pytest.param("gs", marks=pytest.mark.filterwarnings(BODY_IN_ONE_PIECE)),
+        "az",
+    ],
+)
+def test_an_object_larger_than_one_request_arrives_whole(
+    kind: str, fresh_store: Callable[[str], Store]
+) -> None:
+    data = bytes(range(256)) * (70 * 2**12)
+    store = fresh_store(kind)
+    store.put("large", data)
+    assert store.get("large", start=65 * 2**20, end=65 * 2**20 + 5) == data[:5]
+    assert store.get("large") == data
+
+
+@pytest.mark.parametrize(("here", "there"), [("s3", "gs"), ("gs", "az"), ("az", "s3")])
+def test_a_run_moves_from_one_protocol_to_the_other(
+    here: str, there: str, fresh_store: Callable[[str], Store]
+) -> None:
+    source, target = fresh_store(here), fresh_store(there)
     log = RunLog(source, "run-1")
     log.acquire(generation=1, owner="a", nonce="a")
     given = log.handover(
