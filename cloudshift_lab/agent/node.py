@@ -28,6 +28,7 @@ from cloudshift_lab.storage.store import Store
 INBOX_EVERY_S = 0.4
 INBOX_BUSY_S = 0.1
 LAST_WORDS_S = 60.0
+STOP_PATIENCE_S = 1800.0
 _ENDING: tuple[OrderKind, ...] = ("stop", "retire")
 _IN_TURN: tuple[OrderKind, ...] = ("precopy", "copy", "verify", "go")
 
@@ -208,12 +209,13 @@ class NodeAgent:
             self._board.warn(
                 "no step was seen: does the script use session.steps and session.step?"
             )
-        refused = self._saves.refused()
-        if self._tenure.owned and refused is None and self._is_save_owed():
+        is_owed = self._tenure.owned and self._is_save_owed()
+        refusal = self._refusal() if is_owed else None
+        if is_owed and refusal is None:
             return
-        self._tenure.release()
-        if self._view.state == "finished" and refused is not None:
-            self._end("failed", CloudshiftError(f"the last state could not be saved: {refused}"))
+        self._give_back()
+        if self._view.state == "finished" and refusal is not None:
+            self._end("failed", refusal)
         self._end("failed" if self._view.state == "failed" else "finished")
 
     def _is_save_owed(self) -> bool:
@@ -272,6 +274,8 @@ class NodeAgent:
         self._ranks.request_drain()
         while (sealed := self._sealed()) is None:
             self._refuse_failed()
+            if (refusal := self._refusal()) is not None:
+                raise refusal
             if self._view.state == "finished":
                 raise Conflict("the run finished before it could be drained; nothing is to be done")
             yield OrderResult(state="running", detail=self._view.state)
@@ -305,11 +309,19 @@ class NodeAgent:
         if self._tenure.owned and (self._view.state in ("running", "drained") or self._drain_asked):
             self._drain_asked = True
             self._ranks.request_drain()
+            step, moved_at = self._view.step, self._world.monotonic()
             while self._sealed() is None and self._view.state not in ("failed", "finished"):
+                if self._view.step != step:
+                    step, moved_at = self._view.step, self._world.monotonic()
+                if (why := self._refusal() or self._stuck_since(moved_at)) is not None:
+                    self._give_back()
+                    self._end("failed", why)
+                    yield _failure(why)
+                    return
                 yield OrderResult(state="running", detail=self._view.state)
         while self._view.state in ("failed", "finished"):
             yield OrderResult(state="running", detail=self._view.state)  # until _settle ends it
-        self._tenure.release()
+        self._give_back()
         self._end("stopped")
         yield OrderResult(state="done", step=self.status.committed_step)
 
@@ -325,6 +337,45 @@ class NodeAgent:
     def _sealed(self) -> Restore | None:
         """The commit after which no rank has run; None while there is none."""
         return self._saves.closing if self._view.state == "drained" else None
+
+    def _refusal(self) -> CloudshiftError | None:
+        """That what the ranks staged last cannot be saved, once that is certain."""
+        has_ended = self._view.state in ("drained", "finished", "failed")
+        reason = self._saves.refused(self._view) if has_ended else None
+        if reason is None:
+            return None
+        return self._resumable(f"step {self._view.staged_step} could not be saved ({reason})")
+
+    def _stuck_since(self, moved_at: float) -> CloudshiftError | None:
+        """That the ranks will never stop by themselves; what follows a loop may take its time."""
+        is_training = self._view.state != "drained" and not self._view.staged_last
+        if not is_training or self._world.monotonic() - moved_at < STOP_PATIENCE_S:
+            return None
+        waited = f"{STOP_PATIENCE_S / 60:.0f} minutes"
+        return self._resumable(f"the ranks finished no step for {waited} and were ended")
+
+    def _resumable(self, what: str) -> CloudshiftError:
+        """What went wrong, what was kept, and how to go on."""
+        step = self.status.committed_step
+        kept = "no step was committed" if step is None else f"the last committed step is {step}"
+        return CloudshiftError(
+            f"{what}; {kept}: mend the cause, "
+            f"then continue with `cloudshift resume {self._job.run_id}`"
+        )
+
+    def _give_back(self) -> None:
+        """Release the run; a log that refuses must not keep an attempt from its end.
+
+        Raises:
+            Fenced: The run is not ours any more.
+            Unavailable: The store is away; to be tried again.
+        """
+        try:
+            self._tenure.release()
+        except (Fenced, Unavailable):
+            raise
+        except CloudshiftError as error:
+            self._board.warn(error.message)
 
     def _refuse_foreign(self) -> None:
         if not self._tenure.owned:

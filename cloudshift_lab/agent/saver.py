@@ -8,9 +8,11 @@ It reads shared memory, never the ranks, and commits nothing: that is the agent'
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from cloudshift_lab.checkpoint.leaves import decode_leaves
 from cloudshift_lab.checkpoint.reader import open_checkpoint
 from cloudshift_lab.checkpoint.seal import seal
 from cloudshift_lab.checkpoint.write import Staged, write_rank
-from cloudshift_lab.core.errors import CloudshiftError, NotFound
+from cloudshift_lab.core.errors import CloudshiftError, Exhausted, NotFound, Unavailable
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.staging import NUM_SLOTS, StagedHead, StagedRank, staged_file
 from cloudshift_lab.core.wire import from_json, to_json
@@ -181,8 +183,25 @@ def answer(encoder: Encoder, request: Request) -> Answer | None:
         return None
     try:
         return encoder.save(request.step)
-    except CloudshiftError as error:
-        return FailedAnswer(request.step, type(error).__name__, error.message)
+    except (CloudshiftError, OSError, MemoryError) as error:
+        if not isinstance(error, CloudshiftError):
+            traceback.print_exc()
+        told = explained(error)
+        return FailedAnswer(request.step, type(told).__name__, told.message)
+
+
+def explained(error: CloudshiftError | OSError | MemoryError) -> CloudshiftError:
+    """The same in our words: what a disk, the memory or a wire said that no store explained."""
+    if isinstance(error, CloudshiftError):
+        return error
+    if isinstance(error, MemoryError) or error.errno == errno.ENOMEM:
+        return Exhausted("no memory left to save the state; use a machine with more, or more ranks")
+    what = f"the state could not be saved: {error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Exhausted(f"{what}; free space or choose another store")
+    if isinstance(error, ConnectionError | TimeoutError):
+        return Unavailable(f"{what}; it is tried again")
+    return CloudshiftError(f"{what}; the saver's log says more")
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from cloudshift_lab.agent.saver import (
     SavedAnswer,
     SaveRequest,
 )
+from cloudshift_lab.core.errors import CloudshiftError
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.wire import to_json
 
@@ -45,6 +47,7 @@ class SaverProcess:
         self._saving: int | None = None
         self._committed: LearnRequest | None = None
         self._received = b""
+        self._not_started = ""
 
     @property
     def busy(self) -> bool:
@@ -67,7 +70,7 @@ class SaverProcess:
             return SaveFailed(answer.step, answer.error_kind, answer.message)
         if self._process is None or self._process.poll() is not None:
             step, self._saving = self._saving, None
-            return SaveFailed(step, "Unavailable", f"the saver died; see {self._log.name}")
+            return SaveFailed(step, CloudshiftError.__name__, self._obituary())
         return None
 
     def learn(self, manifest_key: str, manifest_digest: str) -> None:
@@ -89,7 +92,9 @@ class SaverProcess:
         process = self._process
         if process is None or process.poll() is not None:
             self._bury()
-            process = self._process = self._start()
+            process = self._process = self._start_or_explain()
+            if process is None:
+                return
             if self._committed is not None and request is not self._committed:
                 self._write(process, self._committed)
         self._write(process, request)
@@ -107,6 +112,25 @@ class SaverProcess:
             process.stdin.flush()
         except BrokenPipeError:
             return  # it died this moment: poll() will notice
+
+    def _start_or_explain(self) -> subprocess.Popen[bytes] | None:
+        """A new saver; None where the system refuses one: poll() then says why."""
+        try:
+            return self._start()
+        except OSError as error:
+            self._not_started = str(error)
+            return None
+
+    def _obituary(self) -> str:
+        """Why there is no saver, as far as one can tell."""
+        if self._process is None:
+            return f"no saver could be started ({self._not_started}); free memory or disk space"
+        code = self._process.returncode
+        how = f"ended with code {code}"
+        if code < 0:
+            hint = " (often: out of memory)" if code == -signal.SIGKILL else ""
+            how = f"was killed by {signal.Signals(-code).name}{hint}"
+        return f"the saver {how}; see {self._log.name}"
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._log.parent.mkdir(parents=True, exist_ok=True)

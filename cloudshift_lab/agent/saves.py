@@ -12,9 +12,11 @@ from cloudshift_lab.agent.protocols import (
     SaverProtocol,
 )
 from cloudshift_lab.agent.tenure import Tenure
+from cloudshift_lab.core.errors import CloudshiftError, Fenced, Unavailable
 from cloudshift_lab.core.world import World
 
 _LONGEST_WAIT_S = 30.0
+_MOST_DOUBLINGS = 7
 _MAX_REFUSALS = 8
 
 
@@ -38,7 +40,8 @@ class Saves:
         self._world = world
         self._pending: tuple[Saved, str] | None = None
         self._num_failures = 0
-        self._last_failure: SaveFailed | None = None
+        self._num_refusals = 0
+        self._refusal: SaveFailed | None = None
         self._retry_at = float("-inf")
         self._newest: Restore | None = None
         self.closing: Restore | None = None
@@ -61,10 +64,9 @@ class Saves:
         outcome = self._saver.poll()
         if isinstance(outcome, Saved):
             self._pending = (outcome, self._world.new_id("commit"))
-            self._num_failures = 0
         elif isinstance(outcome, SaveFailed):
             self._put_off(outcome)
-        if self._pending is not None:
+        if self._pending is not None and self._is_time():
             self._commit(view, *self._pending)
         if self._pending is None and not self._saver.busy and self._is_due(view):
             assert view.staged_step is not None
@@ -76,29 +78,46 @@ class Saves:
         """Whether the ranks left a complete state behind that is not committed yet."""
         return view.staged_step not in (None, self._board.status.committed_step)
 
-    def refused(self) -> str | None:
-        """Why saving is in vain: the same state was refused again and again, not just unheard."""
-        failure = self._last_failure
-        if failure is None or failure.error_kind == "Unavailable":
+    def refused(self, view: RanksView) -> str | None:
+        """Why saving the newest staged state is in vain; None while there is hope.
+
+        Only answers count, and the deaths of the saver: a store that is away gives none.
+        """
+        refusal = self._refusal
+        if refusal is None or self._num_refusals < _MAX_REFUSALS:
             return None
-        return failure.message if self._num_failures >= _MAX_REFUSALS else None
+        is_of_newest = self._pending is not None or refusal.step == view.staged_step
+        return refusal.message if is_of_newest else None
 
     def _is_due(self, view: RanksView) -> bool:
-        return self.is_owed(view) and self._world.monotonic() >= self._retry_at
+        return self.is_owed(view) and self._is_time()
+
+    def _is_time(self) -> bool:
+        return self._world.monotonic() >= self._retry_at
 
     def _put_off(self, failure: SaveFailed) -> None:
+        if failure.error_kind != Unavailable.__name__:
+            is_same = self._refusal is not None and self._refusal.step == failure.step
+            self._num_refusals = self._num_refusals + 1 if is_same else 1
+            self._refusal = failure
         self._num_failures += 1
-        self._last_failure = failure
-        wait_s = min(_LONGEST_WAIT_S, 0.25 * 2**self._num_failures)
+        wait_s = min(_LONGEST_WAIT_S, 0.25 * 2 ** min(self._num_failures, _MOST_DOUBLINGS))
         self._retry_at = self._world.monotonic() + wait_s
         self._board.warn(failure.message)
 
     def _commit(self, view: RanksView, saved: Saved, nonce: str) -> None:
         is_last = view.staged_last and view.staged_step == saved.step
-        record = self._tenure.commit(saved, nonce, is_last=is_last)
+        try:
+            record = self._tenure.commit(saved, nonce, is_last=is_last)
+        except (Fenced, Unavailable):
+            raise
+        except CloudshiftError as error:
+            self._put_off(SaveFailed(saved.step, type(error).__name__, error.message))
+            return
         if record is None:
             return
-        self._pending = None
+        self._pending, self._refusal = None, None
+        self._num_failures = self._num_refusals = 0
         self._ranks.release(saved.step)
         self._saver.learn(saved.manifest_key, saved.manifest_digest)
         self._newest = Restore(saved.step, saved.manifest_key, saved.manifest_digest)

@@ -12,7 +12,7 @@ import pytest
 from cloudshift_lab.agent.node import NodeAgent
 from cloudshift_lab.agent.protocols import RanksView, Restore, Saved, SaveFailed
 from cloudshift_lab.checkpoint import seal, stage_arrays, write_rank
-from cloudshift_lab.core.errors import Unavailable
+from cloudshift_lab.core.errors import Exhausted, Unavailable
 from cloudshift_lab.core.orders import (
     AgentStatus,
     Order,
@@ -52,10 +52,11 @@ class ManualWorld:
 
 
 class SwitchableStore(MemoryStore):
-    """A memory store that can be cut off."""
+    """A memory store that can be cut off, or full in part."""
 
     is_down = False
     lost_part = ""
+    full_part = ""
 
     def get(self, key: str, *, start: int | None = None, end: int | None = None) -> bytes:
         self._refuse_if_down(key)
@@ -67,11 +68,16 @@ class SwitchableStore(MemoryStore):
 
     def create(self, key: str, data: bytes) -> bool:
         self._refuse_if_down(key)
+        self._refuse_if_full(key)
         return super().create(key, data)
 
     def _refuse_if_down(self, key: str) -> None:
         if self.is_down or (self.lost_part and self.lost_part in key):
             raise Unavailable("the store is cut off; wait")
+
+    def _refuse_if_full(self, key: str) -> None:
+        if self.full_part and self.full_part in key:
+            raise Exhausted("the store is full; free space")
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cloudshift_lab.agent.node import NodeAgent
+from cloudshift_lab.agent.node import STOP_PATIENCE_S, NodeAgent
 from cloudshift_lab.agent.protocols import RankError, RanksView, SaveFailed
 from cloudshift_lab.core.errors import NotFound
 from cloudshift_lab.storage.log import LogRecord
@@ -128,6 +128,115 @@ def test_a_last_state_that_no_save_can_hold_ends_as_a_failure_that_says_so(
     status = source.tick(2000)
     assert status.state == "failed"
     assert "leaves is a lambda" in (status.error or "")
+
+
+def test_a_finished_run_whose_saver_dies_each_time_ends_and_says_how_to_go_on(
+    source: Attempt,
+) -> None:
+    source.tick()
+    source.run_to(10, staged=10)
+    source.tick()
+    died = SaveFailed(20, "CloudshiftError", "the saver was killed by SIGKILL; see saver.log")
+    source.saver.failures = [died] * 50
+    source.ranks.view = RanksView(state="finished", step=20, staged_step=20, staged_last=True)
+    status = source.tick(2000)
+    assert status.state == "failed"
+    for part in ("killed by SIGKILL", "last committed step is 10", "`cloudshift resume run-a`"):
+        assert part in (status.error or "")
+    assert source.log.sync().owner is None
+
+
+def test_a_finished_run_waits_for_a_store_that_is_away_for_a_day(source: Attempt) -> None:
+    source.tick()
+    away = SaveFailed(20, "Unavailable", "the bucket is away; wait")
+    source.saver.failures = [away] * 2000
+    source.ranks.view = RanksView(state="finished", step=20, staged_step=20, staged_last=True)
+    while source.saver.failures:
+        source.world.time += 31.0
+        source.agent.tick()
+        assert source.agent.status.state == "running"
+    status = source.tick(200)
+    assert (status.state, status.committed_step) == ("finished", 20)
+
+
+def test_the_last_state_is_tried_though_an_earlier_one_was_refused(source: Attempt) -> None:
+    source.tick()
+    source.saver.failures = [SaveFailed(10, "Exhausted", "the disk is full; free space")] * 9
+    source.run_to(10, staged=10)
+    source.tick(1000)
+    assert source.saver.failures == []
+    source.ranks.view = RanksView(state="finished", step=20, staged_step=20, staged_last=True)
+    status = source.tick(200)
+    assert (status.state, status.committed_step) == ("finished", 20)
+
+
+def test_a_log_that_refuses_the_commit_and_the_release_does_not_keep_a_run_from_its_end(
+    source: Attempt,
+) -> None:
+    source.tick()
+    source.store.full_part = "/log/"
+    source.ranks.view = RanksView(state="finished", step=20, staged_step=20, staged_last=True)
+    source.tick(8)
+    assert source.agent.status.state == "running"
+    status = source.tick(1000)
+    assert status.state == "failed"
+    assert "no step was committed" in (status.error or "")
+    assert source.saver.started == [20]
+
+
+def test_a_stop_whose_last_state_cannot_be_saved_ends_as_a_failure_that_can_be_resumed(
+    source: Attempt,
+) -> None:
+    source.tick()
+    source.run_to(10, staged=10)
+    source.tick()
+    stop = source.order("stop")
+    source.tick()
+    source.saver.failures = [SaveFailed(12, "Exhausted", "the disk is full; free space")] * 50
+    source.drain_to(12)
+    status = source.tick(2000)
+    assert (status.state, source.result(stop).state) == ("failed", "failed")
+    for part in ("the disk is full", "last committed step is 10", "`cloudshift resume run-a`"):
+        assert part in (status.error or "")
+    assert source.log.sync().owner is None
+    assert source.agent.finished
+
+
+def test_a_stop_ends_ranks_that_hang_but_not_those_that_still_step(source: Attempt) -> None:
+    source.tick()
+    source.order("stop")
+    for step in range(1, 4):
+        source.run_to(step)
+        source.world.time += STOP_PATIENCE_S - 10
+        assert source.tick().state == "draining"
+    source.world.time += STOP_PATIENCE_S
+    status = source.tick()
+    assert status.state == "failed"
+    assert "finished no step" in (status.error or "")
+
+
+def test_a_stop_lets_what_follows_a_finished_loop_take_its_time(source: Attempt) -> None:
+    source.tick()
+    source.order("stop")
+    source.ranks.view = RanksView(state="running", step=20, staged_step=20, staged_last=True)
+    source.tick()
+    source.world.time += 2 * STOP_PATIENCE_S
+    assert source.tick().state == "draining"
+
+
+def test_a_drain_whose_step_cannot_be_saved_fails_and_is_still_saved_later(
+    source: Attempt,
+) -> None:
+    source.tick()
+    drain = source.order("drain")
+    source.tick()
+    source.saver.failures = [SaveFailed(12, "Exhausted", "the disk is full; free space")] * 9
+    source.drain_to(12)
+    source.tick(800)
+    assert "the disk is full" in (source.result(drain).error or "")
+    source.order("resume")
+    source.tick()
+    assert source.ranks.told[-1] == "start from 12"
 
 
 def test_a_drain_ends_with_a_final_commit_and_its_digest(source: Attempt) -> None:

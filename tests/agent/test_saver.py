@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,13 @@ import pytest
 import torch
 
 from cloudshift_lab.agent.protocols import Saved, SaveFailed
+from cloudshift_lab.agent.saver import (
+    Encoder,
+    FailedAnswer,
+    SavedAnswer,
+    SaveRequest,
+    answer,
+)
 from cloudshift_lab.agent.saverlink import SaverProcess
 from cloudshift_lab.checkpoint import open_checkpoint
 from cloudshift_lab.core.run import JobSpec
@@ -111,7 +120,8 @@ def test_a_saver_that_dies_is_noticed_and_replaced(saver: SaverProcess, tmp_path
     os.kill(saver._process.pid, signal.SIGKILL)
     failed = outcome(saver)
     assert isinstance(failed, SaveFailed)
-    assert (failed.step, failed.error_kind) == (7, "Unavailable")
+    assert (failed.step, failed.error_kind) == (7, "CloudshiftError")
+    assert "SIGKILL" in failed.message and "saver.log" in failed.message
     saver.start(7)
     assert isinstance(outcome(saver), Saved)
 
@@ -123,3 +133,47 @@ def test_a_saver_is_nicer_than_the_ranks(saver: SaverProcess, tmp_path: Path) ->
     assert saver._process is not None
     assert os.getpriority(os.PRIO_PROCESS, saver._process.pid) == 10
     assert os.getsid(saver._process.pid) != os.getsid(0)
+
+
+class BrokenEncoder(Encoder):
+    """Meets what a machine can run out of."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def save(self, step: int) -> SavedAnswer:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "Exhausted"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "Exhausted"),
+        (MemoryError(), "Exhausted"),
+        (OSError(errno.EIO, "Input/output error"), "CloudshiftError"),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), "Unavailable"),
+    ],
+)
+def test_a_machine_that_ran_out_of_something_is_an_answer_and_not_the_savers_end(
+    error: Exception, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reply = answer(BrokenEncoder(error), SaveRequest(7))
+    assert isinstance(reply, FailedAnswer)
+    assert (reply.step, reply.error_kind) == (7, kind)
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_saver_that_cannot_be_started_is_a_failed_save_and_not_the_agents_end(
+    saver: SaverProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage(tmp_path / "node", 7)
+    saver.close()
+    with monkeypatch.context() as context:
+        context.setattr(sys, "executable", str(tmp_path / "no-python"))
+        saver.start(7)
+        failed = outcome(saver)
+        assert isinstance(failed, SaveFailed)
+        assert "no saver could be started" in failed.message
+    saver.start(7)
+    assert isinstance(outcome(saver), Saved)
