@@ -63,7 +63,7 @@ class MoveEffects:
         source: The attempt that moves.
         target: The attempt it moves to; ``standby``, with its own ``owner`` and ``generation``.
         engine: Starts and ends agents.
-        open_store: Opens a cloud's store by the cloud's name.
+        open_store: Opens a store by its cloud's name and its url.
         world: Clock.
         patience: Deadlines.
     """

@@ -22,6 +22,7 @@ from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.world import World
 from cloudshift_lab.engines.engine import Engine
 from cloudshift_lab.migration import Saga
+from cloudshift_lab.storage.store import Store
 
 _EVENTS_PER_TICK = 20
 _FINISH_AGAIN_S = 20.0
@@ -166,8 +167,13 @@ class Move:
             saga, clouds, target_micro_usd_per_h=self.opened.price_micro_usd_per_h
         )
         self._receipts.write(saga, at=self._around.world.now(), actual_micro_usd=actual)
-        home = self.plan.target if saga.is_committed else self.plan.source
-        self._receipts.send(self.opened.migration_id, self._around.places.store(home.cloud))
+        self._receipts.send(self.opened.migration_id, self._home_store())
+
+    def _home_store(self) -> Store:
+        plan = self.plan
+        if self.saga.is_committed:
+            return self._around.places.store(plan.target.cloud, plan.target_url)
+        return self._around.places.store(plan.source.cloud, plan.source_url)
 
     def _loser(self, phase: Phase) -> int | None:
         if phase == "source_retired":

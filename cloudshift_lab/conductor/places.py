@@ -6,6 +6,8 @@ import difflib
 import threading
 from pathlib import Path
 
+import msgspec
+
 from cloudshift_lab.core.errors import UsageError
 from cloudshift_lab.core.home import load_clouds
 from cloudshift_lab.core.placement import Cloud, Clouds, Offer, Placement
@@ -25,24 +27,28 @@ class Places:
         self._root = root
         self._world = world
         self._lock = threading.Lock()
-        self._open: dict[str, tuple[Cloud, Store]] = {}
+        self._open: dict[tuple[str, str], tuple[Cloud, Store]] = {}
 
     def clouds(self) -> Clouds:
         """Everything configured now. Raises Corrupt when ``clouds.json`` is damaged."""
         return load_clouds(self._root)
 
-    def store(self, cloud_name: str) -> Store:
-        """The store of a cloud; opened anew only when its configuration changed.
+    def store(self, cloud_name: str, url: str) -> Store:
+        """A store of a cloud, with its present options; opened anew only when these changed.
+
+        Args:
+            cloud_name: Whose options open it.
+            url: Where it is: a run stays in its store when the cloud's ``store_url`` changes.
 
         Raises:
             UsageError: No such cloud (any more).
         """
-        cloud = self.clouds().find(cloud_name)
+        cloud = msgspec.structs.replace(self.clouds().find(cloud_name), store_url=url)
         with self._lock:
-            held = self._open.get(cloud_name)
+            held = self._open.get((cloud_name, url))
             if held is None or held[0] != cloud:
                 held = (cloud, open_cloud_store(cloud, world=self._world))
-                self._open[cloud_name] = held
+                self._open[cloud_name, url] = held
             return held[1]
 
     def resolve(self, target: str) -> tuple[Cloud, Offer]:

@@ -112,8 +112,8 @@ class MovePlanner:
         Raises:
             UsageError: It does.
         """
-        visited = {attempt.job.placement.cloud for attempt in tender.record.attempts.values()}
-        urls = {self._around.places.store(cloud).url for cloud in visited}
+        attempts = tender.record.attempts.values()
+        urls = {tender.side(attempt.started).store.url for attempt in attempts}
         if store.url not in urls and store.size(log_key(tender.run_id, 0)) is not None:
             raise UsageError(
                 f"{store.url} holds another {tender.run_id} already; "

@@ -197,7 +197,7 @@ class ConductorService:
         source = read_script(spec)
         self._check_spec(spec)
         cloud, offer = self.places.resolve(spec.target)
-        store = self.places.store(cloud.name)
+        store = self.places.store(cloud.name, cloud.store_url)
         probe_store(store, world=self._world)
         try:
             with self._creating:
@@ -319,7 +319,7 @@ class ConductorService:
                 f"{tender.run_id} is at {owner.target} already; "
                 f"choose another place: {', '.join(others)}"
             )
-        store = self.places.store(cloud.name)
+        store = self.places.store(cloud.name, cloud.store_url)
         probe_store(store, world=self._world)
         self._planner.refuse_foreign(tender, store)
         with self._creating:

@@ -11,7 +11,8 @@ from cloudshift_lab.engines.engine import Engine
 from cloudshift_lab.storage.log import RunLog
 from cloudshift_lab.storage.store import Store
 
-OpenStore = Callable[[str], Store]
+OpenStore = Callable[[str, str], Store]
+"""Opens a store by its cloud's name, whose options open it, and its url."""
 
 
 class Side:
@@ -21,7 +22,7 @@ class Side:
         name: What messages call it: "the source".
         job: The attempt.
         engine: Where its agent runs.
-        open_store: Opens a cloud's store by the cloud's name.
+        open_store: Opens the store of the attempt, which its agent uses too.
         world: Clock.
     """
 
@@ -41,7 +42,7 @@ class Side:
     def store(self) -> Store:
         """Opened at first use, so that a cloud that is away fails a call and not a restart."""
         if self._store is None:
-            self._store = self._open_store(self.job.placement.cloud)
+            self._store = self._open_store(self.job.placement.cloud, self.job.store_url)
         return self._store
 
     @property

@@ -129,9 +129,11 @@ class Scene:
         self.jobs: dict[int, JobSpec] = {}
         self._conductor_lives = 0
 
-    def open_store(self, cloud: str) -> Store:
-        """The faulty store of a cloud."""
-        return self.stores[cloud]
+    def open_store(self, cloud: str, url: str | None = None) -> Store:
+        """The faulty store of a cloud; ``url`` must be its."""
+        store = self.stores[cloud]
+        assert url in (None, store.url), f"{url} is not the store of {cloud}"
+        return store
 
     def report(self, invariant: str, detail: str) -> None:
         """Keep a violation and end the history: what follows it would only be noise."""

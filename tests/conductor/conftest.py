@@ -156,7 +156,7 @@ class Puppet:
 class PuppetEngine:
     """An engine whose agents are puppets; ``tick`` moves them all."""
 
-    def __init__(self, open_store: Callable[[str], Store], world: ManualWorld) -> None:
+    def __init__(self, open_store: Callable[[str, str], Store], world: ManualWorld) -> None:
         self._open_store = open_store
         self._world = world
         self.puppets: dict[tuple[str, int], Puppet] = {}
@@ -197,7 +197,7 @@ class PuppetEngine:
     def _start(self, job: JobSpec) -> None:
         if self.refuse is not None:
             raise self.refuse
-        puppet = Puppet(job, self._open_store(job.placement.cloud), self._world)
+        puppet = Puppet(job, self._open_store(job.placement.cloud, job.store_url), self._world)
         self.prepare(puppet)
         self.puppets[job.run_id, job.generation] = puppet
         self.started.append(job.generation)
@@ -231,7 +231,7 @@ def two_clouds(world: ManualWorld) -> Iterator[TwoClouds]:
         "aws-sim": MemoryStore("memory://aws-sim"),
         "gcp-sim": MemoryStore("memory://gcp-sim"),
     }
-    clouds = TwoClouds(world, stores, PuppetEngine(stores.__getitem__, world))
+    clouds = TwoClouds(world, stores, PuppetEngine(lambda cloud, _url: stores[cloud], world))
     yield clouds
 
 

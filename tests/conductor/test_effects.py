@@ -93,7 +93,7 @@ class Scene:
             self.source,
             self.target,
             self.engine,
-            lambda name: Tapped(self.clouds.stores[name], self.tap),
+            lambda name, _url: Tapped(self.clouds.stores[name], self.tap),
             self.world,
             patience=Patience(silence_s=30.0),
         )

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from cloudshift_lab.conductor.journal import Journal
@@ -71,6 +72,10 @@ class Bench:
         """Another conductor on the same state directory, as after kill -9."""
         self.service.telemetry.close()
         self.service = ConductorService(self.root, self.engine, self.world)
+
+    def store(self, name: str) -> Store:
+        """The store of a cloud as it is configured now."""
+        return self.service.places.store(name, self.service.places.clouds().find(name).store_url)
 
     def train(self, name: str = "gpt", **named: Any) -> str:
         spec = RunSpec(**{"name": name, "script": SCRIPT, "target": AWS, **named})
@@ -202,7 +207,7 @@ class Refusing:
 def test_a_store_that_cannot_carry_a_run_is_said_before_anything_starts(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr(bench.service.places, "store", lambda _name: Refusing(error))
+    monkeypatch.setattr(bench.service.places, "store", lambda _name, _url: Refusing(error))
     with pytest.raises(type(error), match=str(error)):
         bench.service.train(RunSpec(name="gpt", script=SCRIPT, target=AWS))
     assert bench.engine.started == []
@@ -210,7 +215,7 @@ def test_a_store_that_cannot_carry_a_run_is_said_before_anything_starts(
 
 
 def test_an_id_that_the_bucket_knows_already_is_not_used_again(bench: Bench) -> None:
-    store = bench.service.places.store("aws-sim")
+    store = bench.store("aws-sim")
     RunLog(store, "run-1", bench.world).acquire(generation=1, owner="somebody", nonce="n")
     assert bench.train() == "run-2"
 
@@ -409,7 +414,7 @@ def test_a_finished_move_leaves_a_chained_receipt_here_and_in_the_bucket(bench: 
         bench.settle(view.migration_id)
         key = bench.service.migration(view.migration_id).receipt
         assert key == f"runs/{run_id}/receipts/{view.migration_id}.json"
-        data = bench.service.places.store(name).get(key)
+        data = bench.store(name).get(key)
         local = bench.root / "runs" / run_id / "receipts" / f"{view.migration_id}.json"
         assert local.read_bytes() == data
         receipts.append(from_json(data, Receipt))
@@ -552,10 +557,38 @@ def test_stopping_a_moving_run_rolls_the_move_back_then_stops_it(bench: Bench) -
 
 def test_another_run_of_the_same_id_in_the_target_is_never_mixed_with_ours(bench: Bench) -> None:
     run_id = bench.train()
-    store = bench.service.places.store("gcp-sim")
+    store = bench.store("gcp-sim")
     RunLog(store, run_id, bench.world).acquire(generation=1, owner="somebody", nonce="n")
     with pytest.raises(UsageError, match="holds another run-1 already"):
         bench.service.migrate(run_id, GCP, expires_s=600)
+
+
+def test_a_run_stays_in_its_store_when_the_cloud_gets_another_one(bench: Bench) -> None:
+    run_id = bench.train()
+    before = bench.store("aws-sim")
+    clouds = bench.service.places.clouds().clouds
+    new_url = f"memory://new-{bench.root.name}"
+    save_clouds(
+        bench.root,
+        Clouds(
+            clouds=tuple(
+                msgspec.structs.replace(cloud, store_url=new_url)
+                if cloud.name == "aws-sim"
+                else cloud
+                for cloud in clouds
+            )
+        ),
+    )
+    bench.restart()
+    bench.step()
+    view = bench.service.run(run_id)
+    assert (view.state, view.error) == ("running", None)
+    done = bench.move(run_id)
+    assert done.phase == "source_retired", done.error
+    assert RunLog(before, run_id, bench.world).sync().records[-1].kind == "handover"
+    assert bench.store("aws-sim").url == new_url
+    assert bench.store("aws-sim").list("runs/") == []
+    assert done.receipt is not None and bench.store("gcp-sim").size(done.receipt) is not None
 
 
 # -- telemetry, restart and the rest -----------------------------------------------------------
@@ -593,7 +626,7 @@ def test_telemetry_shows_in_the_run_and_its_series_and_a_batch_counts_once(bench
 
 def test_spooled_telemetry_is_taken_in_and_removed_from_the_bucket(bench: Bench) -> None:
     run_id = bench.train()
-    store: Store = bench.service.places.store("aws-sim")
+    store: Store = bench.store("aws-sim")
     key = spool_key(run_id, "b7", "step")
     store.put(key, rows(run_id, bench.world.now(), range(10, 12)))
     bench.step(30.0)
@@ -609,7 +642,7 @@ def test_the_last_batch_of_an_agent_that_spooled_it_at_its_end_is_not_missed(
     puppet.say(state="finished")
     bench.step()
     assert bench.service.run(run_id).state == "finished"
-    store: Store = bench.service.places.store("aws-sim")
+    store: Store = bench.store("aws-sim")
     store.put(spool_key(run_id, "last", "step"), rows(run_id, bench.world.now(), range(50, 51)))
     puppet.is_gone = True
     bench.step()
