@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from cloudshift_lab.checkpoint.copy import copy_plan, static_packs
 from cloudshift_lab.checkpoint.layout import prepare_root
 from cloudshift_lab.checkpoint.reader import open_checkpoint
-from cloudshift_lab.checkpoint.verify import verify
+from cloudshift_lab.checkpoint.verify import VerifyReport, verify
 from cloudshift_lab.core.errors import Corrupt, NotFound, UsageError
 from cloudshift_lab.core.money import format_bytes
 from cloudshift_lab.core.orders import Order, OrderResult
@@ -77,11 +77,29 @@ class Mover:
     def verify_step(self, order: Order) -> Activity:
         """Prove that a copied step is whole: every stored hash, then every chunk decoded.
 
+        What is damaged is deleted and copied again, each object once: a copy judges by size, so
+        that damage of the same size would otherwise stay and block every later move.
+
         Raises:
-            Corrupt: It is not; says what is wrong with the first object.
+            Corrupt: It still is not whole; says what is wrong with the first object.
         """
         sealed = self._sealed(order)
-        report = verify(
+        replaced: set[str] = set()
+        while not (report := self._verify(sealed)).ok:
+            bad = set(report.bad_keys)
+            if not bad.isdisjoint(replaced):
+                raise _not_whole(sealed, report)
+            for result in self._replace(sealed, report):
+                if result.state == "running":
+                    yield result
+            replaced |= bad
+        detail = f"{report.objects} objects, {format_bytes(report.num_bytes)} decoded and proved"
+        if replaced:
+            detail = f"{detail}; {len(replaced)} damaged ones were copied again"
+        yield OrderResult(state="done", step=sealed.step, detail=detail)
+
+    def _verify(self, sealed: LogRecord) -> VerifyReport:
+        return verify(
             self._target,
             self._run_id,
             str(sealed.manifest_key),
@@ -89,13 +107,16 @@ class Mover:
             level=2,
             progress=lambda _done, _total: self._talk(),
         )
-        if not report.ok:
-            raise Corrupt(
-                f"step {order.step} did not arrive whole ({report.problems[0]}); "
-                "the run stays where it is, try the move again"
-            )
-        detail = f"{report.objects} objects, {format_bytes(report.num_bytes)} decoded and proved"
-        yield OrderResult(state="done", step=sealed.step, detail=detail)
+
+    def _replace(self, sealed: LogRecord, report: VerifyReport) -> Activity:
+        """Delete the bad objects of a step at the target, nothing else, and copy them again."""
+        whole = open_checkpoint(self._source, self._run_id, sealed).object_keys()
+        again = {key: digest for key, digest in whole.items() if key in report.bad_keys}
+        if not again:
+            raise _not_whole(sealed, report)
+        for key in again:
+            self._target.delete(key)
+        yield from self._copy(again, 0)
 
     def _sealed(self, order: Order) -> LogRecord:
         """The commit that an order names, from the source's log."""
@@ -126,3 +147,10 @@ class Mover:
             ).num_bytes
             yield OrderResult(state="running", num_bytes=num_bytes, detail=format_bytes(num_bytes))
         yield OrderResult(state="done", num_bytes=num_bytes, detail=format_bytes(num_bytes))
+
+
+def _not_whole(sealed: LogRecord, report: VerifyReport) -> Corrupt:
+    return Corrupt(
+        f"step {sealed.step} did not arrive whole ({report.problems[0]}); "
+        "the run stays where it is, try the move again"
+    )

@@ -52,11 +52,12 @@ class ManualWorld:
 
 
 class SwitchableStore(MemoryStore):
-    """A memory store that can be cut off, or full in part."""
+    """A memory store that can be cut off, or in part be full or damage what it takes."""
 
     is_down = False
     lost_part = ""
     full_part = ""
+    damaged_part = ""
 
     def get(self, key: str, *, start: int | None = None, end: int | None = None) -> bytes:
         self._refuse_if_down(key)
@@ -64,6 +65,8 @@ class SwitchableStore(MemoryStore):
 
     def put(self, key: str, data: bytes) -> None:
         self._refuse_if_down(key)
+        if self.damaged_part and self.damaged_part in key:
+            data = data[:-1] + bytes([data[-1] ^ 1])
         super().put(key, data)
 
     def create(self, key: str, data: bytes) -> bool:

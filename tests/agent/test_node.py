@@ -412,19 +412,50 @@ def test_copying_again_moves_no_byte_twice(source: Attempt, target: Attempt) -> 
     assert target.result(again).num_bytes == 0
 
 
-def test_a_copy_that_did_not_arrive_whole_is_refused(source: Attempt, target: Attempt) -> None:
+def damage(target: Attempt, key: str) -> None:
+    """Flip a bit of an object, so that its size stays."""
+    data = bytearray(target.store.get(key))
+    data[len(data) // 2] ^= 1
+    target.store.put(key, bytes(data))
+
+
+def test_what_is_damaged_at_the_target_is_deleted_and_copied_again(
+    source: Attempt, target: Attempt
+) -> None:
     target.tick()
     digest = str(drained(source).manifest_digest)
     target.order("copy", step=12, digest=digest)
     target.tick()
-    pack = next(key for key in target.store.list("") if key.endswith(".pack"))
-    data = bytearray(target.store.get(pack))
-    data[len(data) // 2] ^= 1
-    target.store.put(pack, bytes(data))
+    copied = [key for key in target.store.list("") if source.store.size(key) is not None]
+    ours = [key for key in copied if "/steps/" in key or key.endswith(".pack")]
+    assert len(ours) >= 4  # a pack, a rank's record and chunk table, the manifest
+    for number, key in enumerate(ours):
+        damage(target, key)
+        verify = target.order("verify", step=12, digest=digest, order_id=f"verify-{number}")
+        target.tick(8)
+        assert target.result(verify).state == "done", key
+        assert target.store.get(key) == source.store.get(key)
+    for key in ours:
+        damage(target, key)
     verify = target.order("verify", step=12, digest=digest)
+    target.tick(20)
+    assert target.result(verify).state == "done"
+    assert f"{len(ours)} damaged ones were copied again" in target.result(verify).detail
+
+
+def test_a_store_that_damages_what_it_takes_is_refused_and_its_other_objects_stay(
+    source: Attempt, target: Attempt
+) -> None:
     target.tick()
+    digest = str(drained(source).manifest_digest)
+    target.store.put("packs/00/another.pack", b"of another run")
+    target.store.damaged_part = ".pack"
+    target.order("copy", step=12, digest=digest)
+    verify = target.order("verify", step=12, digest=digest)
+    target.tick(8)
     result = target.result(verify)
     assert (result.state, result.error_kind) == ("failed", "Corrupt")
+    assert target.store.size("packs/00/another.pack") is not None
 
 
 def test_a_copy_survives_a_source_that_is_away_for_a_while(
