@@ -29,6 +29,7 @@ class Board:
         self._world = world
         self._published: AgentStatus | None = None
         self._publish_at = float("-inf")
+        self._noted: dict[str, str] = {}
         self.status = AgentStatus(
             run_id=job.run_id, generation=job.generation, state="starting", beat=0, at=world.now()
         )
@@ -41,6 +42,15 @@ class Board:
         """Keep a warning among the newest few, each once."""
         kept = tuple(line for line in self.status.warnings if line != message)
         self.update(warnings=(*kept, message)[-_MAX_WARNINGS:])
+
+    def note(self, topic: str, message: str) -> None:
+        """Keep one warning per topic: a newer one, with other numbers, replaces it."""
+        former = self._noted.get(topic)
+        if message == former:
+            return
+        self._noted[topic] = message
+        self.update(warnings=tuple(line for line in self.status.warnings if line != former))
+        self.warn(message)
 
     def publish(self) -> None:
         """Write the status if it has news or the last one is ``STATUS_EVERY_S`` old.

@@ -66,6 +66,8 @@ class AgentProcess:
             while not self._agent.finished:
                 if self._asked_to_stop:
                     self._agent.stop()
+                if (complaint := self._shipper.complaint()) is not None:
+                    self._agent.note("telemetry", complaint)
                 self._agent.tick()
                 self._world.sleep(TICK_S)
         finally:

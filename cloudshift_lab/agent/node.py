@@ -100,6 +100,10 @@ class NodeAgent:
         """Ask, as an order would, for a last commit and the end (the machine wants us gone)."""
         self._accept(Order(order_id="signal", kind="stop", at=self._world.now()))
 
+    def note(self, topic: str, message: str) -> None:
+        """Show a warning in the status that is not about the ranks; one per topic."""
+        self._board.note(topic, message)
+
     def tick(self) -> None:
         """Do what is due now; returns soon, except for a slice of copying or one store call."""
         if self.finished:

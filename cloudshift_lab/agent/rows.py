@@ -116,6 +116,15 @@ class RowShipper:
         """Send what waits, now."""
         self._sender.flush()
 
+    def complaint(self) -> str | None:
+        """That rows were lost, and why as far as it is known; None while none was."""
+        num_dropped, why = self._sender.num_dropped, self._sender.last_error
+        if num_dropped == 0:
+            return None
+        rows = "1 telemetry row was" if num_dropped == 1 else f"{num_dropped} telemetry rows were"
+        reason = f" ({why})" if why else ""
+        return f"{rows} dropped{reason}; training is not affected"
+
     def close(self) -> None:
         """Send what waits, then stop."""
         self._stop.set()

@@ -571,3 +571,14 @@ def test_an_order_is_called_off_when_the_attempt_ends(target: Attempt, kind: str
     target.order("retire")
     target.tick()
     assert target.result(order).state == "failed"
+
+
+def test_a_note_whose_numbers_change_takes_one_line_of_the_warnings(source: Attempt) -> None:
+    source.tick()
+    source.saver.failures = [SaveFailed(10, "Unavailable", "the bucket is away; wait")]
+    source.run_to(10, staged=10)
+    for number in range(1, 9):
+        source.agent.note("telemetry", f"{number} rows were dropped")
+        source.tick(2)
+    source.tick(10)
+    assert source.published.warnings == ("the bucket is away; wait", "8 rows were dropped")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import socket
 import threading
 import time
@@ -20,7 +21,7 @@ from cloudshift_lab.storage.memory import MemoryStore
 from cloudshift_lab.telemetry.batch import decode
 from cloudshift_lab.telemetry.spool import Sender
 
-from .conftest import make_job
+from .conftest import SwitchableStore, make_job
 
 
 class Conductor:
@@ -125,6 +126,24 @@ def test_rows_wait_in_the_bucket_while_there_is_no_conductor(tmp_path: Path) -> 
     shipper.add([report(1)])
     shipper.close()
     assert store.list("runs/run-a/telemetry") == ["runs/run-a/telemetry/run-a-g1-n-0.step.arrow"]
+
+
+def test_rows_that_were_dropped_are_complained_about_with_the_reason(tmp_path: Path) -> None:
+    store = SwitchableStore("memory://full")
+    sender = Sender(
+        ConductorPost(tmp_path, "run-a"), store, "run-a", generation=1, nonce="n",
+        max_pending_rows=2,
+    )  # fmt: skip
+    shipper = RowShipper(sender, make_job())
+    shipper.add([report(1)])
+    assert shipper.complaint() is None
+    store.is_down = True
+    shipper.add([report(step) for step in range(2, 9)])
+    shipper.flush()
+    complaint = shipper.complaint() or ""
+    assert re.match(r"\d telemetry rows were dropped \(.*bucket.*cut off", complaint)
+    assert complaint.endswith("training is not affected")
+    shipper.close()
 
 
 def test_a_conductor_that_moved_is_found_again(tmp_path: Path, conductor: Conductor) -> None:
