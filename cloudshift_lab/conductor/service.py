@@ -208,7 +208,7 @@ class ConductorService:
                 f"cannot write below {self._root} ({error.strerror}); "
                 "free disk space, then try again"
             ) from error
-        tender.side(tender.owner).submit()
+        tender.submit()
         self._ticker.wake()
         return self._show(tender)
 
@@ -228,7 +228,7 @@ class ConductorService:
         tender = self._registry.find(run)
         probe_store(tender.side(tender.owner).store, world=self._world)
         tender.resume()
-        tender.side(tender.owner).submit()
+        tender.submit()
         self._ticker.wake()
         return self._show(tender)
 

@@ -182,6 +182,22 @@ class RunTender:
             owner, job=job, at=self._around.world.now(), migration_id=None
         )
 
+    def submit(self) -> None:
+        """Start the owner, unless it was started before.
+
+        Raises:
+            Unavailable: It may start yet; the next tick tries again.
+            Exception: Whatever else the engine says: the run has failed, and says so.
+        """
+        try:
+            self.side(self.owner).submit()
+        except Unavailable:
+            raise
+        except Exception as error:
+            text = error.message if isinstance(error, CloudshiftError) else str(error)
+            self._keep_end("failed", f"could not be started: {text}", None)
+            raise
+
     def logs(self, rank: int | None, tail: int) -> str:
         """The newest lines of the owner's rank or agent."""
         return self.side(self.owner).logs(rank, tail)
@@ -238,7 +254,7 @@ class RunTender:
             return
         side = self.side(self.owner)
         if not side.was_started():
-            side.submit()
+            self.submit()
         was_gone = side.is_gone()
         status = side.line.look()
         if status is not None and status != self.status:
@@ -278,11 +294,13 @@ class RunTender:
         self._keep_end(outcome, error, status)
 
     def _lose(self, status: AgentStatus | None) -> None:
-        if self.record.stop_asked is not None:
-            self._keep_end("stopped", None, status)
-            return
         step = None if status is None else status.committed_step
-        kept = "nothing was saved yet" if step is None else f"step {step} is saved"
+        kept = "nothing was saved" if step is None else f"step {step} is saved"
+        asked = self.record.stop_asked
+        if asked is not None:
+            error = f"ended without a last save; {kept}"
+            self._keep_end("stopped", f"{asked.why}; {error}" if asked.why else error, status)
+            return
         self._keep_end(
             "lost",
             f"the agent ended without a word ({kept}); see `cloudshift logs {self.run_id}`, "

@@ -161,7 +161,7 @@ class PuppetEngine:
         self._world = world
         self.puppets: dict[tuple[str, int], Puppet] = {}
         self.prepare: Callable[[Puppet], None] = lambda _: None
-        self.refuse: CloudshiftError | None = None
+        self.refuse: Exception | None = None
         self.started: list[int] = []
 
     def tick(self) -> None:

@@ -252,6 +252,21 @@ def test_an_agent_that_vanished_makes_the_run_lost_with_advice(bench: Bench) -> 
     assert view.error is not None and "cloudshift resume run-1" in view.error
 
 
+@pytest.mark.parametrize(("saved", "said"), [(None, "nothing was saved"), (7, "step 7 is saved")])
+def test_a_stopped_agent_that_ended_without_a_last_save_says_what_is_saved(
+    bench: Bench, saved: int | None, said: str
+) -> None:
+    run_id = bench.train()
+    puppet = bench.engine.puppets[run_id, 1]
+    puppet.say(committed_step=saved)
+    bench.service.stop(run_id)
+    puppet.is_gone = True
+    bench.step()
+    view = bench.service.run(run_id)
+    assert (view.state, view.error) == ("stopped", f"ended without a last save; {said}")
+    assert view.checkpoint_step == saved
+
+
 def test_a_finished_run_costs_nothing_more(bench: Bench) -> None:
     run_id = bench.train()
     bench.world.clock_s = 1800.0
@@ -352,6 +367,44 @@ def test_a_run_whose_start_was_cut_off_is_started_by_the_next_conductor(bench: B
     bench.step()
     assert bench.engine.started == [1]
     assert bench.service.run("gpt").state == "running"
+
+
+@pytest.mark.parametrize("error", [UsageError("no agent can be started here; mend it"),
+                                   OSError(28, "No space left on device")])  # fmt: skip
+def test_a_run_that_cannot_be_started_has_failed_and_is_not_tried_for_ever(
+    bench: Bench, error: Exception
+) -> None:
+    bench.engine.refuse = error
+    with pytest.raises(type(error)):
+        bench.service.train(RunSpec(name="gpt", script=SCRIPT, target=AWS))
+    bench.engine.refuse = None
+    bench.step()
+    bench.restart()
+    bench.step(HOUR_S)
+    view = bench.service.run("gpt")
+    assert view.state == "failed"
+    assert view.error is not None and view.error.startswith("could not be started: ")
+    assert (view.spent_micro_usd, view.price_micro_usd_per_h) == (0, 0)
+    assert bench.engine.started == []
+    assert bench.service.resume("gpt").state == "starting"
+    bench.step()
+    bench.step()
+    assert bench.service.run("gpt").state == "running"
+
+
+def test_a_run_that_cannot_be_resumed_or_started_later_has_failed(bench: Bench) -> None:
+    run_id = bench.train()
+    bench.engine.puppets[run_id, 1].is_gone = True
+    bench.step()
+    bench.engine.refuse = Unavailable("not now; try again")
+    with pytest.raises(Unavailable):
+        bench.service.resume(run_id)
+    bench.engine.refuse = UsageError("no agent can be started here; mend it")
+    bench.step()
+    bench.engine.refuse = None
+    bench.step()
+    assert bench.service.run(run_id).state == "failed"
+    assert bench.engine.started == [1]
 
 
 # -- moves -------------------------------------------------------------------------------------
