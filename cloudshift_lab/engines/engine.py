@@ -64,4 +64,7 @@ class Engine(Protocol):
         """Ask it to end, wait up to ``grace_s`` seconds, then end it and all its ranks by force."""
 
     def logs(self, handle: Handle, rank: int | None = None, tail: int = 200) -> str:
-        """The last ``tail`` lines of a rank's output; of the agent's own with ``rank`` None."""
+        """The last ``tail`` lines of a rank's output.
+
+        With ``rank`` None of all ranks and the agent together, each line with whose it is.
+        """

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import os
 import signal
-import site
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +19,8 @@ from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.core.world import REAL_WORLD, World
 from cloudshift_lab.engines.engine import Handle, Observation
-from cloudshift_lab.engines.process import has_ended, process_start_time, reap
+from cloudshift_lab.engines.logs import AGENT_LOG, last_lines
+from cloudshift_lab.engines.process import environment, has_ended, process_start_time, reap
 
 HANDLE_FILE = "handle.json"
 JOB_FILE = "job.json"
@@ -28,7 +28,6 @@ EXIT_FILE = "exit.json"
 READY_FILE = "ready"
 LOCK_FILE = "submit.lock"
 LOCK_ENV = "CLOUDSHIFT_SUBMIT_LOCK"
-AGENT_LOG = "agent.log"
 _POLL_S = 0.05
 _KILL_WAIT_S = 10.0
 
@@ -80,13 +79,7 @@ class LocalEngine:
         return self.observe(handle)
 
     def logs(self, handle: Handle, rank: int | None = None, tail: int = 200) -> str:
-        name = AGENT_LOG if rank is None else f"rank-{rank}.log"
-        path = Path(handle.workdir) / "logs" / name
-        try:
-            lines = path.read_text(errors="replace").splitlines()
-        except FileNotFoundError:
-            return ""
-        return "\n".join(lines[-tail:])
+        return last_lines(Path(handle.workdir) / "logs", rank, tail)
 
     def workdir(self, run_id: str, generation: int) -> Path:
         """Where an attempt keeps its files on this machine."""
@@ -125,7 +118,7 @@ class LocalEngine:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "cloudshift_lab.agent", str(workdir / JOB_FILE)],
                     cwd=workdir,
-                    env={**_environment(), LOCK_ENV: str(lock)},
+                    env={**environment(), LOCK_ENV: str(lock)},
                     pass_fds=(lock,),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -154,15 +147,6 @@ def write_handle(job: JobSpec, pid: int, start_time: str) -> Handle:
     handle = Handle(job.run_id, job.generation, pid, start_time, job.workdir)
     write_private(Path(job.workdir) / HANDLE_FILE, to_json(handle))
     return handle
-
-
-def _environment() -> dict[str, str]:
-    """Ours; with the package's own place when it is run from a checkout and not installed."""
-    root = str(Path(__file__).parents[2])
-    if root in (*site.getsitepackages(), site.getusersitepackages()):
-        return dict(os.environ)
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _exit_code(path: Path) -> int | None:

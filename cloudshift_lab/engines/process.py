@@ -1,10 +1,20 @@
-"""Telling a process from a later one with the same pid, and whether it still runs."""
+"""Our own processes: what they inherit, which is which, and whether one still runs."""
 
 from __future__ import annotations
 
 import os
+import site
 import subprocess
 from pathlib import Path
+
+
+def environment() -> dict[str, str]:
+    """Ours, for a child; with the package's own place when it runs from a checkout, uninstalled."""
+    root = str(Path(__file__).parents[2])
+    if root in (*site.getsitepackages(), site.getusersitepackages()):
+        return dict(os.environ)
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def process_start_time(pid: int) -> str | None:

@@ -16,7 +16,8 @@ from cloudshift_lab.core.placement import Placement
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.world import REAL_WORLD
 from cloudshift_lab.engines import Handle, LocalEngine, Observation
-from cloudshift_lab.engines.process import has_ended, process_start_time, reap
+from cloudshift_lab.engines import process as process_module
+from cloudshift_lab.engines.process import environment, has_ended, process_start_time, reap
 
 LIMIT_S = 60.0
 
@@ -115,11 +116,28 @@ def test_a_job_without_a_script_exits_with_the_reason_in_its_log(
     (tmp_path / "sleep.py").unlink()
     handle = engine.submit(job)
     assert wait_for(engine, handle, "exited").returncode == 2
+    assert "[agent] " in engine.logs(handle)
     assert "there is no script at" in engine.logs(handle)
 
 
 def test_logs_of_a_rank_that_wrote_none_are_empty(engine: LocalEngine, running: Handle) -> None:
     assert engine.logs(running, rank=7) == ""
+
+
+def test_logs_without_a_rank_are_those_of_all_ranks(engine: LocalEngine, running: Handle) -> None:
+    for rank in (0, 1):
+        (Path(running.workdir) / "logs" / f"rank-{rank}.log").write_text(f"hello from {rank}\n")
+    assert engine.logs(running).startswith("[rank 0] hello from 0\n[rank 1] hello from 1")
+
+
+def test_a_child_finds_the_package_also_from_an_uninstalled_checkout(tmp_path: Path) -> None:
+    if not Path(process_module.__file__).is_relative_to(Path(__file__).parents[2]):
+        pytest.skip("the package is installed and not run from this checkout")
+    code = "import cloudshift_lab; print(cloudshift_lab.__file__)"
+    bare = [sys.executable, "-S", "-c", code]  # no site-packages: nothing is installed
+    found = subprocess.run(bare, env=environment(), cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert Path(found.stdout.strip()).is_relative_to(Path(__file__).parents[2])
 
 
 def test_a_process_is_told_from_a_later_one_with_its_pid() -> None:
