@@ -16,6 +16,7 @@ import pytest
 from tornado.httpclient import HTTPClientError
 
 from cloudshift_lab.core.errors import Unavailable
+from cloudshift_lab.engines.process import environment
 from cloudshift_lab.lab.dashboard import launch
 
 
@@ -101,6 +102,19 @@ def test_a_dashboard_that_cannot_start_says_where_to_look(
     monkeypatch.setattr(launch.sys, "executable", "/bin/false")
     with pytest.raises(Unavailable, match=r"dashboard\.log"):
         launch.ensure_dashboard(tmp_path)
+
+
+def test_a_dashboard_is_started_with_what_it_needs_from_an_uninstalled_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "path: $PYTHONPATH"\nexit 1\n')
+    python.chmod(0o700)
+    monkeypatch.setattr(launch.sys, "executable", str(python))
+    with pytest.raises(Unavailable):
+        launch.ensure_dashboard(tmp_path)
+    wanted = environment().get("PYTHONPATH", "")
+    assert f"path: {wanted}\n" in (tmp_path / launch.LOG_FILE).read_text()
 
 
 def test_a_dashboard_nobody_looks_at_ends_and_tidies_up(tmp_path: Path) -> None:

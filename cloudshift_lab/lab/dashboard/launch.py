@@ -17,7 +17,7 @@ from cloudshift_lab.conductor.discovery import try_lock
 from cloudshift_lab.core.errors import Corrupt, Unavailable
 from cloudshift_lab.core.home import home, write_private
 from cloudshift_lab.core.wire import from_json, to_json
-from cloudshift_lab.engines.process import process_start_time
+from cloudshift_lab.engines.process import environment, process_start_time
 
 STATE_FILE = "dashboard.json"
 LOCK_FILE = "dashboard.lock"
@@ -111,6 +111,7 @@ def _spawn(root: Path, deadline: float) -> DashboardFile:
     try:
         process = subprocess.Popen(
             [sys.executable, "-m", "cloudshift_lab.lab.dashboard", "--home", str(root)],
+            env=environment(),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
