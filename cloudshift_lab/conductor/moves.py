@@ -190,12 +190,14 @@ def journal_path(folder: Path, migration_id: str) -> Path:
     return folder / "migrations" / f"{migration_id}.jsonl"
 
 
-def target_job(source: JobSpec, plan: Plan, *, generation: int, workdir: Path) -> JobSpec:
-    """The standby job that a move starts at its target."""
+def target_job(
+    source: JobSpec, plan: Plan, *, generation: int, workdir: Path, owner_id: str
+) -> JobSpec:
+    """The standby job that a move starts at its target; ``owner_id`` is used once in the world."""
     return JobSpec(
         run_id=source.run_id,
         generation=generation,
-        owner=f"{source.run_id}:{plan.migration_id}",
+        owner=f"{source.run_id}:{plan.migration_id}:{owner_id}",
         placement=plan.target,
         store_url=plan.target_url,
         script=source.script,

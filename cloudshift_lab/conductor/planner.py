@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cloudshift_lab.conductor.claim import Claim, claim_run
 from cloudshift_lab.conductor.moves import Move, Surroundings, target_job
 from cloudshift_lab.conductor.places import placement_at
 from cloudshift_lab.conductor.pricing import Measured, Place, handover_s, plan_move
@@ -12,7 +13,6 @@ from cloudshift_lab.core.errors import UsageError
 from cloudshift_lab.core.placement import Cloud, Offer
 from cloudshift_lab.core.plan import PhaseTime, Plan
 from cloudshift_lab.core.views import Series
-from cloudshift_lab.storage.log import log_key
 from cloudshift_lab.storage.store import Store
 from cloudshift_lab.telemetry.store import TelemetryStore
 
@@ -67,7 +67,13 @@ class MovePlanner:
         folder = self._around.run_folder(tender.run_id) / "attempts" / str(generation)
         return MoveOpened(
             migration_id=plan.migration_id,
-            target_job=target_job(tender.owner.job, plan, generation=generation, workdir=folder),
+            target_job=target_job(
+                tender.owner.job,
+                plan,
+                generation=generation,
+                workdir=folder,
+                owner_id=self._around.world.new_id("owner"),
+            ),
             price_micro_usd_per_h=target.offer.price_micro_usd_per_h * plan.target.nodes,
             price_source=price_source(target.offer),
             simulated=target.cloud.simulated or target.offer.simulated,
@@ -109,12 +115,15 @@ class MovePlanner:
     def refuse_foreign(self, tender: RunTender, store: Store) -> None:
         """A bucket that another state directory uses may hold another run of the same id.
 
+        If it does not, the id is ours there from now on.
+
         Raises:
             UsageError: It does.
         """
         attempts = tender.record.attempts.values()
         urls = {tender.side(attempt.started).store.url for attempt in attempts}
-        if store.url not in urls and store.size(log_key(tender.run_id, 0)) is not None:
+        claim = Claim(run_id=tender.run_id, owner=tender.record.created.first.job.owner)
+        if store.url not in urls and not claim_run(store, claim):
             raise UsageError(
                 f"{store.url} holds another {tender.run_id} already; "
                 "move to another store, or give that cloud another store_url in clouds.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import threading
@@ -14,6 +15,7 @@ import pyarrow as pa
 
 from cloudshift_lab import __version__
 from cloudshift_lab.conductor import doctor, shown
+from cloudshift_lab.conductor.claim import Claim, claim_run
 from cloudshift_lab.conductor.journal import Journal
 from cloudshift_lab.conductor.moves import Move, Surroundings
 from cloudshift_lab.conductor.places import Places, placement_at
@@ -29,7 +31,6 @@ from cloudshift_lab.core.run import JobSpec, RunSpec, RunView
 from cloudshift_lab.core.views import Check, CostView, Health, Series, Target
 from cloudshift_lab.core.world import World
 from cloudshift_lab.engines.engine import Engine
-from cloudshift_lab.storage.log import log_key
 from cloudshift_lab.storage.store import Store, probe_store
 from cloudshift_lab.telemetry.store import TelemetryStore
 
@@ -224,6 +225,7 @@ class ConductorService:
         Raises:
             UsageError, Conflict, Exhausted: It cannot be resumed now; says why.
             Denied, Unavailable, Unsupported: Its store cannot carry it any more.
+            NotFound: Its store lost its checkpoint; nothing is started.
         """
         tender = self._registry.find(run)
         probe_store(tender.side(tender.owner).store, world=self._world)
@@ -235,30 +237,38 @@ class ConductorService:
     def _create(
         self, spec: RunSpec, source: str, cloud: Cloud, *, offer: Offer, store: Store
     ) -> RunTender:
-        number = self._registry.next_number()
-        while store.size(log_key(f"run-{number}", 0)) is not None:
-            number += 1
-        run_id = f"run-{number}"
+        claim = self._claim(store)
+        run_id = claim.run_id
         folder = self._around.run_folder(run_id)
         folder.mkdir(mode=0o700, parents=True)
         spec = freeze_script(spec, source, folder)
-        first = self._first_attempt(run_id, spec, cloud, offer=offer)
+        first = self._first_attempt(claim, spec, cloud, offer=offer)
         created = RunCreated(run_id=run_id, spec=spec, at=first.at, first=first)
         return self._registry.add(RunRecord.create(Journal(folder / "journal.jsonl"), created))
 
+    def _claim(self, store: Store) -> Claim:
+        """The next run id that nobody else has in this bucket."""
+        owner_id = self._world.new_id("owner")
+        for number in itertools.count(self._registry.next_number()):
+            run_id = f"run-{number}"
+            claim = Claim(run_id=run_id, owner=f"{run_id}:start:{owner_id}")
+            if claim_run(store, claim):
+                return claim
+        raise AssertionError("there is always another number")
+
     def _first_attempt(
-        self, run_id: str, spec: RunSpec, cloud: Cloud, *, offer: Offer
+        self, claim: Claim, spec: RunSpec, cloud: Cloud, *, offer: Offer
     ) -> AttemptStarted:
         placement = placement_at(offer, ranks_per_node=spec.ranks_per_node)
         job = JobSpec(
-            run_id=run_id,
+            run_id=claim.run_id,
             generation=1,
-            owner=f"{run_id}:start",
+            owner=claim.owner,
             placement=placement,
             store_url=cloud.store_url,
             script=spec.script,
             home=str(self._root),
-            workdir=str(self._around.run_folder(run_id) / "attempts" / "1"),
+            workdir=str(self._around.run_folder(claim.run_id) / "attempts" / "1"),
             checkpoint_every=spec.checkpoint_every,
             seed=spec.seed,
             args=spec.args,

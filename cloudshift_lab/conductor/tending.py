@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-import msgspec
-
 from cloudshift_lab.conductor.inbox import ends_attempt
 from cloudshift_lab.conductor.journal import Journal
 from cloudshift_lab.conductor.moves import Move, Surroundings, journal_path
@@ -19,6 +17,11 @@ from cloudshift_lab.conductor.records import (
     RunResumed,
     Settled,
     StopAsked,
+)
+from cloudshift_lab.conductor.resuming import (
+    newest_commit_step,
+    refuse_lost_checkpoint,
+    resumed_attempt,
 )
 from cloudshift_lab.conductor.side import Side
 from cloudshift_lab.core.errors import (
@@ -87,6 +90,12 @@ class RunTender:
         return self.record.attempts[generation].started
 
     @property
+    def newest_commit_step(self) -> int | None:
+        """The newest step that is known to be committed, across attempts."""
+        sagas = [move.saga for move in self.moves.values()]
+        return newest_commit_step(self.record, self.status, sagas)
+
+    @property
     def open_move(self) -> Move | None:
         """The move that waits for a decision or is under way; there is at most one."""
         return next((move for move in self.moves.values() if move.is_open), None)
@@ -144,10 +153,15 @@ class RunTender:
             UsageError: It has not ended, or it has finished.
             Conflict: The end of a move is still being settled.
             Exhausted: Its budget is used up.
+            NotFound: Its store lost what was committed; nothing is started.
         """
         with self.lock:
             self._refuse_resume()
-            self.record.keep(RunResumed(attempt=self._next_attempt()))
+            step, side = self.newest_commit_step, self.side(self.owner)
+        refuse_lost_checkpoint(side.store, self.run_id, step, self._around.world)
+        with self.lock:
+            self._refuse_resume()
+            self.record.keep(RunResumed(attempt=self._next_attempt(step)))
             self.status = None
             self._look_at = self._replay_at = float("-inf")
         self._changed()
@@ -166,20 +180,13 @@ class RunTender:
                 f"the budget of {format_usd(budget)} is used up; start a run with a larger --budget"
             )
 
-    def _next_attempt(self) -> AttemptStarted:
-        owner, generation = self.owner, self.record.next_generation
-        job = msgspec.structs.replace(
-            owner.job,
-            generation=generation,
-            owner=f"{self.run_id}:resume-{generation}",
-            workdir=str(self._around.run_folder(self.run_id) / "attempts" / str(generation)),
-            standby=False,
-            restore_step=None,
-            source_cloud=None,
-            source_url=None,
-        )
-        return msgspec.structs.replace(
-            owner, job=job, at=self._around.world.now(), migration_id=None
+    def _next_attempt(self, restore_step: int | None) -> AttemptStarted:
+        return resumed_attempt(
+            self.owner,
+            generation=self.record.next_generation,
+            restore_step=restore_step,
+            folder=self._around.run_folder(self.run_id),
+            world=self._around.world,
         )
 
     def submit(self) -> None:
@@ -294,7 +301,7 @@ class RunTender:
         self._keep_end(outcome, error, status)
 
     def _lose(self, status: AgentStatus | None) -> None:
-        step = None if status is None else status.committed_step
+        step = self.newest_commit_step
         kept = "nothing was saved" if step is None else f"step {step} is saved"
         asked = self.record.stop_asked
         if asked is not None:

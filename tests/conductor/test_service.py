@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cloudshift_lab.conductor.claim import Claim, claim_key
 from cloudshift_lab.conductor.journal import Journal
 from cloudshift_lab.conductor.service import ConductorService
 from cloudshift_lab.core.errors import (
@@ -220,6 +221,51 @@ def test_an_id_that_the_bucket_knows_already_is_not_used_again(bench: Bench) -> 
     assert bench.train() == "run-2"
 
 
+def test_two_state_directories_never_take_the_same_id_in_one_bucket(bench: Bench) -> None:
+    other = ConductorService(bench.root / "other", bench.engine, bench.world)
+    save_clouds(bench.root / "other", bench.service.places.clouds())
+    bench.engine.prepare = lambda puppet: setattr(puppet, "is_frozen", True)
+    names = [
+        service.train(RunSpec(name="gpt", script=SCRIPT, target=AWS)).run_id
+        for service in (bench.service, other)
+    ]
+    other.telemetry.close()
+    assert names == ["run-1", "run-2"]
+
+
+def test_a_claim_whose_race_was_lost_takes_the_next_number(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = bench.store("aws-sim")
+    create = store.create
+
+    def rival_first(key: str, data: bytes) -> bool:
+        if key == claim_key("run-1"):
+            create(key, b'{"run_id":"run-1","owner":"a rival"}')
+        return create(key, data)
+
+    monkeypatch.setattr(store, "create", rival_first)
+    assert bench.train() == "run-2"
+    job = bench.engine.puppets["run-2", 1].job
+    assert from_json(store.get(claim_key("run-2")), Claim) == Claim("run-2", job.owner)
+
+
+def test_every_attempt_has_an_owner_of_its_own_that_survives_a_restart(bench: Bench) -> None:
+    run_id = bench.train()
+    bench.move(run_id)
+    bench.engine.puppets[run_id, 2].is_gone = True
+    bench.step()
+    bench.service.resume(run_id)
+    owners = [bench.engine.puppets[run_id, number].job.owner for number in (1, 2, 3)]
+    assert [owner.rpartition(":")[0] for owner in owners] == [
+        "run-1:start", "run-1:mig-1", "run-1:resume-3",
+    ]  # fmt: skip
+    assert len({owner.rpartition(":")[2] for owner in owners}) == 3
+    bench.restart()
+    attempts = bench.service._registry.find(run_id).record.attempts
+    assert [attempt.job.owner for attempt in attempts.values()] == owners
+
+
 def test_an_unknown_run_lists_the_known_ones(bench: Bench) -> None:
     with pytest.raises(NotFound, match="none yet"):
         bench.service.run("x")
@@ -293,7 +339,7 @@ def test_stopping_asks_the_agent_and_stopping_twice_changes_nothing(bench: Bench
 
 def test_a_stopped_run_is_resumed_where_it_was_under_a_new_generation(bench: Bench) -> None:
     run_id = bench.train()
-    bench.move(run_id)
+    moved = bench.move(run_id)
     bench.service.stop(run_id)
     for _ in range(4):
         bench.step()
@@ -307,12 +353,74 @@ def test_a_stopped_run_is_resumed_where_it_was_under_a_new_generation(bench: Ben
     assert (view.state, view.generation, view.placement.target) == ("running", 3, GCP)
     assert (view.error, view.ended_at) == (None, None)
     job = bench.engine.puppets[run_id, 3].job
-    assert (job.standby, job.restore_step, job.source_url) == (False, None, None)
+    assert (job.standby, job.restore_step, job.source_url) == (False, moved.sealed_step, None)
     assert [line.label for line in bench.service.cost(run_id).lines if "attempt" in line.label] == [
         "attempt 1", "attempt 2", "attempt 3",
     ]  # fmt: skip
     assert bench.move(run_id, AWS).phase == "source_retired"
     assert bench.service.run(run_id).placement.target == AWS
+
+
+def commit(puppet: Any, step: int) -> None:
+    puppet.log.commit(
+        generation=puppet.job.generation, step=step, manifest_key=f"m{step}",
+        manifest_digest=f"d{step}", nonce=f"commit-{step}",
+    )  # fmt: skip
+    puppet.say(committed_step=step, committed_at=puppet.world.now())
+
+
+def test_a_resumed_run_continues_at_least_from_what_is_known_to_be_saved(bench: Bench) -> None:
+    run_id = bench.train()
+    commit(bench.engine.puppets[run_id, 1], 7)
+    for generation in (1, 2, 3):
+        bench.step()
+        bench.engine.puppets[run_id, generation].is_gone = True
+        bench.step()
+        view = bench.service.run(run_id)
+        assert view.state == "lost" and view.error is not None
+        assert "step 7 is saved" in view.error
+        bench.restart()
+        bench.service.resume(run_id)
+        bench.step()
+        assert bench.engine.puppets[run_id, generation + 1].job.restore_step == 7
+
+
+def test_a_run_that_never_saved_begins_again_when_resumed(bench: Bench) -> None:
+    run_id = bench.train()
+    bench.engine.puppets[run_id, 1].is_gone = True
+    bench.step()
+    bench.service.resume(run_id)
+    assert bench.engine.puppets[run_id, 2].job.restore_step is None
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_run_whose_bucket_was_emptied_is_not_started_again_from_nothing(
+    bench: Bench, moved: bool
+) -> None:
+    run_id = bench.train()
+    commit(bench.engine.puppets[run_id, 1], 1)
+    bench.step()
+    step = 1
+    if moved:
+        step = bench.move(run_id).sealed_step or 0
+    started = list(bench.engine.started)
+    bench.engine.puppets[run_id, started[-1]].is_gone = True
+    bench.step()
+    store = bench.store("gcp-sim" if moved else "aws-sim")
+    kept = {key: store.get(key) for key in store.list("")}
+    for key in kept:
+        store.delete(key)
+    with pytest.raises(NotFound, match=f"no longer holds run-1's checkpoint of step {step}; "):
+        bench.service.resume(run_id)
+    bench.step()
+    assert bench.service.run(run_id).state == "lost"
+    assert bench.engine.started == started
+    for key, data in kept.items():
+        store.put(key, data)
+    bench.service.resume(run_id)
+    for _ in range(3):
+        bench.step()
+    assert bench.service.run(run_id).state == "running"
 
 
 def test_a_lost_run_is_resumed_and_its_old_agent_is_fenced(bench: Bench) -> None:
@@ -642,6 +750,22 @@ def test_a_run_stays_in_its_store_when_the_cloud_gets_another_one(bench: Bench) 
     assert bench.store("aws-sim").url == new_url
     assert bench.store("aws-sim").list("runs/") == []
     assert done.receipt is not None and bench.store("gcp-sim").size(done.receipt) is not None
+
+
+def test_an_id_that_another_directory_has_only_claimed_at_the_target_is_not_used(
+    bench: Bench,
+) -> None:
+    run_id = bench.train()
+    store = bench.store("gcp-sim")
+    store.create(claim_key(run_id), b'{"run_id":"run-1","owner":"somebody"}')
+    with pytest.raises(UsageError, match="holds another run-1 already"):
+        bench.service.migrate(run_id, GCP, expires_s=600)
+    store.delete(claim_key(run_id))
+    plan = bench.service.migrate(run_id, GCP, expires_s=600)
+    bench.approve(plan, "reject")
+    assert bench.move(run_id).phase == "source_retired"
+    owner = bench.engine.puppets[run_id, 1].job.owner
+    assert from_json(store.get(claim_key(run_id)), Claim) == Claim(run_id, owner)
 
 
 # -- telemetry, restart and the rest -----------------------------------------------------------
