@@ -68,7 +68,10 @@ def _exit_codes(error: Exception) -> dict[str, int] | None:
 
 
 def run_rank(workdir: Path, script: str, arguments: list[str]) -> None:
-    """Run the researcher's script as ``__main__``; an exception is written down, then passed on."""
+    """Run the researcher's script as ``__main__``; an exception is written down, then passed on.
+
+    It is left in ``sys.last_value``, as the interpreter would, so that what runs at exit can tell.
+    """
     die_with_parent(int(os.environ.get(_LAUNCHER_ENV, os.getppid())))
     rank = int(os.environ["RANK"])
     _log_to(workdir / LOGS / f"rank-{rank}.log")
@@ -76,7 +79,12 @@ def run_rank(workdir: Path, script: str, arguments: list[str]) -> None:
     sys.path.insert(0, str(Path(script).parent))
     try:
         runpy.run_path(script, run_name="__main__")
+    except SystemExit as error:
+        if error.code not in (None, 0):
+            sys.last_value = error
+        raise
     except Exception as error:  # noqa: BLE001 - recorded for the agent, and ends the rank
+        sys.last_value = error
         trimmed = trim(error.__traceback__)
         text = "".join(traceback.format_exception(type(error), error, trimmed))
         sys.stderr.write(text)

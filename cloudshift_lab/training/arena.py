@@ -86,12 +86,30 @@ class Arena:
         self._world_size = world_size
         self._slots = [Slot(slot_file(node_dir, rank, k)) for k in range(NUM_SLOTS)]
         self._newest = NUM_SLOTS - 1
+        self._prepared: tuple[int, StagedRank] | None = None
         self.staged_step: int | None = None
+
+    @property
+    def prepared_step(self) -> int | None:
+        """The step that is copied but not announced yet."""
+        return None if self._prepared is None else self._prepared[1].step
 
     def stage(
         self, step: int, tensors: Mapping[str, torch.Tensor], leaves: object, *, is_last: bool
     ) -> None:
-        """Copy a share of the state and say that it is complete.
+        """Copy a share of the state and say that it is complete: ``prepare``, then ``announce``.
+
+        Raises:
+            Exhausted: The shared memory is full; the step before stays staged.
+            UsageError: A leaf that a checkpoint cannot hold.
+        """
+        self.prepare(step, tensors, leaves, is_last=is_last)
+        self.announce()
+
+    def prepare(
+        self, step: int, tensors: Mapping[str, torch.Tensor], leaves: object, *, is_last: bool
+    ) -> None:
+        """Copy a share of the state as it is now; nobody is told of it yet.
 
         Args:
             step: Optimizer step after which the state is.
@@ -103,6 +121,7 @@ class Arena:
             Exhausted: The shared memory is full; the step before stays staged.
             UsageError: A leaf that a checkpoint cannot hold.
         """
+        self._prepared = None
         described = msgspec.Raw(encode_leaves(leaves))
         number = (self._newest + 1) % NUM_SLOTS
         announcement = staged_file(self._node_dir, self._rank, number)
@@ -118,8 +137,15 @@ class Arena:
             boxes=slot.boxes,
             leaves=described,
         )
-        replace_file(announcement, to_json(staged))
-        self._newest, self.staged_step = number, step
+        self._prepared = (number, staged)
+
+    def announce(self) -> None:
+        """Say that what was prepared is complete; no-op when nothing is."""
+        if self._prepared is None:
+            return
+        (number, staged), self._prepared = self._prepared, None
+        replace_file(staged_file(self._node_dir, self._rank, number), to_json(staged))
+        self._newest, self.staged_step = number, staged.step
 
 
 def _map_new_file(path: Path, num_bytes: int) -> mmap.mmap:

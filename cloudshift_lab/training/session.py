@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from cloudshift_lab.checkpoint.reader import open_checkpoint
-from cloudshift_lab.core.errors import Unavailable, UsageError
+from cloudshift_lab.core.errors import CloudshiftError, Unavailable, UsageError
 from cloudshift_lab.core.staging import Go, RankState, StepReport
 from cloudshift_lab.training.agreement import Agreement, Flags
 from cloudshift_lab.training.arena import Arena
@@ -75,6 +76,7 @@ class Session:
             run_warm_up(model, warm_up)
         self.start_step = 0
         self._current: int | None = None
+        self._completed: int | None = None
         self._total = 0
         self._step_began = 0.0
         self._arena: Arena | None = None
@@ -83,20 +85,28 @@ class Session:
         else:
             self._arena = Arena(self._node.node_dir, self.rank, self.world_size)
             self._enter(self._node)
+            atexit.register(self._depart)
 
     def steps(self, total: int) -> Iterator[int]:
         """The steps still to be done: from the restored one + 1 to ``total``.
+
+        A loop that is left early, after ``session.step()``, is as finished as a whole one: its
+        state is copied at once, and counts when the process ends without an error.
 
         Args:
             total: Optimizer steps of the whole run, counted from its very beginning.
         """
         self._total = total
         self._step_began = time.perf_counter()
-        for step in range(self.start_step + 1, total + 1):
-            self._current = step
-            yield step
-            if self._current is not None:
-                self.step()
+        try:
+            for step in range(self.start_step + 1, total + 1):
+                self._current = step
+                yield step
+                if self._current is not None:
+                    self.step()
+        except GeneratorExit:
+            self._keep()
+            raise
         self._finish(max(total, self.start_step))
 
     def step(self, *, loss: torch.Tensor | float | None = None, tokens: int | None = None) -> None:
@@ -113,6 +123,7 @@ class Session:
         step, self._current = self._current, None
         if step is None:
             raise UsageError("session.step() belongs once into `for step in session.steps(total)`")
+        self._completed = step
         if self._node is None:
             return
         self._report(self._node, step, loss, tokens)
@@ -167,8 +178,46 @@ class Session:
         self._leave(self._node, RankState(self.rank, "finished", step))
 
     def _leave(self, node: Node, state: RankState) -> None:
+        atexit.unregister(self._depart)
         node.rows.close()
         node.tell(state)
+
+    # -- a loop that is left early ----------------------------------------------------------------
+
+    def _keep(self) -> None:
+        """Copy the state of the last completed step, now that the loop was left.
+
+        Nobody can tell here whether by ``break``, by an error or by ``Drained``; and an error of
+        ours would be swallowed, as in any generator that is closed. Both are for ``_depart``.
+        """
+        step = self._completed
+        if self._arena is None or self._current is not None or step is None:
+            return
+        if step in (self._arena.staged_step, self._arena.prepared_step) or sys.is_finalizing():
+            return
+        try:
+            self._prepare(step, is_last=True)
+        except CloudshiftError as error:
+            self._say(f"step {step}, after which the loop was left, is not saved: {error.message}")
+
+    def _depart(self) -> None:
+        """The process ends, and neither ran the loop to its end nor was drained.
+
+        After an error the last checkpoint stands: the state may be the reason for the error.
+        """
+        assert self._node is not None and self._arena is not None
+        failed = getattr(sys, "last_value", None) is not None
+        if failed or (self._completed is None and self._current is None):
+            return
+        self._keep()
+        self._arena.announce()
+        kept = self._arena.staged_step or self.start_step
+        if self._current is not None:
+            self._say(
+                f"the loop was left in the middle of step {self._current}, so nothing after step "
+                f"{kept} is saved; call session.step() before `break`"
+            )
+        self._leave(self._node, RankState(self.rank, "finished", self._completed or kept))
 
     # -- a boundary -------------------------------------------------------------------------------
 
@@ -180,6 +229,11 @@ class Session:
 
     def _stage(self, step: int, *, is_last: bool) -> None:
         assert self._arena is not None
+        self._prepare(step, is_last=is_last)
+        self._arena.announce()
+
+    def _prepare(self, step: int, *, is_last: bool) -> None:
+        assert self._arena is not None
         state = self._state.gather(step)
         share = share_of(
             self.rank,
@@ -188,7 +242,7 @@ class Session:
             rank0=state.rank0,
             own=state.own,
         )
-        self._arena.stage(step, share, state.leaves, is_last=is_last)
+        self._arena.prepare(step, share, state.leaves, is_last=is_last)
 
     def _report(
         self, node: Node, step: int, loss: torch.Tensor | float | None, tokens: int | None
@@ -207,12 +261,14 @@ class Session:
         )
 
     def _say_alone(self) -> None:
+        self._say(
+            "no agent around this process, so nothing is saved; "
+            "start the script with %cloudshift train to make it a run"
+        )
+
+    def _say(self, what: str) -> None:
         if self.rank == 0:
-            print(
-                "cloudshift: no agent around this process, so nothing is saved; "
-                "start the script with %cloudshift train to make it a run",
-                file=sys.stderr,
-            )
+            print(f"cloudshift: {what}", file=sys.stderr)
 
 
 def _rank_and_world_size() -> tuple[int, int]:

@@ -70,6 +70,8 @@ for step in session.steps(int(os.environ["STEPS"])):
     if step >= int(os.environ.get("SLOW_FROM", "1000000")):
         time.sleep(0.05)
     session.step(loss=loss, tokens=8)
+    if step == int(os.environ.get("BREAK_AT", "0")):
+        break
 dist.destroy_process_group()
 """
 
@@ -296,6 +298,15 @@ def test_a_run_resumes_after_a_drain_then_moves_and_loses_no_step(
         assert {s: both[s] for s in common} == {s: undisturbed[s] for s in common}
         assert sorted(both) == list(range(1, len(both) + 1))
     wait_no_process(run_id)
+
+
+def test_ranks_that_stop_early_finish_with_their_last_step_committed(machine: Machine) -> None:
+    env = {"STEPS": str(STEPS), "BREAK_AT": "17"}
+    job = machine.job(REAL_WORLD.new_id("early"), 41, env=env)
+    handle = machine.submit(job)
+    assert finished(machine, job).committed_step == 17
+    wait_ended(machine.engine, handle)
+    assert machine.engine.observe(handle).returncode == 0
 
 
 def test_a_rank_that_raises_is_named_though_another_hangs_and_heeds_no_signal(
