@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from cloudshift_lab.conductor.client import Client
-from cloudshift_lab.core.errors import CloudshiftError, Conflict, Denied, NotFound, UsageError
+from cloudshift_lab.core.errors import CloudshiftError, Conflict, NotFound, UsageError
 from cloudshift_lab.core.home import home
 from cloudshift_lab.core.plan import Decision, MigrationView, Verdict
 from cloudshift_lab.core.run import FINAL_STATES, RunView
@@ -40,14 +40,8 @@ class Desk:
 
     @property
     def root(self) -> Path:
-        """The state directory. Raises Denied when it cannot be made."""
-        try:
-            return (self._root or home()).absolute()
-        except OSError as error:
-            raise Denied(
-                f"cannot use the state directory {error.filename} ({error.strerror}); "
-                "set CLOUDSHIFT_HOME to a directory you may write"
-            ) from error
+        """The state directory. Raises UsageError when it cannot be made."""
+        return (self._root or home()).absolute()
 
     @contextlib.contextmanager
     def one_line_errors(self) -> Iterator[None]:
@@ -94,7 +88,7 @@ class Desk:
 
     def by(self, way: str | None = None) -> str:
         """Who decides here, for the record: ``ada (notebook)``, or another ``way``."""
-        return f"{_user()} ({way or self.surface})"
+        return f"{user_name()} ({way or self.surface})"
 
     def find_run(self, name: str | None, *, active: bool = False) -> RunView:
         """The run that is meant; left out, the only active one (else the newest, if allowed).
@@ -221,7 +215,8 @@ def _advice(name: str, known: list[str], what: str) -> str:
     return f": did you mean '{close[0]}'?" if close else f"; choose one of: {', '.join(known[:8])}"
 
 
-def _user() -> str:
+def user_name() -> str:
+    """Whose process this is."""
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):

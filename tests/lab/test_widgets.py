@@ -26,7 +26,7 @@ def approval(make_move):
 
 def message(verdict: str) -> dict[str, object]:
     decision = {"decision_id": "d-1", "plan_digest": "digest-of-the-plan", "verdict": verdict,
-                "by": "ada", "at": 1.0}  # fmt: skip
+                "by": "eve", "at": 1.0}  # fmt: skip
     return {"type": "decision", "decision": decision}
 
 
@@ -37,7 +37,8 @@ def test_the_widget_carries_the_view_that_was_shown(approval) -> None:
 
 def test_a_decision_through_the_kernel_is_carried_out_and_shown(approval) -> None:
     approval._receive(approval, message("approve"), None)
-    assert [decision.decision_id for decision in approval.decisions] == ["d-1"]
+    decided = [(decision.decision_id, decision.by) for decision in approval.decisions]
+    assert decided == [("d-1", "ada (notebook)")]  # not whom the page named
     assert approval.view["phase"] == "approved"
     assert approval.problem == ""
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from jupyter_server.auth.identity import User
 from tornado.httpclient import HTTPClientError
 
 API = ("cloudshift", "api")
@@ -83,7 +84,58 @@ async def test_a_decision_arrives_bound_to_the_plan_that_was_shown(
     answer = await jp_fetch(*API, "migrations", "mig-1", "decision", method="POST", body=decision())
     assert json.loads(answer.body)["phase"] == "approved"
     (arrived,) = conductor.service.decisions
-    assert (arrived.plan_digest, arrived.verdict, arrived.by) == ("digest-1", "approve", "test")
+    assert (arrived.plan_digest, arrived.verdict) == ("digest-1", "approve")
+
+
+@pytest.mark.parametrize(
+    ("sent", "recorded"),
+    [
+        ("side panel", "ada (side panel)"),
+        ("eve (approval widget)", "ada (approval widget)"),
+        ("eve (", "ada (browser)"),
+        ("", "ada (browser)"),
+        ("x" * 50_000, "ada (browser)"),
+    ],
+)
+async def test_who_decided_is_what_the_login_says_and_not_the_page(
+    jp_fetch: Any,
+    jp_serverapp: Any,
+    conductor: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    sent: str,
+    recorded: str,
+) -> None:
+    ada = User(username="ada", name="Ada Lovelace")
+    provider = jp_serverapp.identity_provider
+    monkeypatch.setattr(provider, "generate_anonymous_user", lambda handler: ada)
+    await jp_fetch(
+        *API, "migrations", "mig-1", "decision", method="POST", body=decision(by=sent)
+    )  # fmt: skip
+    (arrived,) = conductor.service.decisions
+    assert arrived.by == recorded
+
+
+async def test_who_logs_in_with_the_servers_token_decides_as_its_owner(
+    jp_fetch: Any, conductor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", "grace")
+    await jp_fetch(
+        *API, "migrations", "mig-1", "decision", method="POST", body=decision(by="toast")
+    )  # fmt: skip
+    (arrived,) = conductor.service.decisions
+    assert arrived.by == "grace (toast)"
+
+
+@pytest.mark.parametrize("body", ["{", "[]", '{"verdict": "maybe"}', ""])
+async def test_a_decision_that_cannot_be_read_is_refused_and_reaches_nobody(
+    jp_fetch: Any, conductor: Any, body: str
+) -> None:
+    with pytest.raises(HTTPClientError) as refused:
+        await jp_fetch(*API, "migrations", "mig-1", "decision", method="POST", body=body)
+    assert refused.value.code == 400
+    assert refused.value.response is not None
+    assert json.loads(refused.value.response.body)["kind"] == "UsageError"
+    assert conductor.service.decisions == []
 
 
 async def test_a_stale_decision_comes_back_as_409_with_what_to_do(

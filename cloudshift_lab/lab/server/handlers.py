@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
 from jupyter_server.auth.decorator import authorized
+from jupyter_server.auth.identity import User
 from jupyter_server.base.handlers import APIHandler
 from tornado import web
 
 from cloudshift_lab.core.errors import CloudshiftError, Unavailable, UsageError
+from cloudshift_lab.core.plan import Decision
 from cloudshift_lab.core.wire import to_json
+from cloudshift_lab.lab.desk import user_name
 from cloudshift_lab.lab.server.link import ConductorLink, Reply
 
 _ID = r"[\w.-]+"
@@ -24,7 +28,10 @@ _READS = (
     "targets",
     "doctor",
 )
-_ACTS = (rf"runs/{_ID}/(?:stop|resume|migrations)", rf"migrations/{_ID}/decision")
+_ACTS = (rf"runs/{_ID}/(?:stop|resume|migrations)",)
+_DECISIONS = rf"migrations/{_ID}/decision"
+_RANDOM_ID = re.compile(r"[0-9a-f]{32}")
+_SURFACE = re.compile(r"(?:.*\()?(?P<label>[\w -]{1,40})\)?")
 _MAX_BODY_BYTES = 64_000
 
 
@@ -82,7 +89,38 @@ class ActHandler(CloudshiftHandler):
     async def post(self, path: str) -> None:
         if len(self.request.body) > _MAX_BODY_BYTES:
             raise UsageError(f"the request is larger than {_MAX_BODY_BYTES} bytes; send less")
-        self.send(await self.link.act(path, self.request.body or b"{}"))
+        self.send(await self.link.act(path, self.body()))
+
+    def body(self) -> bytes:
+        """What is passed on."""
+        return self.request.body or b"{}"
+
+
+class DecisionHandler(ActHandler):
+    """Approve or reject. Who did is what the login says, not what the page says."""
+
+    def body(self) -> bytes:
+        try:
+            decision = msgspec.json.decode(super().body(), type=Decision)
+        except msgspec.MsgspecError as error:
+            raise UsageError(f"the decision cannot be read ({error}); reload the page") from error
+        by = f"{who(self.current_user)} ({surface_of(decision.by)})"
+        return to_json(msgspec.structs.replace(decision, by=by))
+
+
+def who(user: User) -> str:
+    """The user's name; the owner of this server's where a token or password is all that is known.
+
+    Jupyter makes up a name then, ``Anonymous Callisto``: new at each login, so of no use.
+    """
+    is_made_up = user.name.startswith("Anonymous ") and _RANDOM_ID.fullmatch(user.username)
+    return user_name() if is_made_up else user.username
+
+
+def surface_of(by: str) -> str:
+    """Where in the browser somebody decided, of a page's ``side panel`` or ``ada (side panel)``."""
+    match = _SURFACE.fullmatch(by)
+    return match["label"] if match else "browser"
 
 
 class StartHandler(CloudshiftHandler):
@@ -102,5 +140,6 @@ def routes(link: ConductorLink) -> list[tuple[str, type[APIHandler], object]]:
     return [
         (f"{api}/({'|'.join(_READS)})", ReadHandler, shared),
         (f"{api}/({'|'.join(_ACTS)})", ActHandler, shared),
+        (f"{api}/({_DECISIONS})", DecisionHandler, shared),
         (f"{api}/conductor/start", StartHandler, shared),
     ]

@@ -66,6 +66,7 @@ class Approval(_Live):
     ) -> None:
         super().__init__(view=msgspec.to_builtins(view), by=by)
         self._migration_id = view.migration_id
+        self._by = by
         self._decide = decide
         self.on_msg(self._receive)
 
@@ -74,6 +75,7 @@ class Approval(_Live):
             return
         try:
             decision = msgspec.convert(content.get("decision"), Decision)
+            decision = msgspec.structs.replace(decision, by=self._by)
             self.show(self._decide(self._migration_id, decision))
         except (CloudshiftError, msgspec.ValidationError) as error:
             self.problem = str(error)
