@@ -11,7 +11,12 @@ from cloudshift_lab.core.views import Target
 from cloudshift_lab.lab.desk import Desk
 from cloudshift_lab.lab.objects import Migration, Report, Run, ScriptFailed
 from cloudshift_lab.lab.render import card
-from cloudshift_lab.lab.source import check_script, name_of, script_of_file
+from cloudshift_lab.lab.source import (
+    check_script,
+    name_of,
+    script_of_file,
+    with_modules_here,
+)
 
 __all__ = [
     "Migration",
@@ -55,6 +60,8 @@ def train(
         on: ``cloud`` or ``cloud:region``.
         ranks: Processes, >= 1.
         checkpoint_every: Steps between checkpoints, >= 1.
+        env: Environment of the script; kept in private files of this machine, so pass a secret by
+            reference (the path of the file that holds it).
         budget_usd: Most it may spend.
 
     Raises:
@@ -71,7 +78,7 @@ def train(
         ranks_per_node=ranks,
         checkpoint_every=checkpoint_every,
         seed=seed,
-        env=dict(env or {}),
+        env=with_modules_here(env or {}) if source else dict(env or {}),
         budget_micro_usd=None if budget_usd is None else to_micro_usd(budget_usd),
         approve=approve,
         python=sys.executable,

@@ -38,11 +38,15 @@ class Argument:
 
 @dataclass(frozen=True)
 class Verb:
-    """One thing that can be asked for; with ``passes_on`` another room reads its words."""
+    """One thing that can be asked for; with ``passes_on`` another room reads its words.
+
+    ``notes`` are lines that its help ends with.
+    """
 
     name: str
     summary: str
     arguments: tuple[Argument, ...] = ()
+    notes: tuple[str, ...] = ()
     passes_on: bool = False
 
     def find(self, flag: str) -> Argument | None:
@@ -88,6 +92,12 @@ VERBS: tuple[Verb, ...] = (
             Argument("--env", "pairs", "environment of the script: K=V ..."),
             WAIT,
         ),
+        (
+            "Files are opened relative to the attempt's own folder: use absolute paths.",
+            "A cell imports modules from the notebook's directory as it is when the run starts.",
+            "Values of --env are stored in private files of this machine: pass a secret by",
+            "reference (the path of the file that holds it), not by value.",
+        ),
     ),
     Verb("watch", "live card of a run", (RUN,)),
     Verb(
@@ -107,7 +117,7 @@ VERBS: tuple[Verb, ...] = (
     Verb("cost", "what a run has cost so far, line by line", (RUN, JSON)),
     Verb(
         "logs",
-        "what the ranks printed",
+        "what the ranks printed (all of them, each line with its rank)",
         (
             RUN,
             Argument("--rank", "int", "one rank only"),
@@ -121,7 +131,10 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "clouds",
         "the simulated clouds of this machine",
-        (Argument("action", "text", "what to do", "status", ("up", "down", "status")),),
+        (
+            Argument("action", "text", "what to do", "status", ("up", "down", "status")),
+            Argument("--force", "switch", "down, although active runs lose what they have there"),
+        ),
     ),
     Verb(
         "conductor",
@@ -205,7 +218,8 @@ def help_text(topic: str | None, prompt: str) -> str:
     if verb is None:
         raise _no_such_verb(topic)
     lines = [f"{prompt} {verb.usage()}", f"  {verb.summary}"]
-    return "\n".join(lines + [_help_line(item) for item in verb.arguments])
+    lines += [_help_line(item) for item in verb.arguments]
+    return "\n".join(lines + [f"  {line}" for line in verb.notes])
 
 
 class _Parser(argparse.ArgumentParser):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 from cloudshift_lab.core.errors import UsageError
+from cloudshift_lab.engines.process import environment
 
 CELL_HEADER = "# line 1 of the cell: %%cloudshift train\n"
 
@@ -35,6 +38,12 @@ def script_of_file(path: str) -> str:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UsageError(f"cannot read '{path}' ({reason}); give the path of a script") from error
     return str(file)
+
+
+def with_modules_here(env: Mapping[str, str]) -> dict[str, str]:
+    """``env`` with which a script that lies in no folder imports the modules beside its author."""
+    paths = [str(Path.cwd()), env.get("PYTHONPATH", ""), environment().get("PYTHONPATH", "")]
+    return {**env, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def name_of(path: str) -> str:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from cloudshift_lab.core.errors import CloudshiftError, UsageError
+from cloudshift_lab.core.errors import CloudshiftError, Conflict, UsageError
 from cloudshift_lab.core.home import load_clouds
 from cloudshift_lab.core.money import format_duration, to_micro_usd
-from cloudshift_lab.core.plan import Verdict
-from cloudshift_lab.core.run import RunSpec
+from cloudshift_lab.core.plan import FINAL_PHASES, Verdict
+from cloudshift_lab.core.run import FINAL_STATES, RunSpec
 from cloudshift_lab.core.views import Target
 from cloudshift_lab.lab.desk import Desk
 from cloudshift_lab.lab.doctor import examine
@@ -27,7 +27,12 @@ from cloudshift_lab.lab.objects import (
     run_report,
 )
 from cloudshift_lab.lab.render import card, move, reports
-from cloudshift_lab.lab.source import name_of, script_of_cell, script_of_file
+from cloudshift_lab.lab.source import (
+    name_of,
+    script_of_cell,
+    script_of_file,
+    with_modules_here,
+)
 from cloudshift_lab.lab.stage import Stage
 
 
@@ -60,6 +65,7 @@ def _train(request: Request) -> Shown:
     args = request.args
     script = _script(args.script, request.cell)
     stem = "train" if args.script is None else name_of(args.script)
+    env = dict(args.env)
     spec = RunSpec(
         name=args.name or request.desk.free_name(stem),
         script=script,
@@ -67,7 +73,7 @@ def _train(request: Request) -> Shown:
         ranks_per_node=args.ranks,
         checkpoint_every=args.checkpoint_every,
         seed=args.seed,
-        env=dict(args.env),
+        env=env if request.cell is None else with_modules_here(env),
         budget_micro_usd=None if args.budget is None else to_micro_usd(args.budget),
         approve=args.approve,
         python=sys.executable,
@@ -187,9 +193,33 @@ def _clouds(request: Request) -> Shown:
     if args.action == "up":
         clouds.up(request.stage.say)
     elif args.action == "down":
-        clouds.down()
+        if not args.force:
+            _refuse_downing(desk, frozenset(each.name for each in clouds.status()))
+        clouds.down(request.stage.say)
     targets = list_targets(desk.root)
     return Report(targets, reports.targets_text(targets), reports.targets_html(targets))
+
+
+def _refuse_downing(desk: Desk, names: frozenset[str]) -> None:
+    """Raise Conflict while a run that has not ended needs one of these clouds."""
+    if not (desk.root / "runs").is_dir():  # no run was ever started: no conductor is, either
+        return
+    client = desk.client()
+    at = {
+        view.name: view.placement.cloud
+        for view in client.runs()
+        if view.state not in FINAL_STATES and view.placement.cloud in names
+    }
+    for move_ in client.migrations():
+        is_under_way = move_.phase not in FINAL_PHASES and move_.phase != "proposed"
+        if is_under_way and move_.plan.target.cloud in names:
+            at.setdefault(move_.run_name, move_.plan.target.cloud)
+    if at:
+        where = ", ".join(f"{run} on {cloud}" for run, cloud in at.items())
+        raise Conflict(
+            f"still active: {where}; stop first ({desk.prompt} stop {next(iter(at))}), "
+            f"or lose what is there with: {desk.prompt} clouds down --force"
+        )
 
 
 def list_targets(root: Path) -> tuple[Target, ...]:

@@ -26,6 +26,10 @@ from cloudshift_lab.sim.servers import (
 AWS_SIM = "aws-sim"
 GCP_SIM = "gcp-sim"
 KINDS: dict[str, ServerKind] = {AWS_SIM: "s3", GCP_SIM: "gcs"}
+_LEFT = {
+    "s3": "it kept its objects in memory, so they are gone, checkpoints too",
+    "gcs": "its objects stay on disk for the next 'clouds up'",
+}
 
 
 @dataclass(frozen=True)
@@ -64,12 +68,13 @@ class SimClouds:
             self._list(clouds)
         return clouds
 
-    def down(self) -> None:
+    def down(self, progress: Callable[[str], None] | None = None) -> None:
         """Stop the servers and take both clouds off ``clouds.json``; fine when none runs."""
         with self._locked():
             for name in KINDS:
                 if (server := find_server(self._folder, name)) is not None:
                     stop_server(server, world=self._world)
+                    (progress or _quiet)(f"{name} (simulated) is stopped; {_LEFT[KINDS[name]]}")
                 (self._folder / f"{name}.json").unlink(missing_ok=True)
             self._list(())
 

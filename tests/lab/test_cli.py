@@ -2,7 +2,11 @@ import io
 import json
 from pathlib import Path
 
+import pytest
+
+from cloudshift_lab.core.placement import Placement
 from cloudshift_lab.lab.cli import main
+from cloudshift_lab.sim.clouds import SimClouds
 
 
 def call(*words: str) -> tuple[int, str, str]:
@@ -145,6 +149,50 @@ def test_clouds_lists_this_machine_when_nothing_is_configured(home) -> None:
     status, out, _ = call("clouds")
     assert status == 0
     assert "local:here" in out
+
+
+@pytest.fixture
+def clouds_down(home, monkeypatch) -> list[str]:
+    """What was downed; there is no server."""
+    done: list[str] = []
+    monkeypatch.setattr(SimClouds, "down", lambda self, progress: done.append("down"))
+    (home / "runs").mkdir()
+    return done
+
+
+def test_clouds_under_an_active_run_stay_up_unless_forced(service, make_run, clouds_down) -> None:
+    service.views = [make_run(), make_run(name="second", state="stopped")]
+    status, _, err = call("clouds", "down")
+    assert (status, clouds_down) == (1, [])
+    assert "still active: first on aws-sim; stop first (cloudshift stop first)" in err
+    assert "clouds down --force" in err
+    assert call("clouds", "down", "--force")[0] == 0
+    assert clouds_down == ["down"]
+
+
+def test_clouds_that_a_run_is_moving_to_stay_up(service, make_run, make_move, clouds_down) -> None:
+    local = Placement("local", "here", "this-machine")
+    service.views, service.moves = [make_run(placement=local)], [make_move(phase="copying")]
+    status, _, err = call("clouds", "down")
+    assert (status, clouds_down) == (1, [])
+    assert "first on gcp-sim" in err
+
+
+def test_clouds_without_an_active_run_go_down(service, make_run, make_move, clouds_down) -> None:
+    service.views, service.moves = [make_run(state="stopped")], [make_move()]
+    assert call("clouds", "down")[0] == 0
+    assert clouds_down == ["down"]
+
+
+def test_downing_clouds_before_the_first_run_starts_no_conductor(home) -> None:
+    assert call("clouds", "down")[0] == 0
+    assert not (home / "daemon.json").exists()
+
+
+def test_help_on_train_says_where_files_are_opened_and_what_becomes_of_secrets(home) -> None:
+    out = call("help", "train")[1]
+    assert "relative to the attempt's own folder" in out
+    assert "pass a secret by" in out
 
 
 def test_the_module_can_be_run(home) -> None:

@@ -62,7 +62,7 @@ def test_flags_are_offered_once() -> None:
 
 
 def test_choices_are_offered() -> None:
-    assert words("%cloudshift clouds ") == ("up", "down", "status")
+    assert words("%cloudshift clouds ") == ("up", "down", "status", "--force")
     assert words("%%cloudshift train --approve a") == ("ask", "auto")
 
 

@@ -9,7 +9,7 @@ import pytest
 from IPython.core.completer import provisionalcompleter
 from IPython.core.interactiveshell import InteractiveShell
 
-from cloudshift_lab.core.errors import CloudshiftError, Denied
+from cloudshift_lab.core.errors import CloudshiftError, UsageError
 from cloudshift_lab.lab.desk import Desk
 from cloudshift_lab.lab.magics import Memory
 
@@ -57,6 +57,21 @@ def test_a_train_cell_starts_a_run_and_returns_it_at_once(service, shell) -> Non
     assert spec.python == sys.executable
 
 
+def test_a_cell_imports_the_modules_beside_the_notebook(
+    service, shell, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_model.py").write_text("SIZE = 7\n")
+    run(shell, "%%cloudshift train --env PYTHONPATH=/mine A=1\nimport my_model\n")
+    (spec,) = service.specs
+    paths = spec.env["PYTHONPATH"].split(os.pathsep)
+    assert (paths[:2], spec.env["A"]) == ([str(tmp_path), "/mine"], "1")
+    code = "import my_model, cloudshift_lab; print(my_model.SIZE)"
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **spec.env}, cwd="/",
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert done.stdout == "7\n"
+
+
 def test_a_run_shows_itself_in_text_and_html(service, shell) -> None:
     shown = run(shell, "%%cloudshift train\nprint(1)\n").result
     formats, _ = shell.display_formatter.format(shown)
@@ -101,7 +116,7 @@ def test_a_bug_of_ours_is_one_line_too_and_its_traceback_is_kept(home) -> None:
 def test_a_state_directory_that_cannot_be_made_is_told_in_one_line(monkeypatch, tmp_path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CLOUDSHIFT_HOME", str(tmp_path / "file" / "below"))
-    with pytest.raises(Denied, match="set CLOUDSHIFT_HOME to a directory you may write"):
+    with pytest.raises(UsageError, match="point CLOUDSHIFT_HOME elsewhere"):
         Desk("notebook", "%cloudshift").client()
 
 

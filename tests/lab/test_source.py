@@ -1,9 +1,10 @@
+import os
 from pathlib import Path
 
 import pytest
 
 from cloudshift_lab.core.errors import UsageError
-from cloudshift_lab.lab.source import name_of, script_of_cell, script_of_file
+from cloudshift_lab.lab.source import name_of, script_of_cell, script_of_file, with_modules_here
 
 
 def test_line_numbers_of_the_script_are_those_of_the_cell() -> None:
@@ -76,3 +77,13 @@ def test_a_file_with_a_syntax_error_is_refused_by_its_line(tmp_path: Path) -> No
 )
 def test_a_run_is_called_after_its_file(path: str, name: str) -> None:
     assert name_of(path) == name
+
+
+def test_modules_beside_the_author_come_first_and_nothing_that_was_found_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "/inherited")
+    paths = with_modules_here({"PYTHONPATH": "/mine"})["PYTHONPATH"].split(os.pathsep)
+    assert paths[:2] == [str(tmp_path), "/mine"]
+    assert paths[-1] == "/inherited"

@@ -82,7 +82,10 @@ def test_the_servers_survive_the_process_that_started_them_until_down(tmp_path: 
         cloud = load_clouds(tmp_path).find(GCP_SIM)
         probe_store(open_cloud_store(cloud))
     finally:
-        clouds.down()
+        lines: list[str] = []
+        clouds.down(lines.append)
+    assert lines[0].startswith("aws-sim") and "they are gone" in lines[0]
+    assert lines[1].startswith("gcp-sim") and "stay on disk" in lines[1]
     assert [status.running for status in clouds.status()] == [False, False]
     assert [c.name for c in load_clouds(tmp_path).clouds] == ["local"]
     options = {"token": "anon", "endpoint_url": "http://127.0.0.1:9"}
