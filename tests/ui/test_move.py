@@ -100,7 +100,7 @@ def test_a_rejection_in_the_side_panel_takes_the_toast_away(
     )
     decision = conductor.migration(move.migration_id).decision
     assert decision is not None
-    assert decision.by == "side panel"
+    assert decision.by.endswith(" (side panel)")
     toast(page, question).wait_for(state="detached")
     card.wait_for(state="detached")
     assert conductor.run(RUN).placement.target == here
