@@ -18,10 +18,12 @@ from cloudshift_lab.core.errors import (
     Unsupported,
     UsageError,
 )
+from cloudshift_lab.core.world import REAL_WORLD
 from cloudshift_lab.storage.fanout import fan_out
 from cloudshift_lab.storage.keys import check_key, check_range, under
 from cloudshift_lab.storage.store import Request, check_create_size
 
+_LEFTOVER_S = 86_400.0
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR})
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK})
 
@@ -37,6 +39,7 @@ class FileStore:
         self.url = url.rstrip("/")
         self._root = Path(self.url.removeprefix("file://"))
         self._hidden = self._root / ".tmp"
+        self._is_swept = False
         if not self._root.is_absolute():
             raise UsageError(f"{url} is not absolute; write file:///folder with three slashes")
 
@@ -98,6 +101,7 @@ class FileStore:
     def _written(self, data: bytes) -> Iterator[Path]:
         """A flushed hidden file with ``data``; gone afterwards unless it was renamed."""
         self._hidden.mkdir(parents=True, exist_ok=True)
+        self._sweep()
         temporary = self._hidden / uuid.uuid4().hex
         try:
             with temporary.open("xb") as file:
@@ -107,6 +111,17 @@ class FileStore:
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _sweep(self) -> None:
+        """Once per store: what a killed writer left behind a day ago or earlier goes."""
+        if self._is_swept:
+            return
+        self._is_swept = True
+        oldest = REAL_WORLD.now() - _LEFTOVER_S
+        for entry in self._hidden.iterdir():
+            with suppress(FileNotFoundError):  # its writer, or another sweep, was faster
+                if entry.stat().st_mtime < oldest:
+                    entry.unlink()
 
     def _link(self, temporary: Path, path: Path) -> bool:
         try:

@@ -1,5 +1,6 @@
 """Opening a store by URL, and refusing one that cannot keep two owners apart."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,14 @@ def test_a_file_store_is_named_by_its_folder(tmp_path: Path) -> None:
     assert store.url == f"file://{tmp_path}/s"
     store.put("a/b", b"1")
     assert (tmp_path / "s/a/b").read_bytes() == b"1"
+
+
+def test_what_a_killed_writer_left_in_a_folder_is_swept_a_day_later(tmp_path: Path) -> None:
+    hidden = tmp_path / "s" / ".tmp"
+    hidden.mkdir(parents=True)
+    old, young = hidden / "old", hidden / "young"
+    for leftover in (old, young):
+        leftover.write_bytes(b"half a pack")
+    os.utime(old, (1_000_000_000, 1_000_000_000))
+    open_store(f"file://{tmp_path}/s").put("a", b"1")
+    assert sorted(path.name for path in hidden.iterdir()) == ["young"]
