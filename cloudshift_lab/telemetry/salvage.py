@@ -61,7 +61,8 @@ def _open_checked(path: Path, config: Mapping[str, str]) -> duckdb.DuckDBPyConne
     """Open; after an unclean end also merge the log and read every block once.
 
     DuckDB opens without a word when the log's first bytes are damaged: it ignores the log. A log
-    that a checkpoint leaves behind was ignored.
+    that a checkpoint leaves behind was ignored. What cannot be noticed: damage in the length of an
+    entry (8 of its bytes) looks like the torn tail that every kill leaves, and is cut silently.
     """
     log = _log_of(path)
     was_unclean = log.exists() and log.stat().st_size > 0
