@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from cloudshift_lab.core.errors import CloudshiftError, Conflict, UsageError
+from cloudshift_lab.conductor.client import Client
+from cloudshift_lab.core.errors import CloudshiftError, Conflict, Unavailable, UsageError
 from cloudshift_lab.core.home import load_clouds
 from cloudshift_lab.core.money import format_duration, to_micro_usd
 from cloudshift_lab.core.plan import FINAL_PHASES, Verdict
@@ -200,17 +202,33 @@ def _clouds(request: Request) -> Shown:
     return Report(targets, reports.targets_text(targets), reports.targets_html(targets))
 
 
+@contextmanager
+def _conductor_for_a_moment(desk: Desk) -> Iterator[Client]:
+    """The conductor; one that had to be started, since agents live without it, ends again."""
+    try:
+        client, is_ours = desk.peek(), False
+    except Unavailable:
+        client, is_ours = desk.client(), True
+    try:
+        yield client
+    finally:
+        if is_ours:
+            desk.forget_client()
+            client.shutdown()
+
+
 def _refuse_downing(desk: Desk, names: frozenset[str]) -> None:
     """Raise Conflict while a run that has not ended needs one of these clouds."""
     if not (desk.root / "runs").is_dir():  # no run was ever started: no conductor is, either
         return
-    client = desk.client()
+    with _conductor_for_a_moment(desk) as client:
+        runs, moves = client.runs(), client.migrations()
     at = {
         view.name: view.placement.cloud
-        for view in client.runs()
+        for view in runs
         if view.state not in FINAL_STATES and view.placement.cloud in names
     }
-    for move_ in client.migrations():
+    for move_ in moves:
         is_under_way = move_.phase not in FINAL_PHASES and move_.phase != "proposed"
         if is_under_way and move_.plan.target.cloud in names:
             at.setdefault(move_.run_name, move_.plan.target.cloud)

@@ -1,9 +1,11 @@
 import io
 import json
+import time
 from pathlib import Path
 
 import pytest
 
+from cloudshift_lab.conductor.discovery import find_daemon
 from cloudshift_lab.core.placement import Placement
 from cloudshift_lab.lab.cli import main
 from cloudshift_lab.sim.clouds import SimClouds
@@ -182,6 +184,16 @@ def test_clouds_without_an_active_run_go_down(service, make_run, make_move, clou
     service.views, service.moves = [make_run(state="stopped")], [make_move()]
     assert call("clouds", "down")[0] == 0
     assert clouds_down == ["down"]
+
+
+def test_a_conductor_that_was_started_to_ask_about_runs_ends_again(clouds_down, home) -> None:
+    assert call("clouds", "down")[0] == 0
+    assert clouds_down == ["down"]
+    until = time.monotonic() + 60
+    while find_daemon(home) is not None:
+        assert time.monotonic() < until, "a conductor was left running"
+        time.sleep(0.1)
+    assert (home / "conductor.log").exists()  # there had been one
 
 
 def test_downing_clouds_before_the_first_run_starts_no_conductor(home) -> None:
