@@ -62,6 +62,7 @@ class Client:
         self.url = url
         self._token = token
         self._root = root
+        self._may_start = True
 
     @classmethod
     def connect(cls, root: Path | None = None, *, start: bool = True) -> Client:
@@ -81,7 +82,9 @@ class Client:
             raise Unavailable(
                 f"no conductor runs for {place}; start one with: python -m cloudshift_lab status"
             )
-        return client or _start(place)
+        client = client or _start(place)
+        client._may_start = start
+        return client
 
     # -- runs ------------------------------------------------------------------------------
 
@@ -221,10 +224,15 @@ class Client:
         return from_json(data, kind, what="the conductor's answer")
 
     def _refresh(self) -> bool:
-        """Take over the address of a conductor that was restarted; True when it changed."""
+        """Take over the address of a conductor that was restarted; True when it changed.
+
+        A client that was not to start a conductor at first does not start one later either.
+        """
         if self._root is None:
             return False
-        fresh = Client.connect(self._root)
+        fresh = Client.connect(self._root) if self._may_start else _attach(self._root)
+        if fresh is None:
+            return False
         changed = (fresh.url, fresh._token) != (self.url, self._token)
         self.url, self._token = fresh.url, fresh._token
         return changed

@@ -65,6 +65,19 @@ def test_without_leave_to_start_one_it_says_how(home: Path) -> None:
     assert not (home / discovery.DAEMON_FILE).exists()
 
 
+def test_a_client_that_may_not_start_one_does_not_do_so_later(home: Path) -> None:
+    Client.connect(home).health()
+    onlooker = Client.connect(home, start=False)
+    daemon = daemon_of(home)
+    os.kill(daemon.pid, signal.SIGKILL)
+    wait_until(lambda: has_ended(daemon.pid, daemon.start_time), "the conductor's end")
+    with pytest.raises(Unavailable, match="the conductor (is not running|stopped)"):
+        onlooker.runs()
+    assert discovery.find_daemon(home) is None
+    pid = Client.connect(home).health().pid
+    assert onlooker.health().pid == pid
+
+
 def test_many_clients_at_once_start_one_conductor(home: Path) -> None:
     pids: list[int] = []
     threads = [
