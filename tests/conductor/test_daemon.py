@@ -71,7 +71,7 @@ def test_a_client_that_may_not_start_one_does_not_do_so_later(home: Path) -> Non
     daemon = daemon_of(home)
     os.kill(daemon.pid, signal.SIGKILL)
     wait_until(lambda: has_ended(daemon.pid, daemon.start_time), "the conductor's end")
-    with pytest.raises(Unavailable, match="the conductor (is not running|stopped)"):
+    with pytest.raises(Unavailable, match=r"the conductor (is not running|stopped)"):
         onlooker.runs()
     assert discovery.find_daemon(home) is None
     pid = Client.connect(home).health().pid
