@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import os
 import signal
-import site
 import subprocess
 import sys
 import threading
@@ -26,7 +25,7 @@ from cloudshift_lab.core.plan import Decision, MigrationView
 from cloudshift_lab.core.run import RunSpec, RunView
 from cloudshift_lab.core.views import Changes, Check, CostView, Health, Problem, Series, Target
 from cloudshift_lab.core.wire import from_json, to_json
-from cloudshift_lab.engines.process import has_ended
+from cloudshift_lab.engines.process import environment, has_ended
 
 T = TypeVar("T")
 _START_DEADLINE_S = 45.0
@@ -362,7 +361,7 @@ def _spawn(root: Path) -> Client:
             stderr=log,
             start_new_session=True,
             cwd=root,
-            env=_environment(),
+            env=environment(),
         )
     finally:
         os.close(log)
@@ -382,15 +381,6 @@ def _spawn(root: Path) -> Client:
         f"the conductor did not answer within {_START_DEADLINE_S:.0f} s of its start; "
         f"look into {root / discovery.LOG_FILE} and try again"
     )
-
-
-def _environment() -> dict[str, str]:
-    """Ours; with the package's own place when it runs from a checkout and is not installed."""
-    place = str(Path(__file__).parents[2])
-    if place in (*site.getsitepackages(), site.getusersitepackages()):
-        return dict(os.environ)
-    paths = [place, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _reap_quietly(process: subprocess.Popen[bytes]) -> None:
