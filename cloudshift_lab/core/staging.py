@@ -69,6 +69,14 @@ class StagedBox(msgspec.Struct, frozen=True):
     num_bytes: int
 
 
+class StagedSpec(msgspec.Struct, frozen=True):
+    """Name, dtype and global shape of one tensor of the whole state."""
+
+    name: str
+    dtype: str
+    global_shape: tuple[int, ...]
+
+
 class StagedHead(msgspec.Struct, frozen=True):
     """What the agent needs of a slot's description; decodes ``StagedRank`` without its body."""
 
@@ -86,6 +94,7 @@ class StagedRank(msgspec.Struct, frozen=True):
     slot_file: str
     boxes: tuple[StagedBox, ...]
     leaves: msgspec.Raw
+    catalog: tuple[StagedSpec, ...] = ()
 
 
 class StepReport(msgspec.Struct, frozen=True):
