@@ -129,10 +129,20 @@ class StoreContract:
             objects[key][:2] for key in reversed(objects)
         ]
 
+    def test_each_comes_back_with_its_number(self, store: Store) -> None:
+        objects = {f"each/{n}": bytes([n]) * (n + 1) for n in range(9)}
+        store.put_many(objects, concurrency=3)
+        requests = [(key, 0, 2) for key in reversed(objects)]
+        found = dict(store.get_each(requests, concurrency=3))
+        assert [found[n] for n in range(9)] == [objects[key][:2] for key in reversed(objects)]
+
     def test_one_missing_among_many_is_not_found(self, store: Store) -> None:
         store.put("many/there", b"x")
+        requests = [("many/there", None, None), ("many/not-there", None, None)]
         with pytest.raises(NotFound):
-            store.get_many([("many/there", None, None), ("many/not-there", None, None)])
+            store.get_many(requests)
+        with pytest.raises(NotFound):
+            list(store.get_each(requests))
 
     def test_only_the_first_create_wins_and_its_bytes_stay(self, store: Store) -> None:
         key = f"created/{REAL_WORLD.new_id('key')}"

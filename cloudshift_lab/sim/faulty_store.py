@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -110,6 +110,13 @@ class FaultyStore:
     def get_many(self, requests: Sequence[Request], concurrency: int = 8) -> Sequence[bytes]:
         del concurrency
         return [self.get(key, start=start, end=end) for key, start, end in requests]
+
+    def get_each(
+        self, requests: Sequence[Request], concurrency: int = 8
+    ) -> Iterator[tuple[int, bytes]]:
+        del concurrency
+        for number, (key, start, end) in enumerate(requests):
+            yield number, self.get(key, start=start, end=end)
 
     def put_many(self, objects: Mapping[str, bytes], concurrency: int = 4) -> None:
         del concurrency

@@ -19,7 +19,7 @@ from cloudshift_lab.core.errors import (
     UsageError,
 )
 from cloudshift_lab.core.world import REAL_WORLD
-from cloudshift_lab.storage.fanout import fan_out
+from cloudshift_lab.storage.fanout import fan_out, fan_out_each
 from cloudshift_lab.storage.keys import check_key, check_range, under
 from cloudshift_lab.storage.store import Request, check_create_size
 
@@ -84,6 +84,11 @@ class FileStore:
 
     def get_many(self, requests: Sequence[Request], concurrency: int = 8) -> Sequence[bytes]:
         return fan_out(lambda r: self.get(r[0], start=r[1], end=r[2]), requests, concurrency)
+
+    def get_each(
+        self, requests: Sequence[Request], concurrency: int = 8
+    ) -> Iterator[tuple[int, bytes]]:
+        return fan_out_each(lambda r: self.get(r[0], start=r[1], end=r[2]), requests, concurrency)
 
     def put_many(self, objects: Mapping[str, bytes], concurrency: int = 4) -> None:
         fan_out(lambda item: self.put(*item), objects.items(), concurrency)

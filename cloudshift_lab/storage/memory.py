@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from cloudshift_lab.core.errors import NotFound
 from cloudshift_lab.storage.keys import check_key, check_range, under
@@ -55,6 +55,13 @@ class MemoryStore:
     def get_many(self, requests: Sequence[Request], concurrency: int = 8) -> Sequence[bytes]:
         del concurrency
         return [self.get(key, start=start, end=end) for key, start, end in requests]
+
+    def get_each(
+        self, requests: Sequence[Request], concurrency: int = 8
+    ) -> Iterator[tuple[int, bytes]]:
+        del concurrency
+        for number, (key, start, end) in enumerate(requests):
+            yield number, self.get(key, start=start, end=end)
 
     def put_many(self, objects: Mapping[str, bytes], concurrency: int = 4) -> None:
         del concurrency

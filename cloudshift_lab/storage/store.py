@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from cloudshift_lab.core.errors import CloudshiftError, Unsupported, UsageError
@@ -54,6 +54,15 @@ class Store(Protocol):
 
     def get_many(self, requests: Sequence[Request], concurrency: int = 8) -> Sequence[bytes]:
         """``get`` for each ``(key, start, end)``, in the order asked."""
+
+    def get_each(
+        self, requests: Sequence[Request], concurrency: int = 8
+    ) -> Iterator[tuple[int, bytes]]:
+        """``get`` for each, given with its number as soon as it is there, in any order.
+
+        No more than ``concurrency`` answers are held or under way: a slow taker slows the reading.
+        Close the iterator when no more are wanted.
+        """
 
     def put_many(self, objects: Mapping[str, bytes], concurrency: int = 4) -> None:
         """``put`` for each item; when it fails some of them may be written."""
