@@ -214,6 +214,17 @@ class Checkpoint:
         for table in self._tables:
             yield from table.rows()
 
+    def chunks_of(self, name: str) -> Iterator[tuple[Region, ChunkLocation]]:
+        """Every chunk of a tensor with its place in the global tensor; replicas come repeatedly.
+
+        Raises:
+            NotFound: No such tensor.
+        """
+        self.spec(name)
+        for stored in self._boxes[name]:
+            for number, region in enumerate(stored.cuts.regions()):
+                yield region, stored.table.row(stored.first_row + number)
+
     def chunk_ids(self) -> frozenset[bytes]:
         """The content of the step, as a set."""
         return frozenset(location.id for location in self.locations())

@@ -73,7 +73,10 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class RunView(msgspec.Struct, frozen=True):
-    """One run as every surface shows it. Times are wall-clock seconds, money micro-dollars."""
+    """One run as every surface shows it. Times are wall-clock seconds, money micro-dollars.
+
+    ``origin`` is the step that a branch began from: ``run-1@400``.
+    """
 
     run_id: str
     name: str
@@ -99,3 +102,4 @@ class RunView(msgspec.Struct, frozen=True):
     losses: tuple[tuple[int, float], ...] = ()
     ended_at: float | None = None
     as_of: float = 0.0
+    origin: str | None = None
