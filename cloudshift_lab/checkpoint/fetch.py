@@ -1,9 +1,12 @@
-"""Fetch chunks by a plan: merged ranges, every decoded chunk hashed, scattered where it belongs."""
+"""Fetch chunks by a plan: merged ranges stream in, are decoded, hashed and scattered meanwhile."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +20,12 @@ from cloudshift_lab.checkpoint.layout import pack_key
 from cloudshift_lab.core.errors import Corrupt
 from cloudshift_lab.storage.store import Store
 
-REQUEST_BYTES = 8 * 2**20
-MAX_GAP_BYTES = 64 * 1024
+CONCURRENCY = 32
+MAX_THREADS = 8
+MAX_REQUEST_BYTES = 8 * 2**20
+MIN_REQUEST_BYTES = 2**20
+MAX_WASTE_BYTES = 64 * 1024
+INLINE_BYTES = 2**20
 Bytes1d = npt.NDArray[np.uint8]
 
 
@@ -43,37 +50,57 @@ class _Blob(NamedTuple):
 
 
 class _Range(NamedTuple):
-    """Bytes of one pack that one request fetches."""
+    """Bytes of one pack that one request fetches; ``waste`` of them nobody asked for."""
 
     key: str
     start: int
     end: int
+    waste: int
     blobs: list[_Blob]
 
 
-def fetch_pieces(store: Store, pieces: Sequence[Piece], *, concurrency: int, threads: int) -> None:
-    """Fill every piece's target.
+def fetch_pieces(
+    store: Store, pieces: Sequence[Piece], *, concurrency: int = CONCURRENCY,
+    threads: int | None = None,
+) -> None:  # fmt: skip
+    """Fill every piece's target, decoding what is there while more is on its way.
+
+    Holds at most ``concurrency + 2 * threads`` ranges of 1 to 8 MiB at a time.
 
     Args:
-        store: Where the packs lie.
+        store: Where the packs lie; it is only called from this thread.
         pieces: What is wanted; pieces of one blob share one fetch and one decode.
-        concurrency: Requests at a time; bounds the memory held to that many ranges.
-        threads: Threads that decode, hash and scatter.
+        concurrency: Requests at a time.
+        threads: Threads that decode, hash and scatter; None: one per usable processor, up to 8.
 
     Raises:
         Corrupt: A chunk differs from its id, also when read again.
         NotFound: A pack is missing.
     """
-    ranges = merge_ranges(_group(pieces))
-    for start in range(0, len(ranges), max(1, concurrency)):
-        batch = ranges[start : start + max(1, concurrency)]
-        data = store.get_many([(r.key, r.start, r.end) for r in batch], concurrency=concurrency)
-        work = [
-            (blob, memoryview(body)[blob.location.offset - r.start :][: blob.location.stored_len])
-            for r, body in zip(batch, data, strict=True)
-            for blob in r.blobs
-        ]
-        _scatter_all(store, work, threads)
+    blobs = _group(pieces)
+    total = sum(blob.location.stored_len for blob in blobs)
+    ranges = merge_ranges(blobs, _request_bytes(total, concurrency))
+    threads = min(usable_cpus(), MAX_THREADS) if threads is None else threads
+    bad = _stream(store, ranges, concurrency, 1 if total <= INLINE_BYTES else threads)
+    for blob in bad:
+        where = blob.location
+        again = store.get(
+            pack_key(where.pack), start=where.offset, end=where.offset + where.stored_len
+        )
+        _scatter(blob, memoryview(again))
+
+
+def usable_cpus() -> int:
+    """Processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _request_bytes(total: int, concurrency: int) -> int:
+    """Two rounds of requests at least, so that decoding begins while bytes still arrive."""
+    even = total // (2 * max(1, concurrency))
+    return min(max(even, MIN_REQUEST_BYTES), MAX_REQUEST_BYTES)
 
 
 def _group(pieces: Iterable[Piece]) -> list[_Blob]:
@@ -85,52 +112,61 @@ def _group(pieces: Iterable[Piece]) -> list[_Blob]:
     return sorted(blobs.values(), key=lambda b: (b.location.pack, b.location.offset))
 
 
-def merge_ranges(blobs: Iterable[_Blob]) -> list[_Range]:
-    """Join neighbours of one pack into requests of up to 8 MiB with small gaps between them."""
+def merge_ranges(blobs: Iterable[_Blob], request_bytes: int = MAX_REQUEST_BYTES) -> list[_Range]:
+    """Join neighbours of one pack into requests of about ``request_bytes``.
+
+    Up to 64 KiB per request that lie between them are read along: less than another round trip.
+    """
     ranges: list[_Range] = []
     for blob in blobs:
         where = blob.location
         key, end = pack_key(where.pack), where.offset + where.stored_len
         last = ranges[-1] if ranges else None
+        waste = 0 if last is None else last.waste + max(0, where.offset - last.end)
         if (
             last is not None
             and last.key == key
-            and where.offset - last.end <= MAX_GAP_BYTES
-            and max(end, last.end) - last.start <= REQUEST_BYTES
+            and waste <= MAX_WASTE_BYTES
+            and max(end, last.end) - last.start <= request_bytes
         ):
             last.blobs.append(blob)
-            ranges[-1] = last._replace(end=max(end, last.end))
+            ranges[-1] = last._replace(end=max(end, last.end), waste=waste)
         else:
-            ranges.append(_Range(key, where.offset, end, [blob]))
+            ranges.append(_Range(key, where.offset, end, 0, [blob]))
     return ranges
 
 
-def _scatter_all(store: Store, work: Sequence[tuple[_Blob, memoryview]], threads: int) -> None:
-    bad = list(_failed(work, threads))
-    for blob in bad:
-        where = blob.location
-        again = store.get(
-            pack_key(where.pack), start=where.offset, end=where.offset + where.stored_len
-        )
-        _scatter(blob, memoryview(again))
+def _stream(store: Store, ranges: Sequence[_Range], concurrency: int, threads: int) -> list[_Blob]:
+    """Fetch and scatter; gives back the blobs that did not match, to be read once more."""
+    bad: list[_Blob] = []
+    pending: deque[Future[list[_Blob]]] = deque()
+    requests = [(r.key, r.start, r.end) for r in ranges]
+    with ExitStack() as stack:
+        answers = stack.enter_context(closing(store.get_each(requests, concurrency)))
+        pool = None if threads <= 1 else stack.enter_context(ThreadPoolExecutor(threads, "decode"))
+        for number, body in answers:
+            if pool is None:
+                bad += _scatter_range(ranges[number], body)
+                continue
+            pending.append(pool.submit(_scatter_range, ranges[number], body))
+            while len(pending) > 2 * threads:
+                bad += pending.popleft().result()
+        for future in pending:
+            bad += future.result()
+    return bad
 
 
-def _failed(work: Sequence[tuple[_Blob, memoryview]], threads: int) -> Iterator[_Blob]:
-    """Scatter; give back the blobs that did not match, to be read once more."""
-
-    def attempt(item: tuple[_Blob, memoryview]) -> _Blob | None:
+def _scatter_range(part: _Range, body: bytes) -> list[_Blob]:
+    """Scatter every blob of a range; gives back those that did not match."""
+    bad = []
+    view = memoryview(body)
+    for blob in part.blobs:
+        start = blob.location.offset - part.start
         try:
-            _scatter(*item)
+            _scatter(blob, view[start : start + blob.location.stored_len])
         except Corrupt:
-            return item[0]
-        return None
-
-    if threads <= 1:
-        results: Iterable[_Blob | None] = map(attempt, work)
-        yield from (blob for blob in results if blob is not None)
-        return
-    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        yield from (blob for blob in pool.map(attempt, work) if blob is not None)
+            bad.append(blob)  # read once more, and then it raises
+    return bad
 
 
 def _scatter(blob: _Blob, stored: memoryview) -> None:

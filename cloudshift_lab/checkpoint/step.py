@@ -22,7 +22,7 @@ from cloudshift_lab.checkpoint.boxes import (
     whole,
 )
 from cloudshift_lab.checkpoint.dtypes import ELEMENT_TYPES
-from cloudshift_lab.checkpoint.fetch import Piece, fetch_pieces
+from cloudshift_lab.checkpoint.fetch import CONCURRENCY, Piece, fetch_pieces
 from cloudshift_lab.checkpoint.index import ChunkLocation, ChunkTable
 from cloudshift_lab.checkpoint.layout import (
     Coverage,
@@ -137,16 +137,17 @@ class Checkpoint:
         return self.read_many([BoxRequest(name, offset, shape)])[0]
 
     def read_many(
-        self, requests: Sequence[BoxRequest], concurrency: int = 8, *,
-        out: Sequence[npt.NDArray[np.uint8]] | None = None, threads: int = 1,
+        self, requests: Sequence[BoxRequest], concurrency: int = CONCURRENCY, *,
+        out: Sequence[npt.NDArray[np.uint8]] | None = None, threads: int | None = None,
     ) -> list[Array]:  # fmt: skip
         """Read many boxes with one plan: each blob once, neighbouring ranges merged.
 
         Args:
             requests: What is wanted.
-            concurrency: Range requests at a time, of up to 8 MiB.
+            concurrency: Range requests at a time, of 1 to 8 MiB: what is held in memory besides
+                the result.
             out: Per request a writable C-contiguous byte buffer to fill; None: new memory.
-            threads: Threads that decode and hash.
+            threads: Threads that decode and hash while more arrives; None: as the machine has.
 
         Returns:
             One array per request, in order.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -113,7 +113,7 @@ class FaultyStore:
 
     def get_each(
         self, requests: Sequence[Request], concurrency: int = 8
-    ) -> Iterator[tuple[int, bytes]]:
+    ) -> Generator[tuple[int, bytes], None, None]:
         del concurrency
         for number, (key, start, end) in enumerate(requests):
             yield number, self.get(key, start=start, end=end)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import TypeVar
@@ -31,7 +31,7 @@ def fan_out(
 
 def fan_out_each(
     call: Callable[[Item], Result], items: Iterable[Item], concurrency: int
-) -> Iterator[tuple[int, Result]]:
+) -> Generator[tuple[int, Result], None, None]:
     """Yield ``(number, call(item))`` as calls end, in any order.
 
     At most ``concurrency`` results are under way or wait to be taken: a slow taker slows the calls.

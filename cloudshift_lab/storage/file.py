@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -87,7 +87,7 @@ class FileStore:
 
     def get_each(
         self, requests: Sequence[Request], concurrency: int = 8
-    ) -> Iterator[tuple[int, bytes]]:
+    ) -> Generator[tuple[int, bytes], None, None]:
         return fan_out_each(lambda r: self.get(r[0], start=r[1], end=r[2]), requests, concurrency)
 
     def put_many(self, objects: Mapping[str, bytes], concurrency: int = 4) -> None:

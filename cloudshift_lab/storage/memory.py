@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 
 from cloudshift_lab.core.errors import NotFound
 from cloudshift_lab.storage.keys import check_key, check_range, under
@@ -58,7 +58,7 @@ class MemoryStore:
 
     def get_each(
         self, requests: Sequence[Request], concurrency: int = 8
-    ) -> Iterator[tuple[int, bytes]]:
+    ) -> Generator[tuple[int, bytes], None, None]:
         del concurrency
         for number, (key, start, end) in enumerate(requests):
             yield number, self.get(key, start=start, end=end)

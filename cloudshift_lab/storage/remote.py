@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
@@ -110,7 +110,7 @@ class RemoteStore:
 
     def get_each(
         self, requests: Sequence[Request], concurrency: int = 8
-    ) -> Iterator[tuple[int, bytes]]:
+    ) -> Generator[tuple[int, bytes], None, None]:
         return fan_out_each(lambda r: self.get(r[0], start=r[1], end=r[2]), requests, concurrency)
 
     def put_many(self, objects: Mapping[str, bytes], concurrency: int = 4) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Protocol
 
 from cloudshift_lab.core.errors import CloudshiftError, Unsupported, UsageError
@@ -57,7 +57,7 @@ class Store(Protocol):
 
     def get_each(
         self, requests: Sequence[Request], concurrency: int = 8
-    ) -> Iterator[tuple[int, bytes]]:
+    ) -> Generator[tuple[int, bytes], None, None]:
         """``get`` for each, given with its number as soon as it is there, in any order.
 
         No more than ``concurrency`` answers are held or under way: a slow taker slows the reading.

@@ -15,7 +15,7 @@ from cloudshift_lab.checkpoint import (
     stage_arrays,
     write_rank,
 )
-from cloudshift_lab.core.errors import NotFound, UsageError
+from cloudshift_lab.core.errors import Corrupt, NotFound, UsageError
 from cloudshift_lab.storage.memory import MemoryStore
 
 RUN = "run-1"
@@ -179,3 +179,54 @@ def test_what_is_not_there_is_said_in_words(arrays, save, opened):
         checkpoint.leaves(4)
     with pytest.raises(UsageError, match="does not lie inside"):
         checkpoint.box("layer.bias", (300,), (2,))
+
+
+class StreamedStore(RangeStore):
+    """Hands ranges out last first."""
+
+    def get_each(self, requests, concurrency=8):
+        for number in reversed(range(len(requests))):
+            key, start, end = requests[number]
+            yield number, self.get(key, start=start, end=end)
+
+
+def test_ranges_may_arrive_in_any_order():
+    array = np.random.default_rng(6).standard_normal((9000, 512)).astype(np.float32)
+    checkpoint = save_split(StreamedStore(), array, 2, 0)
+    assert checkpoint.tensor("t").tobytes() == array.tobytes()
+
+
+def test_a_range_damaged_on_its_way_is_read_once_more_and_then_refused():
+    class Noisy(RangeStore):
+        damaged = 1
+
+        def get_each(self, requests, concurrency=8):
+            for number, body in super().get_each(requests, concurrency):
+                if number == 1:
+                    body = body[:1000] + bytes([body[1000] ^ 4]) + body[1001:]
+                yield number, body
+
+        def get(self, key, *, start=None, end=None):
+            body = super().get(key, start=start, end=end)
+            return body if self.damaged else b"\0" + body[1:]
+
+    array = np.random.default_rng(6).standard_normal((9000, 512)).astype(np.float32)
+    store = Noisy()
+    checkpoint = save_split(store, array, 1, 0)
+    assert checkpoint.tensor("t").tobytes() == array.tobytes()
+    store.damaged = 0
+    with pytest.raises(Corrupt, match="differs from its hash|do not add up"):
+        checkpoint.tensor("t")
+
+
+def test_the_requests_of_one_plan_are_many_at_first_and_never_larger_than_the_limit():
+    array = np.random.default_rng(6).standard_normal((12000, 512)).astype(np.float32)
+    store = RangeStore()
+    checkpoint = save_split(store, array, 1, 0)
+    store.ranges.clear()
+    whole = [BoxRequest("t", (0, 0), array.shape)]
+    checkpoint.read_many(whole, concurrency=8)
+    assert len(store.ranges) >= 8
+    store.ranges.clear()
+    checkpoint.read_many(whole, concurrency=1)
+    assert max(size for _, size in store.ranges) <= 8 * 2**20
