@@ -37,11 +37,14 @@ class ObjectRef(msgspec.Struct, frozen=True):
 
 
 class RankRef(msgspec.Struct, frozen=True):
-    """One rank's record as the manifest lists it."""
+    """One rank's record as the manifest lists it, and its chunk table, so that both are read at
+    once; steps of older writers leave ``index`` out.
+    """
 
     rank: int
     blake3: str
     size: int
+    index: ObjectRef | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

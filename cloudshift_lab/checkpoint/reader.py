@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Literal
 
+from cloudshift_lab.checkpoint.fetch import CONCURRENCY
 from cloudshift_lab.checkpoint.index import ChunkTable, read_index
 from cloudshift_lab.checkpoint.layout import (
     Manifest,
     ObjectRef,
     RankRecord,
+    RankRef,
     StepDir,
     fetch_all_verified,
     fetch_verified,
@@ -22,12 +24,13 @@ from cloudshift_lab.core.errors import Corrupt, NotFound, UsageError
 from cloudshift_lab.storage.log import LogRecord, RunLog
 from cloudshift_lab.storage.store import Store, open_store
 
+_Wanted = tuple[str, str, int]
 __all__ = ["BoxRequest", "Checkpoint", "open_checkpoint", "open_run"]
 
 
 def open_checkpoint(
     store: Store, run_id: str, commit: LogRecord | str, *, digest: str | None = None,
-    concurrency: int = 8,
+    concurrency: int = CONCURRENCY,
 ) -> Checkpoint:  # fmt: skip
     """Open a step by its commit in the run log, or by its manifest's key and digest.
 
@@ -52,44 +55,55 @@ def open_checkpoint(
     manifest = parse_document(data, Manifest, key)
     if (manifest.run_id, manifest.step, manifest.generation) != place:
         raise Corrupt(f"{key} is the manifest of another step; use another step")
-    records = _read_records(store, place, manifest, concurrency)
-    tables = _read_tables(store, place, records, concurrency)
+    records, tables = _read_ranks(store, place, manifest, concurrency)
     parts = list(zip(records, tables, strict=True))
     return Checkpoint(store, place, manifest, ObjectRef(digest, len(data)), parts)
 
 
-def _read_records(
+def _read_ranks(
     store: Store, place: StepDir, manifest: Manifest, concurrency: int
-) -> list[RankRecord]:
+) -> tuple[list[RankRecord], list[ChunkTable]]:
+    """Records and chunk tables of all ranks, in one round where the manifest names both."""
     refs = manifest.ranks
     if len({ref.rank for ref in refs}) != len(refs):
         raise Corrupt(f"the manifest of step {manifest.step} lists a rank twice; use another step")
-    keys = [place.record_key(ref.rank, manifest.world_size, ref.blake3) for ref in refs]
-    wanted = [(k, ref.blake3, ref.size) for k, ref in zip(keys, refs, strict=True)]
+    world = manifest.world_size
+    records_at = [(place.record_key(r.rank, world, r.blake3), r.blake3, r.size) for r in refs]
+    early = [_index_at(place, world, r.rank, r.index) for r in refs if r.index is not None]
+    found = _fetch(store, [*records_at, *early], concurrency)
     records = [
-        parse_document(data, RankRecord, key)
-        for key, data in zip(keys, fetch_all_verified(store, wanted, concurrency), strict=True)
+        _checked_record(found[at], at[0], place, manifest=manifest, ref=ref)
+        for at, ref in zip(records_at, refs, strict=True)
     ]
-    for ref, record in zip(refs, records, strict=True):
-        check_belongs(record, place, manifest.world_size, ref.rank)
-        if not set(record.packs) <= set(manifest.packs):
-            raise Corrupt(
-                f"rank {ref.rank} uses packs its manifest does not list; use another step"
-            )
-    return records
+    tables_at = [_index_at(place, world, r.rank, r.index) for r in records]
+    found |= _fetch(store, [at for at in tables_at if at not in found], concurrency)
+    tables = [
+        read_index(found[at], record.packs, at[0])
+        for at, record in zip(tables_at, records, strict=True)
+    ]
+    return records, tables
 
 
-def _read_tables(
-    store: Store, place: StepDir, records: Iterable[RankRecord], concurrency: int
-) -> list[ChunkTable]:
-    listed = list(records)
-    keys = [place.index_key(r.rank, r.world_size, r.index.blake3) for r in listed]
-    wanted = [(k, r.index.blake3, r.index.size) for k, r in zip(keys, listed, strict=True)]
-    blobs = fetch_all_verified(store, wanted, concurrency)
-    return [
-        read_index(data, record.packs, key)
-        for key, data, record in zip(keys, blobs, listed, strict=True)
-    ]
+def _index_at(place: StepDir, world_size: int, rank: int, index: ObjectRef) -> _Wanted:
+    return place.index_key(rank, world_size, index.blake3), index.blake3, index.size
+
+
+def _fetch(store: Store, wanted: Sequence[_Wanted], concurrency: int) -> dict[_Wanted, bytes]:
+    return dict(zip(wanted, fetch_all_verified(store, wanted, concurrency), strict=True))
+
+
+def _checked_record(
+    data: bytes, key: str, place: StepDir, *, manifest: Manifest, ref: RankRef
+) -> RankRecord:
+    record = parse_document(data, RankRecord, key)
+    check_belongs(record, place, manifest.world_size, ref.rank)
+    if not set(record.packs) <= set(manifest.packs):
+        raise Corrupt(f"rank {ref.rank} uses packs its manifest does not list; use another step")
+    if ref.index is not None and ref.index != record.index:
+        raise Corrupt(
+            f"rank {ref.rank}'s chunk table is not the one its manifest lists; use another step"
+        )
+    return record
 
 
 def open_run(

@@ -83,7 +83,11 @@ def seal(
     prepare_root(store)
     manifest = Manifest(
         run_id=run_id, step=step, generation=generation, world_size=world_size, coverage=coverage,
-        ranks=tuple(RankRef(w.rank, w.digest, w.size) for w in ordered), packs=packs,
+        ranks=tuple(
+            RankRef(w.rank, w.digest, w.size, r.index)
+            for w, r in zip(ordered, records, strict=True)
+        ),
+        packs=packs,
         raw_bytes=sum(r.raw_bytes for r in records),
         stored_bytes=sum(r.stored_bytes for r in records),
     )  # fmt: skip

@@ -104,6 +104,7 @@ class Forger:
         self.record = json.loads(store.get(f"{stem}.{ref['blake3']}.json"))
         self.columns = dict(load(store.get(f"{stem}.{self.record['index']['blake3']}.index")))
         self.index = None
+        self.listed = None
 
     def _put(self, name, data, suffix):
         digest = blake3(data).hexdigest()
@@ -114,7 +115,8 @@ class Forger:
         index = self.index if self.index is not None else save(self.columns)
         self.record["index"] = {**self._put("rank-0of1", index, "index")}
         record = self._put("rank-0of1", json.dumps(self.record).encode(), "json")
-        self.manifest["ranks"] = [{"rank": 0, **record}]
+        listed = self.record["index"] if self.listed is None else self.listed
+        self.manifest["ranks"] = [{"rank": 0, **record, "index": listed or None}]
         digest = self._put("manifest", json.dumps(self.manifest).encode(), "json")["blake3"]
         return open_checkpoint(
             self.store, RUN, f"{self.folder}/manifest.{digest}.json", digest=digest
@@ -135,6 +137,37 @@ def forger(save):
 
 def test_the_forger_forges_well_enough_to_be_believed(forger):
     assert forger.read() == {"rank": 0}
+
+
+def test_a_manifest_of_an_older_writer_names_no_chunk_tables(forger):
+    forger.listed = {}
+    assert forger.read() == {"rank": 0}
+
+
+@pytest.mark.parametrize("size", [-1, 0, 7, 2**60])
+def test_a_manifest_that_lists_another_chunk_table_is_refused(forger, size):
+    forger.open()
+    forger.listed = {**forger.record["index"], "size": size}
+    assert_refused(forger)
+
+
+def test_a_step_opens_in_two_rounds_of_requests(arrays, save, opened):
+    class Rounds(MemoryStore):
+        rounds = ()
+
+        def get(self, key, *, start=None, end=None):
+            self.rounds += (1,)
+            return super().get(key, start=start, end=end)
+
+        def get_many(self, requests, concurrency=8):
+            self.rounds += (len(requests),) if requests else ()
+            return [MemoryStore.get(self, key, start=a, end=z) for key, a, z in requests]
+
+    store = Rounds()
+    sealed = save(store, arrays, world_size=3)
+    store.rounds = ()
+    assert opened(store, sealed).ranks == (0, 1, 2)
+    assert store.rounds == (1, 6)
 
 
 def set_in(document, path, value):
