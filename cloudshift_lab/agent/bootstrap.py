@@ -3,45 +3,26 @@
     python -m cloudshift_lab.agent.bootstrap launch <parent pid> <errors dir> <torchrun arguments>
     python -m cloudshift_lab.agent.bootstrap rank <workdir> <script> [arguments]
 
-Only the standard library is imported before the script runs: start-up time is pause time.
+Only what the standard library has is imported before the script runs: start-up is pause time.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import runpy
-import signal
 import sys
-import threading
 import time
 import traceback
 from pathlib import Path
 from types import TracebackType
 
-_PR_SET_PDEATHSIG = 1
-_WATCH_S = 0.5
+from cloudshift_lab.core.lineage import die_with_parent
+
 _LAUNCHER_ENV = "CLOUDSHIFT_LAUNCHER_PID"
 LAUNCH_FILE = "launch.json"
 LOGS = "logs"
 ERRORS = "errors"
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """End this process when its parent ends, however that happens; at once if it has already."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    else:
-        threading.Thread(target=_watch_parent, args=(parent_pid,), daemon=True).start()
-    if os.getppid() != parent_pid:
-        os._exit(1)
-
-
-def _watch_parent(parent_pid: int) -> None:
-    while os.getppid() == parent_pid:
-        time.sleep(_WATCH_S)
-    os._exit(1)
 
 
 def launch(parent_pid: int, errors: Path, arguments: list[str]) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 from cloudshift_lab.agent.bootstrap import LOGS
 from cloudshift_lab.agent.node import NodeAgent
 from cloudshift_lab.agent.rows import ConductorPost, RowReceiver, RowShipper
-from cloudshift_lab.agent.saverlink import SaverProcess
 from cloudshift_lab.agent.shm import NodeDir
 from cloudshift_lab.agent.stores import open_job_store, open_source_store
 from cloudshift_lab.agent.torchrun import TorchrunRanks
+from cloudshift_lab.checkpoint.saver_process import SaverProcess
+from cloudshift_lab.checkpoint.saving import SaverJob
 from cloudshift_lab.core.errors import CloudshiftError, UsageError
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.staging import StepReport
@@ -26,6 +27,8 @@ from cloudshift_lab.storage.store import Store
 from cloudshift_lab.telemetry.spool import Sender
 
 TICK_S = 0.05
+SAVER_FILE = "saver.json"
+SAVER_LOG = "saver.log"
 
 
 class AgentProcess:
@@ -54,7 +57,7 @@ class AgentProcess:
             source_store=open_source_store(job),
             world=world,
             ranks=self._ranks,
-            saver=SaverProcess(job, job_file, self._node_dir.path),
+            saver=saver_of(job, self._node_dir.path),
         )
         self._asked_to_stop = False
 
@@ -113,6 +116,21 @@ def place_script(job: JobSpec) -> Path:
     if not path.is_file():
         raise UsageError(f"there is no script at {path}; give the path of a Python file")
     return path
+
+
+def saver_of(job: JobSpec, node_dir: Path) -> SaverProcess:
+    """The saver of one attempt, started: its imports take longer than the ranks' first steps."""
+    placement, workdir = job.placement, Path(job.workdir)
+    saver_job = SaverJob(
+        run_id=job.run_id,
+        generation=job.generation,
+        world_size=placement.world_size,
+        ranks=tuple(range(placement.ranks_per_node)),
+        store_url=job.store_url,
+        home=job.home,
+        cloud=placement.cloud,
+    )
+    return SaverProcess(saver_job, workdir / SAVER_FILE, node_dir, workdir / LOGS / SAVER_LOG)
 
 
 def _sender(job: JobSpec, store: Store, world: World) -> Sender:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from cloudshift_lab.checkpoint.saving import FailedAnswer, Outcome, SavedAnswer
+
 RanksState = Literal["absent", "starting", "gate", "running", "drained", "finished", "failed"]
 
 
@@ -76,25 +78,11 @@ class RanksProtocol(Protocol):
         """End every rank at once; nothing more is staged. No error when there is none."""
 
 
-@dataclass(frozen=True)
-class Saved:
-    """A staged step whose packs, rank records and manifest are in the store, not yet committed."""
+Saved = SavedAnswer
+"""A staged step whose packs, rank records and manifest are in the store, not yet committed."""
 
-    step: int
-    manifest_key: str
-    manifest_digest: str
-    raw_bytes: int
-    stored_bytes: int
-    new_bytes: int
-
-
-@dataclass(frozen=True)
-class SaveFailed:
-    """A save that did not get through; the staged step is still there to be saved again."""
-
-    step: int
-    error_kind: str
-    message: str
+SaveFailed = FailedAnswer
+"""A save that did not get through; the staged step is still there to be saved again."""
 
 
 class SaverProtocol(Protocol):
@@ -107,7 +95,7 @@ class SaverProtocol(Protocol):
     def busy(self) -> bool:
         """Whether a save has begun whose outcome ``poll`` has not returned yet."""
 
-    def poll(self) -> Saved | SaveFailed | None:
+    def poll(self) -> Outcome | None:
         """The outcome of the save, once; None while there is none."""
 
     def learn(self, manifest_key: str, manifest_digest: str) -> None:

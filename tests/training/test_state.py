@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from cloudshift_lab.agent.saver import read_slot
+from cloudshift_lab.checkpoint.saving import read_slot
 from cloudshift_lab.checkpoint import open_checkpoint, seal, write_rank
 from cloudshift_lab.core.errors import Exhausted
 from cloudshift_lab.storage.memory import MemoryStore
