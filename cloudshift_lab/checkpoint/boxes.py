@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from cloudshift_lab.checkpoint.dtypes import element_type
 from cloudshift_lab.core.errors import Corrupt, UsageError
@@ -135,6 +136,13 @@ class Cuts(NamedTuple):
     @property
     def num_chunks(self) -> int:
         return math.prod(self.counts)
+
+    def num_elements(self) -> npt.NDArray[np.int64]:
+        """Elements of each chunk in C order."""
+        found = np.ones(1, dtype=np.int64)
+        for borders in self.borders:
+            found = np.multiply.outer(found, np.diff(np.asarray(borders, dtype=np.int64)))
+        return found.reshape(-1)
 
     def regions(self) -> Iterator[Region]:
         """The chunks' regions in C order."""

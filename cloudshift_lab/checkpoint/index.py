@@ -24,8 +24,22 @@ _COLUMNS: dict[str, np.dtype[Any]] = {
 }
 
 
+class Operand(NamedTuple):
+    """Bytes that a delta is decoded with.
+
+    The ``length`` bytes that begin ``skip`` bytes into the raw bytes of ``chunks``, back to back.
+    """
+
+    chunks: tuple[ChunkLocation, ...]
+    skip: int
+    length: int
+
+
 class ChunkLocation(NamedTuple):
-    """Where a chunk's blob lies and how to decode it. ``pack`` is its blake3 hex."""
+    """Where a chunk's blob lies and how to decode it. ``pack`` is its blake3 hex.
+
+    ``refs`` are what a delta is decoded with; other codecs need nothing but the blob.
+    """
 
     id: bytes
     raw_len: int
@@ -36,6 +50,7 @@ class ChunkLocation(NamedTuple):
     offset: int
     stored_len: int
     xxh3: int
+    refs: tuple[Operand, ...] = ()
 
 
 class ChunkTable:

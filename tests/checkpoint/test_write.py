@@ -174,7 +174,7 @@ def test_writes_go_packs_then_index_then_record_then_manifest(arrays):
 
 
 def test_large_shares_are_cut_into_packs_and_small_tensors_lie_together(monkeypatch):
-    monkeypatch.setattr("cloudshift_lab.checkpoint.write.PACK_BYTES", 300_000)
+    monkeypatch.setattr("cloudshift_lab.checkpoint.packer.PACK_BYTES", 300_000)
     noise = np.random.default_rng(2).integers(0, 256, (16, 100_000), dtype=np.uint8)
     arrays = {"big": noise, **{f"small.{i}": noise[0, i * 50 : i * 50 + 50] for i in range(300)}}
     store = CountingStore()
@@ -278,3 +278,39 @@ def test_one_unchanged_kilobyte_does_not_drag_an_older_pack_along(save, known_of
     assert packs[0].isdisjoint(packs[1])
     kept = save(store, weights | {"rng/0": state["rng/0"][::-1].copy()}, step=3, known=known)
     assert packs[0] < set(opened(store, kept).packs())
+
+
+def test_a_dead_pack_is_neither_reused_nor_written_under_its_name(arrays, save, known_of, opened):
+    store = CountingStore()
+    first = save(store, arrays, step=1)
+    dead = frozenset(digest for digest, _ in opened(store, first).packs().values())
+    known = known_of(store, first)
+    store.writes.clear()
+    written = write_rank(
+        store, RUN, stage_arrays(arrays, step=2), generation=1, known=known, dead_packs=dead
+    )
+    assert not {f"packs/{d[:2]}/{d}.pack" for d in dead} & {key for key, _ in store.writes}
+    second = seal(store, RUN, 2, generation=1, world_size=1, written=[written])
+    for digest in dead:
+        store.delete(f"packs/{digest[:2]}/{digest}.pack")
+    assert verify(store, RUN, second.manifest_key, second.manifest_digest).ok
+    for name, array in arrays.items():
+        assert opened(store, second).tensor(name).tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_save_tells_how_far_it_is(arrays, threads):
+    told = []
+    written = write_rank(
+        MemoryStore(), RUN, stage_arrays(arrays, step=1), generation=1, threads=threads,
+        progress=told.append,
+    )  # fmt: skip
+    assert told == sorted(told)
+    assert told[-1] == written.raw_bytes
+
+
+def test_a_base_from_another_store_is_refused(arrays, save, opened):
+    elsewhere = MemoryStore("memory://elsewhere")
+    base = opened(elsewhere, save(elsewhere, arrays, step=1))
+    with pytest.raises(UsageError, match="pass a base from"):
+        write_rank(MemoryStore(), RUN, stage_arrays(arrays, step=2), generation=1, base=base)
