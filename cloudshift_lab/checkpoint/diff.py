@@ -4,71 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
-
-import msgspec
+from typing import NamedTuple
 
 from cloudshift_lab.checkpoint.boxes import Region, TensorSpec, cut, grid_cell, whole
 from cloudshift_lab.checkpoint.change import Change
 from cloudshift_lab.checkpoint.dtypes import element_type
 from cloudshift_lab.checkpoint.step import BoxRequest, Checkpoint
 from cloudshift_lab.core.errors import NotFound
+from cloudshift_lab.core.steps import Diff, Fate, LeafDiff, TensorDiff
 
 BATCH_BYTES = 32 * 2**20
 _MAX_LEAVES = 40
 _LONG_LIST = 16
 _SHOWN_CHARS = 60
-Fate = Literal["same", "changed", "added", "removed", "replaced"]
 Progress = Callable[[int, int], None]
-
-
-class TensorDiff(msgspec.Struct, frozen=True, kw_only=True):
-    """What happened to one tensor from the first step to the second.
-
-    ``replaced`` is one whose dtype or shape differs, in words in ``note``; nothing of it is read.
-    ``changed`` counts elements whose bits differ. ``norm`` is the L2 norm of the difference,
-    ``relative`` that over the tensor's own: at most that when ``is_bound``, since chunks that are
-    equal are not read; None when there is nothing to relate to. ``non_finite`` differences (of
-    NaN or infinity) are in none of the three numbers.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    fate: Fate
-    elements: int
-    changed: int = 0
-    norm: float = 0.0
-    relative: float | None = None
-    is_bound: bool = False
-    max_abs: float = 0.0
-    non_finite: int = 0
-    note: str = ""
-
-
-class LeafDiff(msgspec.Struct, frozen=True):
-    """A value that is not a tensor, before and after, cut to what can be shown."""
-
-    path: str
-    before: str
-    after: str
-
-
-class Diff(msgspec.Struct, frozen=True, kw_only=True):
-    """Two steps compared. ``shared_bytes`` are in chunks that both have, ``read_bytes`` were read.
-
-    ``leaves`` are of the lowest rank both have; ``more_leaves`` were left out.
-    """
-
-    before: int
-    after: int
-    world_sizes: tuple[int, int]
-    tensors: tuple[TensorDiff, ...]
-    leaves: tuple[LeafDiff, ...]
-    more_leaves: int
-    total_bytes: int
-    shared_bytes: int
-    read_bytes: int
 
 
 class _Compared(NamedTuple):

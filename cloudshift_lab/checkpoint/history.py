@@ -8,13 +8,13 @@ from typing import NamedTuple
 import msgspec
 
 from cloudshift_lab.checkpoint.layout import (
-    Coverage,
     Manifest,
     ObjectRef,
     fetch_verified,
     parse_document,
 )
 from cloudshift_lab.core.errors import CloudshiftError, NotFound
+from cloudshift_lab.core.steps import History, RunUsage, StepLine, StepUsage, Usage
 from cloudshift_lab.core.wire import from_json
 from cloudshift_lab.storage.fanout import fan_out
 from cloudshift_lab.storage.log import LogRecord, LogState, RunLog
@@ -39,72 +39,6 @@ class Origin(msgspec.Struct, frozen=True):
     def ref(self) -> str:
         """As people type it: ``run-1@400``."""
         return f"{self.run_id}@{self.step}"
-
-
-class StepLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One committed step. ``at`` is the wall-clock time of its first commit, seconds.
-
-    ``new_bytes`` are in packs that no earlier step of the run (or of the run it branched from)
-    has. ``urls`` are the stores that hold the step. ``problem`` says why its manifest cannot be
-    read; the sizes are then 0.
-    """
-
-    step: int
-    at: float
-    generation: int
-    urls: tuple[str, ...]
-    world_size: int = 0
-    coverage: Coverage | None = None
-    raw_bytes: int = 0
-    stored_bytes: int = 0
-    new_bytes: int = 0
-    manifest_key: str
-    manifest_digest: str
-    is_final: bool = False
-    problem: str = ""
-
-
-class History(msgspec.Struct, frozen=True, kw_only=True):
-    """A run's steps, oldest first. ``unreachable`` are stores of the chain, with the reason."""
-
-    run_id: str
-    lines: tuple[StepLine, ...]
-    origin: Origin | None = None
-    unreachable: dict[str, str] = {}
-
-
-class StepUsage(msgspec.Struct, frozen=True):
-    """What a step refers to; ``only_here_bytes`` would be free if it were forgotten."""
-
-    step: int
-    raw_bytes: int
-    pack_bytes: int
-    only_here_bytes: int
-
-
-class RunUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run's steps take up; ``only_here_bytes`` are in packs that no other run refers to.
-
-    ``problems`` are steps whose manifest cannot be read, in words.
-    """
-
-    run_id: str
-    steps: tuple[StepUsage, ...]
-    raw_bytes: int
-    pack_bytes: int
-    only_here_bytes: int
-    problems: tuple[str, ...] = ()
-
-
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a store holds. ``loose`` packs are referred to by no step that was read."""
-
-    url: str
-    runs: tuple[RunUsage, ...]
-    raw_bytes: int
-    pack_bytes: int
-    loose_packs: int
-    loose_bytes: int
 
 
 class _Seen(NamedTuple):
@@ -164,7 +98,13 @@ def history(
     for seen in read[len(earlier) :]:
         lines.append(_line(seen, known))
         known |= _packs([seen])
-    return History(run_id=run_id, lines=tuple(lines), origin=origin, unreachable=unreachable)
+    return History(
+        run_id=run_id,
+        lines=tuple(lines),
+        num_older=first,
+        origin=None if origin is None else origin.ref,
+        unreachable=unreachable,
+    )
 
 
 def run_ids(store: Store) -> tuple[str, ...]:
@@ -198,15 +138,15 @@ def du(store: Store, run_id: str | None = None, *, progress: Progress | None = N
     packs = {name: _packs(seen) for name, seen in read.items()}
     shown = names if run_id is None else (run_id,)
     everything = set().union(*packs.values()) if packs else set()
-    loose = _loose(store, {pack.blake3 for pack in everything}) if run_id is None else {}
+    loose = _loose(store, {pack.blake3 for pack in everything}) if run_id is None else None
     runs = tuple(_run_usage(name, read[name], _others(packs, name)) for name in shown)
     return Usage(
         url=store.url,
         runs=runs,
         raw_bytes=sum(run.raw_bytes for run in runs),
         pack_bytes=_size(set().union(*(packs[name] for name in shown)) if shown else set()),
-        loose_packs=len(loose),
-        loose_bytes=sum(loose.values()),
+        loose_packs=None if loose is None else len(loose),
+        loose_bytes=0 if loose is None else sum(loose.values()),
     )
 
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudshift_lab.checkpoint import diff as module
-from cloudshift_lab.checkpoint.diff import Diff, diff
+from cloudshift_lab.checkpoint.diff import diff
+from cloudshift_lab.core.steps import Diff
 from cloudshift_lab.storage.memory import MemoryStore
 
 ROWS, COLUMNS = 3000, 128
