@@ -46,7 +46,7 @@ class Change:
         """Take in one part of the tensor: two arrays of the same shape and element type."""
         old, new = np.ascontiguousarray(before).ravel(), np.ascontiguousarray(after).ravel()
         self.num_compared += old.size
-        self._before.add(_magnitudes(_numbers(old, self._dtype)))
+        self._before.add(_magnitudes(as_numbers(old, self._dtype)))
         is_other = _differs(old, new)
         count = int(np.count_nonzero(is_other))
         if not count:
@@ -100,7 +100,7 @@ def _distance(old: Array, new: Array, dtype: str) -> Floats:
         a, b = old.astype(wide), new.astype(wide)  # two's complement: differences wrap rightly
         return np.where(bigger, b - a, a - b).astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
-        return _magnitudes(_numbers(new, dtype) - _numbers(old, dtype))
+        return _magnitudes(as_numbers(new, dtype) - as_numbers(old, dtype))
 
 
 def _magnitudes(numbers: Array) -> Floats:
@@ -108,7 +108,7 @@ def _magnitudes(numbers: Array) -> Floats:
         return np.abs(numbers).astype(np.float64, copy=False)
 
 
-def _numbers(raw: Array, dtype: str) -> Array:
+def as_numbers(raw: Array, dtype: str) -> Array:
     """The stored elements as float64 (complex128 for complex ones)."""
     convert = _AS_NUMBERS.get(dtype)
     if convert is not None:
