@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from cloudshift_lab.conductor.formerly import modernised
 from cloudshift_lab.conductor.journal import EventLog
 from cloudshift_lab.core.errors import Corrupt
 from cloudshift_lab.core.money import HOUR_S
@@ -219,7 +220,7 @@ class RunRecord:
 
 def _parse(line: bytes) -> RunEvent:
     try:
-        return _DECODER.decode(line)
+        return _DECODER.decode(modernised(line))
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise Corrupt(
             f"a run's journal holds an event of another version ({error}); "

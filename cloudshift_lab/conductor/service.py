@@ -28,6 +28,7 @@ from cloudshift_lab.core.errors import Corrupt, Exhausted, NotFound, UsageError
 from cloudshift_lab.core.placement import Cloud, Offer
 from cloudshift_lab.core.plan import Decision, MigrationView
 from cloudshift_lab.core.run import JobSpec, RunSpec, RunView
+from cloudshift_lab.core.save_policy import parse_save_policy
 from cloudshift_lab.core.views import Check, CostView, Health, Series, Target
 from cloudshift_lab.core.world import World
 from cloudshift_lab.engines.engine import Engine
@@ -269,8 +270,9 @@ class ConductorService:
             script=spec.script,
             home=str(self._root),
             workdir=str(self._around.run_folder(claim.run_id) / "attempts" / "1"),
-            checkpoint_every=spec.checkpoint_every,
             seed=spec.seed,
+            save_policy=spec.save_policy,
+            keep=spec.keep,
             args=spec.args,
             env=spec.env,
             python=spec.python,
@@ -293,8 +295,7 @@ class ConductorService:
             raise UsageError(f"'{spec.name}' looks like an id; choose a name of your own")
         if not 1 <= spec.ranks_per_node <= 64:
             raise UsageError(f"a run has 1 to 64 ranks, not {spec.ranks_per_node}; mend the call")
-        if spec.checkpoint_every < 1:
-            raise UsageError("checkpoint_every must be at least 1 step; mend the call")
+        parse_save_policy(spec.save_policy)
         self._check_name(spec.name)
 
     def _check_name(self, name: str) -> None:

@@ -20,13 +20,17 @@ class RunSpec(msgspec.Struct, frozen=True):
 
     ``args`` and ``env`` are kept word for word in files of this machine (mode 0600: the run's
     journal, each attempt's ``job.json``). Pass a secret by reference, such as the path of a file.
+
+    ``save_policy`` says how often a step is saved (``core.save_policy``), ``keep`` which of the
+    saved steps stay (``checkpoint.keep``).
     """
 
     name: str
     script: str
     target: str = "local"
     ranks_per_node: int = 2
-    checkpoint_every: int = 50
+    save_policy: str = "auto"
+    keep: str = "5"
     seed: int = 0
     args: tuple[str, ...] = ()
     env: dict[str, str] = {}
@@ -51,8 +55,9 @@ class JobSpec(msgspec.Struct, frozen=True):
     script: str
     home: str
     workdir: str
-    checkpoint_every: int
     seed: int
+    save_policy: str = "auto"
+    keep: str = "5"
     args: tuple[str, ...] = ()
     env: dict[str, str] = {}
     python: str = ""

@@ -47,7 +47,8 @@ def train(
     name: str | None = None,
     on: str = "local",
     ranks: int = 2,
-    checkpoint_every: int = 50,
+    checkpoint_every: int | str = "auto",
+    keep: int | str = 5,
     seed: int = 0,
     env: Mapping[str, str] | None = None,
     budget_usd: float | None = None,
@@ -59,13 +60,15 @@ def train(
         script: Path of a script, or its source when it holds a line break.
         on: ``cloud`` or ``cloud:region``.
         ranks: Processes, >= 1.
-        checkpoint_every: Steps between checkpoints, >= 1.
+        checkpoint_every: Steps between checkpoints, or a time (``"30s"``, ``"5m"``), or ``"auto"``:
+            the interval that loses least to saves and failures, from what a save of this run costs.
+        keep: Which checkpoints stay: the newest N, ``"5,every=1000"``, or ``"all"``.
         env: Environment of the script; kept in private files of this machine, so pass a secret by
             reference (the path of the file that holds it).
         budget_usd: Most it may spend.
 
     Raises:
-        UsageError: Syntax error or unknown target; nothing was started.
+        UsageError: Syntax error, unknown target or policy; nothing was started.
     """
     source = "\n" in script
     if source:
@@ -76,7 +79,8 @@ def train(
         script=script if source else script_of_file(script),
         target=on,
         ranks_per_node=ranks,
-        checkpoint_every=checkpoint_every,
+        save_policy=str(checkpoint_every),
+        keep=str(keep),
         seed=seed,
         env=with_modules_here(env or {}) if source else dict(env or {}),
         budget_micro_usd=None if budget_usd is None else to_micro_usd(budget_usd),

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from typing import Literal, NoReturn
 
 from cloudshift_lab.core.errors import UsageError
+from cloudshift_lab.core.save_policy import parse_save_policy
 
-Kind = Literal["text", "switch", "int", "number", "usd", "run", "target", "migration", "pairs"]
+Kind = Literal[
+    "text", "switch", "int", "number", "usd", "run", "target", "migration", "pairs", "interval"
+]
 Surface = Literal["line", "cell", "terminal"]
 _COMMENT = re.compile(r"(?:^|(?<=\s))#")
 
@@ -85,7 +88,13 @@ VERBS: tuple[Verb, ...] = (
             Argument("--name", "text", "what to call the run"),
             Argument("--on", "target", "where to start: CLOUD[:REGION]", "local"),
             Argument("--ranks", "int", "processes", 2),
-            Argument("--checkpoint-every", "int", "steps between checkpoints", 50),
+            Argument(
+                "--checkpoint-every",
+                "interval",
+                "steps between checkpoints, or a time (5m)",
+                "auto",
+            ),
+            Argument("--keep", "text", "checkpoints that stay: 5, 5,every=1000 or all", "5"),
             Argument("--budget", "usd", "most it may spend, US dollars"),
             Argument("--approve", "text", "who approves moves", "ask", APPROVE),
             Argument("--seed", "int", "seed of the run", 0),
@@ -290,7 +299,14 @@ def _positive(word: str) -> float:
     return value
 
 
-_TYPES = {"int": _whole, "number": _positive, "usd": _positive}
+def _interval(word: str) -> str:
+    try:
+        return str(parse_save_policy(word))
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(error.message) from error
+
+
+_TYPES = {"int": _whole, "number": _positive, "usd": _positive, "interval": _interval}
 
 
 def _usage_word(item: Argument) -> str:
@@ -301,7 +317,7 @@ def _usage_word(item: Argument) -> str:
 
 _METAVAR = {
     "switch": "", "run": "RUN", "target": "TARGET", "migration": "MIGRATION", "usd": "USD",
-    "pairs": "K=V ...", "int": "N", "number": "S",
+    "pairs": "K=V ...", "int": "N", "number": "S", "interval": "N|TIME|auto",
 }  # fmt: skip
 
 

@@ -131,7 +131,7 @@ class Demo:
             name=f"{name}-{self._world.new_id('demo')[-6:]}",
             script=script.read_text(),
             target=SOURCE,
-            checkpoint_every=15,
+            save_policy="15",
             seed=20261123,
             env={"GPT_STEPS": str(self._steps)},
         )

@@ -199,7 +199,7 @@ class Director:
             run_id=RUN_ID, generation=generation, owner=f"owner-{generation}",
             placement=Placement(cloud=cloud, region="r", instance_type="m"),
             store_url=f"memory://{cloud}", script="train.py", home="/", workdir="/",
-            checkpoint_every=10, seed=0,
+            save_policy="10", keep="all", seed=0,
         )  # fmt: skip
 
     def _wait(self, is_true: Callable[[], bool], seconds: float) -> bool:

@@ -16,6 +16,7 @@ from cloudshift_lab.agent.protocols import (
 from cloudshift_lab.checkpoint import KnownChunks, open_checkpoint, seal, write_rank
 from cloudshift_lab.core.errors import CloudshiftError, Unavailable
 from cloudshift_lab.core.run import JobSpec
+from cloudshift_lab.core.save_policy import fixed_steps
 from cloudshift_lab.sim import model
 from cloudshift_lab.sim.scheduler import EPOCH_S, Actor, Scheduler, derived_random
 from cloudshift_lab.storage.store import Store
@@ -67,6 +68,7 @@ class SimRanks:
         self._script = script
         self._executed = executed
         self._random = derived_random(scheduler.seed, "ranks", job.generation)
+        self._every = fixed_steps(job.save_policy)
         self._actor: Actor | None = None
         self._starts = 0
         self._forget()
@@ -193,7 +195,7 @@ class SimRanks:
             self._last_step_at = EPOCH_S + self._scheduler.clock_s
             self._first_step_at = self._first_step_at or self._last_step_at
             self._executed(self._job, step, weights)
-            if step % self._job.checkpoint_every == 0:
+            if self._every is not None and step % self._every == 0:
                 self.staged[step] = _Stage(step, weights)
         self._pause(0.2)
         self.staged[step] = _Stage(step, weights)

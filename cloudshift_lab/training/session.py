@@ -13,6 +13,7 @@ from torch import nn
 
 from cloudshift_lab.checkpoint.reader import open_checkpoint
 from cloudshift_lab.core.errors import CloudshiftError, Unavailable, UsageError
+from cloudshift_lab.core.save_policy import fixed_steps
 from cloudshift_lab.core.staging import Go, RankState, StepReport
 from cloudshift_lab.training.agreement import Agreement, Flags
 from cloudshift_lab.training.arena import Arena
@@ -132,7 +133,8 @@ class Session:
             return
         if flags.drain:
             self._drain(self._node, step)
-        if step % self._node.job.checkpoint_every == 0 and not flags.is_busy:
+        every = fixed_steps(self._node.job.save_policy)
+        if every is not None and step % every == 0 and not flags.is_busy:
             self._stage(step, is_last=False)
         self._agreement.send(self._heard(self._node))
 

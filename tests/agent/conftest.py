@@ -229,7 +229,7 @@ def make_job(generation: int = 1, **changes: object) -> JobSpec:
         "script": "train.py",
         "home": "/nowhere",
         "workdir": "/nowhere",
-        "checkpoint_every": 10,
+        "save_policy": "10",
         "seed": 0,
     }
     return JobSpec(**{**fields, **changes})  # type: ignore[arg-type]

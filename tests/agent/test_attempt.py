@@ -96,7 +96,7 @@ class Machine:
             "run_id": run_id, "generation": generation, "owner": f"owner-{generation}",
             "placement": Placement(cloud, "r", "m", ranks_per_node=2),
             "store_url": self.stores[cloud].url, "script": SCRIPT, "home": str(self.home),
-            "workdir": "", "checkpoint_every": 10, "seed": 5,
+            "workdir": "", "save_policy": "10", "seed": 5,
             "env": {"STEPS": str(STEPS)},
         }  # fmt: skip
         return JobSpec(**{**fields, **changes})  # type: ignore[arg-type]

@@ -109,7 +109,7 @@ def test_a_move_whose_conductor_is_killed_in_every_phase_loses_no_step(
             script=script.read_text(),
             target="here:a",
             ranks_per_node=1,
-            checkpoint_every=15,
+            save_policy="15",
             env={"GPT_STEPS": "100000"},
         )
     )

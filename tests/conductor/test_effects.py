@@ -83,7 +83,7 @@ class Scene:
             script="/nowhere/script.py",
             home="/nowhere",
             workdir=f"/nowhere/{generation}",
-            checkpoint_every=10,
+            save_policy="10",
             seed=0,
             **named,
         )

@@ -36,7 +36,7 @@ def job(tmp_path: Path) -> JobSpec:
         run_id=REAL_WORLD.new_id("run"), generation=1, owner="o", standby=True,
         placement=Placement("local", "here", "this-machine", ranks_per_node=1),
         store_url=f"file://{tmp_path}/store", script=str(script), home=str(tmp_path),
-        workdir="", checkpoint_every=10, seed=0,
+        workdir="", save_policy="10", seed=0,
     )  # fmt: skip
 
 

@@ -21,10 +21,21 @@ def test_train_reads_every_flag() -> None:
         "gpt",
         "aws-sim:us-east-1",
         4,
-        25,
+        "25",
     )
     assert (args.budget, args.approve, args.seed, args.wait) == (1.5, "auto", 7, True)
     assert args.env == [("A", "1"), ("B", "x y")]
+
+
+@pytest.mark.parametrize(("word", "means"), [("5m", "300s"), ("auto", "auto"), ("50", "50")])
+def test_an_interval_is_steps_a_time_or_auto(word: str, means: str) -> None:
+    args = parse_line(f"train --checkpoint-every {word} --keep 3").args
+    assert (args.checkpoint_every, args.keep) == (means, "3")
+
+
+def test_an_interval_that_is_none_of_them_says_what_would_do() -> None:
+    with pytest.raises(UsageError, match="30s, 5m, 1h"):
+        parse_line("train --checkpoint-every often")
 
 
 def test_positionals_may_stand_behind_flags() -> None:
@@ -88,8 +99,8 @@ def test_help_lists_every_verb_with_its_summary() -> None:
 
 def test_help_on_a_verb_lists_its_flags_and_defaults() -> None:
     text = help_text("train", "cloudshift")
-    assert "--checkpoint-every N" in text
-    assert "(default 50)" in text
+    assert "--checkpoint-every N|TIME|auto" in text
+    assert "(default auto)" in text
 
 
 @pytest.mark.parametrize(

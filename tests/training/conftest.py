@@ -39,7 +39,7 @@ class AroundUs:
             run_id="run-t", generation=1, owner="o",
             placement=Placement("local", "here", "this-machine", ranks_per_node=1),
             store_url=f"file://{root}/store", script="train.py", home=str(root / "home"),
-            workdir=str(root), checkpoint_every=3, seed=0,
+            workdir=str(root), save_policy="3", seed=0,
         )  # fmt: skip
         self.job_file = root / "job.json"
         self.job_file.write_bytes(to_json(self.job))
