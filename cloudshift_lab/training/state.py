@@ -1,21 +1,31 @@
-"""What a training state consists of: gathering it for a capture, putting it back on restore."""
+"""What a training state consists of: sharing it out for a capture, putting it back on restore."""
 
 from __future__ import annotations
 
-import random
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import nn
 
-from cloudshift_lab.checkpoint.reader import BoxRequest, Checkpoint
-from cloudshift_lab.core.errors import Corrupt, UsageError
-from cloudshift_lab.training.tree import dtype_name, pull_tensors, push_tensors, to_torch
+from cloudshift_lab.checkpoint.reader import Checkpoint
+from cloudshift_lab.training import randomness
+from cloudshift_lab.training.inventory import (
+    Leaves,
+    ModelTensors,
+    Optimizers,
+    OptimizerTensors,
+    unwrap,
+)
+from cloudshift_lab.training.matching import ModelRestore, OptimizerRestore, SavedState
+from cloudshift_lab.training.parts import Share
+from cloudshift_lab.training.plan import SharePlan, whole_part
+from cloudshift_lab.training.restore import Differences, RestoreReport, read_into, read_new
+from cloudshift_lab.training.tree import pull_tensors
 
-Leaves = dict[str, Any]
+LAYOUT = 2
+__all__ = ["RestoreReport", "Stateful", "TrainingState", "unwrap"]
 
 
 class Stateful(Protocol):
@@ -49,233 +59,137 @@ class TrainingState:
     """The model, the optimizer and the extras of one rank, by name.
 
     Args:
-        model: May be wrapped in DistributedDataParallel or compiled; the names are the inner ones.
-        optimizer: Over parameters of the model (others are named by their place).
+        model: May be wrapped in DistributedDataParallel, sharded or compiled; the names are the
+            inner ones.
+        optimizer: Over parameters of the model (others are named by their place); or several, in
+            a sequence or by name.
         extra: Further objects with ``state_dict`` and ``load_state_dict``.
         rank: Of this process.
         world_size: Ranks of the job.
+
+    Raises:
+        UsageError: A parameter belongs to two optimizers.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizers,
         extra: Mapping[str, Stateful],
         *,
         rank: int,
         world_size: int,
     ) -> None:
-        self._model = unwrap(model)
-        self._optimizer = optimizer
         self._extra = dict(extra)
         self._rank = rank
         self._world_size = world_size
-        self._names = {id(p): name for name, p in self._model.named_parameters()}
+        self._model = ModelTensors(model)
+        self._optimizer = OptimizerTensors(optimizer, self._model)
+        self._plan: SharePlan | None = None
 
-    def gather(self, step: int) -> Gathered:
-        """References to the whole state after ``step``.
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the whole state, of all ranks together."""
+        own: dict[str, torch.Tensor] = {}
+        self._own_leaves(own)
+        return self._current_plan().num_bytes + self._world_size * sum(
+            tensor.nbytes for tensor in own.values()
+        )
+
+    def share(self, step: int) -> Share:
+        """This rank's share of the state after ``step``, by reference.
+
+        Which parts these are is worked out again only when other tensors take the place of those
+        found before; every rank comes to the same answer without asking another. Nothing in
+        ``leaves`` changes later.
 
         Raises:
-            UsageError: Two different things have the same name.
+            UsageError: A parameter belongs to two optimizers.
+            Unsupported: A tensor whose parts are not boxes.
         """
-        found = Gathered()
-        found.leaves = {
+        plan = self._current_plan()
+        own: dict[str, torch.Tensor] = {}
+        leaves = {
+            "layout": LAYOUT,
             "step": step,
             "world_size": self._world_size,
-            "model": self._gather_model(found),
-            "optimizer": self._gather_optimizer(found),
-            "extra": pull_tensors(
-                {name: part.state_dict() for name, part in self._extra.items()},
-                f"extra/{self._rank}",
-                found.own,
-            ),
-            "rng": self._gather_rng(found),
+            "model": self._model.leaves,
+            "optimizer": self._optimizer.leaves,
+            **self._own_leaves(own),
         }
-        return found
+        volatile = plan.volatile(self._volatile())
+        mine = tuple(whole_part(name, tensor) for name, tensor in own.items())
+        return Share(plan.steady, (*volatile, *mine), leaves, plan.catalog)
 
-    def restore(self, checkpoint: Checkpoint) -> None:
+    def gather(self, step: int) -> Gathered:
+        """References to the whole state after ``step``."""
+        share = self.share(step)
+        own: dict[str, torch.Tensor] = {}
+        self._own_leaves(own)
+        return Gathered(self._steady(), self._volatile(), own, cast(Leaves, share.leaves))
+
+    def _current_plan(self) -> SharePlan:
+        """The plan, made again if it is no longer of these tensors."""
+        is_renamed = self._model.refresh()
+        is_changed = self._optimizer.refresh(is_renamed=is_renamed) or is_renamed
+        if self._plan is None or is_changed or not self._plan.fits(self._volatile()):
+            self._plan = SharePlan(
+                self._steady(), self._volatile(), rank=self._rank, world_size=self._world_size
+            )
+        return self._plan
+
+    def _steady(self) -> dict[str, torch.Tensor]:
+        return {**self._model.steady, **self._optimizer.steady}
+
+    def _volatile(self) -> dict[str, torch.Tensor]:
+        return {**self._model.volatile, **self._optimizer.volatile}
+
+    def _own_leaves(self, own: dict[str, torch.Tensor]) -> Leaves:
+        """What this rank alone has: extras and randomness; their tensors go into ``own``."""
+        states = {name: part.state_dict() for name, part in self._extra.items()}
+        extra = pull_tensors(states, f"extra/{self._rank}", own)
+        return {"extra": extra, "rng": randomness.gather(f"rng/{self._rank}", own)}
+
+    # -- restore ----------------------------------------------------------------------------------
+
+    def restore(self, checkpoint: Checkpoint, *, strict: bool = True) -> RestoreReport:
         """Put a committed state back, in place, so that what refers to the tensors stays valid.
+
+        Each rank reads the boxes that it needs, whatever the world size and mesh that saved.
+
+        Args:
+            checkpoint: An open step.
+            strict: Refuse a checkpoint that does not fit, before anything is changed; else what
+                does not fit keeps the values that the script built.
 
         Raises:
             UsageError: The script builds another model or optimizer than the one that was saved.
-            Corrupt, NotFound: As the checkpoint's reader reported.
+            Corrupt, NotFound, Unavailable: As the checkpoint's reader reported; the state is then
+                neither the old nor the new one, and must be restored again.
         """
-        same_world = checkpoint.world_size == self._world_size
-        is_known = same_world and self._rank in checkpoint.ranks
-        leaves = _leaves_of(checkpoint, self._rank if is_known else min(checkpoint.ranks))
-        wanted = ["model/", "optimizer/", f"extra/{leaves['rank']}/"]
-        if is_known:
-            wanted += [f"rng/{self._rank}/"]
-        names = [n for n in checkpoint.names() if f"{n}/".startswith(tuple(wanted))]
-        tensors = _read(checkpoint, names)
-        self._restore_model(leaves["model"], tensors)
-        self._restore_optimizer(leaves["optimizer"], tensors)
-        saved = cast(dict[str, Any], push_tensors(leaves["extra"], tensors))
-        _expect_same("extra", saved, self._extra)
-        for name, part in self._extra.items():
-            part.load_state_dict(saved[name])
-        if is_known:
-            _restore_rng(leaves["rng"], tensors, f"rng/{self._rank}")
+        self._current_plan()
+        saved = SavedState(checkpoint, rank=self._rank, world_size=self._world_size)
+        differences = Differences()
+        model = ModelRestore(self._model, saved, differences)
+        optimizer = OptimizerRestore(self._optimizer, saved, differences, model.odd)
+        extras: Leaves = saved.leaves["extra"]
+        differences.compare([f"extra/{n}" for n in extras], [f"extra/{n}" for n in self._extra])
+        if strict:
+            differences.report(saved.step, 0, "exact").check()
+        wanted = [*model.wanted, *optimizer.prepare()]
+        read_into(checkpoint, wanted, rank=self._rank)
+        model.finish()
+        optimizer.finish()
+        for name in extras.keys() & self._extra.keys():
+            self._extra[name].load_state_dict(cast(Leaves, saved.whole(extras[name])))
+        return differences.report(saved.step, len(wanted), self._restore_randomness(saved))
 
-    # -- model ------------------------------------------------------------------------------------
-
-    def _gather_model(self, found: Gathered) -> Leaves:
-        buffers = {name for name, _ in self._model.named_buffers()}
-        seen: dict[tuple[object, ...], str] = {}
-        aliases: dict[str, str] = {}
-        others: Leaves = {}
-        for name, value in self._model.state_dict().items():
-            if not isinstance(value, torch.Tensor):
-                others[name] = pull_tensors(value, f"model/{name}", found.rank0)
-            elif (first := seen.setdefault(_identity(value), name)) != name:
-                aliases[name] = first
-            else:
-                (found.rank0 if name in buffers else found.replicated)[f"model/{name}"] = value
-        return {"aliases": aliases, "others": others}
-
-    def _restore_model(self, leaves: Leaves, tensors: Mapping[str, torch.Tensor]) -> None:
-        target = self._model.state_dict()
-        aliases: dict[str, str] = leaves["aliases"]
-        others: Leaves = leaves["others"]
-        saved = {n.removeprefix("model/") for n in tensors if n.startswith("model/")}
-        _expect_same("model", {*saved, *aliases} | set(others), target)
-        for name, value in target.items():
-            if name not in others:
-                source = tensors[f"model/{aliases.get(name, name)}"]
-                _expect_like(f"model/{name}", source, value)
-                with torch.no_grad():
-                    value.copy_(source)
-        if others:
-            pushed = {name: push_tensors(value, tensors) for name, value in others.items()}
-            self._model.load_state_dict(pushed, strict=False)
-
-    # -- optimizer --------------------------------------------------------------------------------
-
-    def _gather_optimizer(self, found: Gathered) -> Leaves:
-        state = {
-            name: pull_tensors(self._optimizer.state[p], f"optimizer/{name}", found.replicated)
-            for name, p in self._named_params()
-            if p in self._optimizer.state
-        }
-        groups = [
-            {
-                "names": [self._name(g, i, p) for i, p in enumerate(group["params"])],
-                "values": pull_tensors(
-                    {key: value for key, value in group.items() if key != "params"},
-                    f"optimizer/group-{g}",
-                    found.replicated,
-                ),
-            }
-            for g, group in enumerate(self._optimizer.param_groups)
-        ]
-        return {"state": state, "groups": groups}
-
-    def _restore_optimizer(self, leaves: Leaves, tensors: Mapping[str, torch.Tensor]) -> None:
-        params = dict(self._named_params())
-        saved_names = [name for group in leaves["groups"] for name in group["names"]]
-        _expect_same("optimizer", saved_names, params)
-        first = 0
-        groups = []
-        for group in leaves["groups"]:
-            values = cast(dict[str, Any], push_tensors(group["values"], tensors))
-            last = first + len(group["names"])
-            groups.append({**values, "params": list(range(first, last))})
-            first = last
-        self._optimizer.load_state_dict({"state": {}, "param_groups": groups})
-        for name, state in leaves["state"].items():
-            pushed = cast(dict[str, Any], push_tensors(state, tensors))
-            param = params[name]
-            self._optimizer.state[param] = {k: _place(k, v, param) for k, v in pushed.items()}
-
-    def _named_params(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for g, group in enumerate(self._optimizer.param_groups):
-            for i, param in enumerate(group["params"]):
-                yield self._name(g, i, param), param
-
-    def _name(self, group: int, index: int, param: torch.Tensor) -> str:
-        return self._names.get(id(param), f"param-{group}-{index}")
-
-    # -- randomness -------------------------------------------------------------------------------
-
-    def _gather_rng(self, found: Gathered) -> Leaves:
+    def _restore_randomness(self, saved: SavedState) -> Literal["exact", "derived"]:
+        leaves: Leaves = saved.leaves["rng"]
+        if not saved.is_same_world:
+            randomness.derive(leaves, step=saved.step, rank=self._rank, world_size=self._world_size)
+            return "derived"
         place = f"rng/{self._rank}"
-        found.own[place] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            found.own[f"{place}/cuda"] = torch.cuda.get_rng_state()
-        numpy = sys.modules.get("numpy")
-        state = None if numpy is None else numpy.random.get_state(legacy=False)
-        return {"python": random.getstate(), "numpy": pull_tensors(state, place, {})}
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The module that the researcher wrote, without DistributedDataParallel and ``compile``."""
-    while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
-
-
-def _identity(tensor: torch.Tensor) -> tuple[object, ...]:
-    """Equal for two names of one tensor; an empty tensor has no memory to share."""
-    if tensor.numel() == 0:
-        return (id(tensor),)
-    return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-
-
-def _place(key: str, value: object, param: torch.Tensor) -> object:
-    """Bring an optimizer's tensor to its parameter's device; step counters stay on the host."""
-    if not isinstance(value, torch.Tensor) or (key == "step" and value.dim() == 0):
-        return value
-    return value.to(param.device)
-
-
-def _leaves_of(checkpoint: Checkpoint, rank: int) -> Leaves:
-    leaves = checkpoint.leaves(rank)
-    expected = {"step", "world_size", "model", "optimizer", "extra", "rng"}
-    if not isinstance(leaves, dict) or not expected <= set(leaves):
-        raise Corrupt(
-            f"step {checkpoint.step} was not written by a training session; "
-            "open it with cloudshift_lab.checkpoint.reader instead"
-        )
-    return {**leaves, "rank": rank}
-
-
-def _read(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, torch.Tensor]:
-    specs = [checkpoint.spec(name) for name in names]
-    requests = [
-        BoxRequest(s.name, (0,) * len(s.global_shape), tuple(s.global_shape)) for s in specs
-    ]
-    arrays = checkpoint.read_many(requests)
-    return {
-        spec.name: to_torch(array, spec.dtype) for spec, array in zip(specs, arrays, strict=True)
-    }
-
-
-def _restore_rng(leaves: Leaves, tensors: Mapping[str, torch.Tensor], place: str) -> None:
-    torch.set_rng_state(tensors[place])
-    if f"{place}/cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors[f"{place}/cuda"])
-    random.setstate(leaves["python"])
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and leaves["numpy"] is not None:
-        numpy.random.set_state(push_tensors(leaves["numpy"], {}))
-
-
-def _expect_same(part: str, saved: Iterable[str], built: Iterable[str]) -> None:
-    odd = sorted(set(saved) ^ set(built))
-    if odd:
-        raise UsageError(
-            f"the script's {part} and the saved one differ in '{odd[0]}' ({len(odd)} names); "
-            "run the script that wrote this checkpoint"
-        )
-
-
-def _expect_like(name: str, saved: torch.Tensor, built: torch.Tensor) -> None:
-    if (saved.shape, saved.dtype) != (built.shape, built.dtype):
-        raise UsageError(
-            f"'{name}' was saved as {dtype_name(saved)}{tuple(saved.shape)}, the script builds "
-            f"{dtype_name(built)}{tuple(built.shape)}; run the script that wrote this checkpoint"
-        )
+        names = [name for name in saved.names if f"{name}/".startswith(f"{place}/")]
+        randomness.put_back(leaves, read_new(saved.checkpoint, names), place)
+        return "exact"

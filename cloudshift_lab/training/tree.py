@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ def pull_tensors(value: object, path: str, tensors: dict[str, torch.Tensor]) -> 
         The same tree with a tagged tuple in the place of each tensor and each numpy array.
     """
     if isinstance(value, torch.Tensor):
-        tensors[path] = value.detach()
-        return (_TENSOR, path)
+        tensors[path] = value
+        return tensor_tag(path)
     if isinstance(value, np.ndarray):
         return (_ARRAY, value.dtype.str, value.shape, value.tobytes())
     if isinstance(value, np.generic):
@@ -51,6 +51,29 @@ def push_tensors(tree: object, tensors: Mapping[str, torch.Tensor]) -> object:
         _, dtype, shape, data = tree
         return np.frombuffer(data, dtype=np.dtype(dtype)).reshape(shape).copy()
     return tuple(push_tensors(item, tensors) for item in tree)
+
+
+def tensor_name(value: object) -> str | None:
+    """The name of the tensor that stood where this tag stands; None for anything else."""
+    is_tag = isinstance(value, tuple) and len(value) == 2 and value[0] == _TENSOR
+    return str(value[1]) if is_tag else None  # type: ignore[index]
+
+
+def tensor_tag(name: str) -> tuple[str, str]:
+    """What stands in a tree for the tensor of this name."""
+    return (_TENSOR, name)
+
+
+def tensor_names(tree: object) -> Iterator[str]:
+    """The names of all tensors that a tree refers to."""
+    if (name := tensor_name(tree)) is not None:
+        yield name
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from tensor_names(item)
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from tensor_names(item)
 
 
 def dtype_name(tensor: torch.Tensor) -> str:
