@@ -2,118 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
-
-import msgspec
-from blake3 import blake3
+from collections.abc import Callable, Collection, Sequence
 
 from cloudshift_lab.core.errors import Conflict, Corrupt, Fenced, NotFound, Unavailable
 from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.core.world import REAL_WORLD, World
+from cloudshift_lab.storage.logstate import LogBase, LogRecord, LogState, fold, log_key
 from cloudshift_lab.storage.store import DEADLINE_S, Store
 
-RecordKind = Literal["acquire", "commit", "handover", "cancel", "release"]
+__all__ = ["LogBase", "LogRecord", "LogState", "RunLog", "fold", "log_key"]
 _LONGEST_PAUSE_S = 1.0
 _ALONE = 8
 _LARGEST_BATCH = 256
-
-
-class LogBase(msgspec.Struct, frozen=True):
-    """The handover record, in another log, that an ``acquire`` continues."""
-
-    url: str
-    seq: int
-    digest: str
-
-
-class LogRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """One line of the log.
-
-    ``generation`` of a handover is already the new owner's: the old one is fenced from there on.
-    """
-
-    seq: int
-    kind: RecordKind
-    generation: int
-    owner: str
-    nonce: str
-    at: float
-    step: int | None = None
-    manifest_key: str | None = None
-    manifest_digest: str | None = None
-    final: bool = False
-    to_url: str | None = None
-    migration_id: str | None = None
-    base: LogBase | None = None
-
-    @property
-    def digest(self) -> str:
-        """blake3 of the record's bytes; what a ``LogBase`` points at."""
-        return str(blake3(to_json(self)).hexdigest())
-
-
-@dataclass(frozen=True)
-class LogState:
-    """What all records together say.
-
-    ``home_url`` is set between a handover and the acquire that takes it up: the log to go on in.
-    ``owner`` is None before the first acquire and after a release.
-    """
-
-    records: tuple[LogRecord, ...] = ()
-    generation: int = 0
-    owner: str | None = None
-    home_url: str | None = None
-    commits: tuple[LogRecord, ...] = ()
-    cancelled: frozenset[str] = frozenset()
-
-    @property
-    def next_seq(self) -> int:
-        return len(self.records)
-
-    @property
-    def last_commit(self) -> LogRecord | None:
-        return self.commits[-1] if self.commits else None
-
-    def by_nonce(self, nonce: str) -> LogRecord | None:
-        """The record that an earlier, perhaps unanswered, attempt has landed."""
-        return next((r for r in reversed(self.records) if r.nonce == nonce), None)
-
-    def handover_of(self, migration_id: str) -> LogRecord | None:
-        """The handover of one migration, if it landed."""
-        return next(
-            (r for r in self.records if r.kind == "handover" and r.migration_id == migration_id),
-            None,
-        )
-
-
-def fold(records: Sequence[LogRecord]) -> LogState:
-    """The state after all of ``records``, in order. Pure."""
-    generation, owner, home_url = 0, None, None
-    for record in records:
-        if record.kind == "acquire":
-            generation, owner, home_url = record.generation, record.owner, None
-        elif record.kind == "handover":
-            generation, owner, home_url = record.generation, record.owner, record.to_url
-        elif record.kind == "release":
-            owner = None
-    return LogState(
-        records=tuple(records),
-        generation=generation,
-        owner=owner,
-        home_url=home_url,
-        commits=tuple(r for r in records if r.kind == "commit"),
-        cancelled=frozenset(
-            r.migration_id for r in records if r.kind == "cancel" and r.migration_id
-        ),
-    )
-
-
-def log_key(run_id: str, seq: int) -> str:
-    """Where record ``seq`` of a run's log lies."""
-    return f"runs/{run_id}/log/{seq:012d}.json"
+_ANYBODYS = ("forget", "sweep")
+_NOTHING = LogRecord(seq=-1, kind="forget", generation=0, owner="", nonce="", at=0.0)
 
 
 class RunLog:
@@ -134,6 +36,11 @@ class RunLog:
         self._world = world
         self._deadline_s = deadline_s
         self._records: list[LogRecord] = []
+
+    @property
+    def position(self) -> int:
+        """How many records this party has read; what a save that begins now gives as ``since``."""
+        return len(self._records)
 
     def sync(self) -> LogState:
         """Read every record not seen yet, up to the first key that does not exist.
@@ -179,15 +86,27 @@ class RunLog:
 
     def commit(
         self, *, generation: int, step: int, manifest_key: str, manifest_digest: str, nonce: str,
-        final: bool = False,
+        final: bool = False, since: int | None = None,
     ) -> LogRecord:  # fmt: skip
         """Make a step exist; the newest one may be committed again.
 
         Invariant: steps never go back; only a newer generation, which began from the newest step,
         may commit it with another manifest.
 
+        Args:
+            generation: Ours.
+            step: What shall exist.
+            manifest_key: Of the sealed step.
+            manifest_digest: Its blake3.
+            nonce: Identifies this request across retries and restarts.
+            final: Whether no step follows in this attempt.
+            since: ``position`` before the save read the tombstones (``checkpoint.gc``): a sweep
+                after it may delete what the save reused. None: nothing of this step can be swept.
+
         Raises:
             Fenced: We are not the owner any more, or behind the newest step; nothing was published.
+            Conflict: The store is being swept since the save began: read the tombstones again and
+                save again, which writes what is to be deleted anew.
             Unavailable: No answer in time; ask again with the same nonce.
         """
 
@@ -199,6 +118,12 @@ class RunLog:
                     return last
                 if (step, generation) <= (last.step or 0, last.generation):
                     raise self._goes_back(last, generation, step)
+            if since is not None and any(seq >= since for seq in state.sweeps):
+                raise Conflict(
+                    f"{self._store.url} was swept while step {step} of run {self._run_id} was "
+                    "being saved, which may need what was deleted; save it again",
+                    run=self._run_id, step=step,
+                )  # fmt: skip
             return LogRecord(
                 seq=state.next_seq, kind="commit", generation=generation, owner=owner, nonce=nonce,
                 at=at, step=step, manifest_key=manifest_key, manifest_digest=manifest_digest,
@@ -275,7 +200,7 @@ class RunLog:
         """
 
         def draft(state: LogState, at: float) -> LogRecord:
-            last = state.records[-1] if state.records else None
+            last = next((r for r in reversed(state.records) if r.kind not in _ANYBODYS), None)
             if last and last.kind == "release" and last.generation == generation:
                 return last
             owner = self._check_owner(state, generation)
@@ -285,6 +210,54 @@ class RunLog:
             )  # fmt: skip
 
         return self._append(nonce, draft)
+
+    def forget(self, *, steps: Collection[int], nonce: str) -> tuple[int, ...]:
+        """Make committed steps exist no longer; anybody may, the owner need not be asked.
+
+        The newest commit stays whatever is asked for. Their objects are for ``checkpoint.gc``.
+
+        Args:
+            steps: Which; those that do not exist (any more) are left out.
+            nonce: Identifies this request across retries and restarts.
+
+        Returns:
+            The steps that this record made forgotten; empty when there was nothing to do.
+
+        Raises:
+            Unavailable: No answer in time; ask again with the same nonce.
+        """
+
+        def draft(state: LogState, at: float) -> LogRecord:
+            newest = state.last_commit
+            found = {c.step for c in state.commits if c.step is not None and c.step in steps}
+            gone = tuple(sorted(found - {newest.step} if newest else found))
+            if not gone:
+                return _NOTHING
+            return LogRecord(
+                seq=state.next_seq, kind="forget", generation=state.generation,
+                owner=state.owner or "", nonce=nonce, at=at, steps=gone,
+            )  # fmt: skip
+
+        return self._append(nonce, draft).steps
+
+    def sweep(self, *, collection: str, nonce: str) -> LogState:
+        """Announce a deletion to whoever is saving: saves begun before this record cannot commit.
+
+        Returns:
+            What the log says at this record: every commit that can still need what is deleted.
+
+        Raises:
+            Unavailable: No answer in time: nothing may be deleted.
+        """
+
+        def draft(state: LogState, at: float) -> LogRecord:
+            return LogRecord(
+                seq=state.next_seq, kind="sweep", generation=state.generation,
+                owner=state.owner or "", nonce=nonce, at=at, collection=collection,
+            )  # fmt: skip
+
+        self._append(nonce, draft)
+        return fold(self._records)
 
     def _read_ahead(self) -> None:
         """Read most of a long log in batches: no record exists unless all before it do."""
