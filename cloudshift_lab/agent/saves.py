@@ -12,7 +12,7 @@ from cloudshift_lab.agent.protocols import (
     SaverProtocol,
 )
 from cloudshift_lab.agent.tenure import Tenure
-from cloudshift_lab.core.errors import CloudshiftError, Fenced, Unavailable
+from cloudshift_lab.core.errors import CloudshiftError, Conflict, Fenced, Unavailable
 from cloudshift_lab.core.world import World
 
 _LONGEST_WAIT_S = 30.0
@@ -39,6 +39,7 @@ class Saves:
         self._board = board
         self._world = world
         self._pending: tuple[Saved, str] | None = None
+        self._since: int | None = None
         self._num_failures = 0
         self._num_refusals = 0
         self._refusal: SaveFailed | None = None
@@ -70,6 +71,7 @@ class Saves:
             self._commit(view, *self._pending)
         if self._pending is None and not self._saver.busy and self._is_due(view):
             assert view.staged_step is not None
+            self._since = self._tenure.position
             self._saver.start(view.staged_step)
         if view.staged_last and self._newest and view.staged_step == self._newest.step:
             self.closing = self._newest
@@ -108,9 +110,12 @@ class Saves:
     def _commit(self, view: RanksView, saved: Saved, nonce: str) -> None:
         is_last = view.staged_last and view.staged_step == saved.step
         try:
-            record = self._tenure.commit(saved, nonce, is_last=is_last)
+            record = self._tenure.commit(saved, nonce, since=self._since, is_last=is_last)
         except (Fenced, Unavailable):
             raise
+        except Conflict:
+            self._pending = None  # swept meanwhile: the next tick saves it again, which is no fault
+            return
         except CloudshiftError as error:
             self._put_off(SaveFailed(saved.step, type(error).__name__, error.message))
             return

@@ -89,11 +89,19 @@ class Tenure:
         self._beat_at = self._world.monotonic() + self._beat_every_s
         return True
 
-    def commit(self, saved: Saved, nonce: str, *, is_last: bool) -> LogRecord | None:
+    @property
+    def position(self) -> int:
+        """How far we know the log; taken when a save begins, it is that save's ``since``."""
+        return self._log.position
+
+    def commit(
+        self, saved: Saved, nonce: str, *, since: int | None, is_last: bool
+    ) -> LogRecord | None:
         """Make a saved step exist; None while the lease is too old to publish anything.
 
         Raises:
             Fenced: The run is not ours any more.
+            Conflict: The store was swept after ``since``; the step has to be saved again.
             Unavailable: Outcome unknown; ask again with the same nonce.
         """
         if not self._lease.may_publish():
@@ -105,6 +113,7 @@ class Tenure:
             manifest_digest=saved.manifest_digest,
             nonce=nonce,
             final=is_last,
+            since=since,
         )
 
     def release(self) -> None:
