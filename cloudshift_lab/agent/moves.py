@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from cloudshift_lab.checkpoint.copy import copy_plan, static_packs
+from cloudshift_lab.checkpoint.copy import plan_of, static_packs
+from cloudshift_lab.checkpoint.gc import hold
 from cloudshift_lab.checkpoint.layout import prepare_root
 from cloudshift_lab.checkpoint.reader import open_checkpoint
 from cloudshift_lab.checkpoint.verify import VerifyReport, verify
@@ -28,16 +29,19 @@ class Mover:
         source: Where the run's log and state are.
         target: Our own store.
         run_id: Whose state.
-        world: Clock.
+        generation: Of this attempt, which is to own the run here.
+        world: Clock and nonces.
         talk: Called now and then during long work, so that nobody takes us for dead.
     """
 
     def __init__(
-        self, source: Store, target: Store, run_id: str, world: World, *, talk: Callable[[], None]
-    ) -> None:
+        self, source: Store, target: Store, run_id: str, world: World, *, generation: int,
+        talk: Callable[[], None],
+    ) -> None:  # fmt: skip
         self._source = source
         self._target = target
         self._run_id = run_id
+        self._generation = generation
         self._world = world
         self._talk = talk
 
@@ -51,8 +55,13 @@ class Mover:
         if len(commits) < 2:
             yield OrderResult(state="done", detail="no two commits to compare yet")
             return
-        older, newer = (open_checkpoint(self._source, self._run_id, c) for c in commits)
+        try:
+            older, newer = (open_checkpoint(self._source, self._run_id, c) for c in commits)
+        except NotFound:
+            yield OrderResult(state="done", detail="the older commit has just been forgotten")
+            return
         shared = {key: pack for key, (pack, _) in static_packs(older, newer).items()}
+        self._hold(shared)
         yield from self._copy(shared, 0)
 
     def copy_step(self, order: Order) -> Activity:
@@ -64,7 +73,9 @@ class Mover:
         sealed = self._sealed(order)
         key, digest = str(sealed.manifest_key), str(sealed.manifest_digest)
         prepare_root(self._target)
-        plan = copy_plan(self._source, self._target, self._run_id, key, digest)
+        checkpoint = open_checkpoint(self._source, self._run_id, key, digest=digest)
+        self._hold(checkpoint.object_keys())
+        plan = plan_of(checkpoint, self._target)
         num_bytes = 0
         for keys in (plan.packs, plan.records):
             for result in self._copy(keys, num_bytes):
@@ -97,6 +108,11 @@ class Mover:
         if replaced:
             detail = f"{detail}; {len(replaced)} damaged ones were copied again"
         yield OrderResult(state="done", step=sealed.step, detail=detail)
+
+    def _hold(self, keys: Mapping[str, str]) -> None:
+        """Guard what is copied until the commit, and what is there already and not copied."""
+        if keys:
+            hold(self._target, self._run_id, self._generation, keys, world=self._world)
 
     def _verify(self, sealed: LogRecord) -> VerifyReport:
         return verify(

@@ -336,7 +336,10 @@ class NodeAgent:
         if source is None:
             raise Conflict("this agent has no source to copy from; start it as a standby")
         talk = self._board.publish
-        return Mover(source, self._store, self._job.run_id, self._world, talk=talk)
+        return Mover(
+            source, self._store, self._job.run_id, self._world,
+            generation=self._job.generation, talk=talk,
+        )  # fmt: skip
 
     def _sealed(self) -> Restore | None:
         """The commit after which no rank has run; None while there is none."""

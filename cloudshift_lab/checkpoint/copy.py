@@ -42,6 +42,15 @@ def copy_plan(
         Unavailable, Denied: As a store reported.
     """
     checkpoint = open_checkpoint(source, run_id, manifest_key, digest=digest)
+    return plan_of(checkpoint, target, concurrency=concurrency)
+
+
+def plan_of(checkpoint: Checkpoint, target: Store, *, concurrency: int = 1) -> CopyPlan:
+    """``copy_plan`` of a step that is open already.
+
+    Raises:
+        Unavailable, Denied: As the target reported.
+    """
     packs = checkpoint.packs()
     sizes = checkpoint.object_sizes()
     found = fan_out(target.size, sizes, concurrency)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from cloudshift_lab.checkpoint.pins import release_holds
 from cloudshift_lab.conductor.inbox import ends_attempt
 from cloudshift_lab.conductor.side import OpenStore, Side
 from cloudshift_lab.core.errors import (
@@ -291,6 +292,8 @@ class MoveEffects:
 
     def _release(self, effect: Effect, _: Saga) -> EffectDone:
         self._target.stop(self._patience.stop_grace_s)
+        job = self._target.job
+        release_holds(self._target.store, job.run_id, job.generation)
         return self._done(effect)
 
     # -- shared ----------------------------------------------------------------------------
