@@ -18,6 +18,7 @@ from cloudshift_lab.checkpoint.layout import (
     parse_manifest_key,
     step_dir,
 )
+from cloudshift_lab.checkpoint.pins import Pin, pin, pin_key, unpin
 from cloudshift_lab.checkpoint.reader import Checkpoint, open_checkpoint
 from cloudshift_lab.core.errors import Conflict, Corrupt, NotFound, UsageError
 from cloudshift_lab.core.wire import from_json, to_json
@@ -72,24 +73,40 @@ def branch(
         Unavailable, Denied, Exhausted: As the store reported; call again.
     """
     log = RunLog(store, new_run_id, world, deadline_s)
+    guard = f"branch-{new_run_id}"
     landed = _landed(log, new_run_id, owner)
     if landed is not None:
+        unpin(store, guard)
         return _told(store, new_run_id, landed)
-    parent = _open_parent(store, run_id, step, world)
-    _keep_origin(store, new_run_id, parent)
-    place = step_dir(new_run_id, step, GENERATION)
+    pinned = _pinned(store, guard, run_id, step) or pin(store, guard, run_id, step, world=world)
+    try:
+        parent = _open_parent(store, pinned)
+        place = step_dir(new_run_id, step, GENERATION)
+        branched = _publish(store, parent, log, owner=owner, place=place)
+    except (Conflict, Corrupt, NotFound, UsageError):
+        unpin(store, guard)  # calling again would not help
+        raise
+    unpin(store, guard)
+    return branched
+
+
+def _publish(
+    store: Store, parent: Checkpoint, log: RunLog, *, owner: str, place: StepDir
+) -> Branched:
+    """Write everything of the new run, its log last."""
+    _keep_origin(store, place.run_id, parent)
     manifest, written_bytes = _rewrite(store, parent, place)
     digest = blake3_hex(manifest)
     key = place.manifest_key(digest)
     store.put(key, manifest)
     log.acquire(generation=GENERATION, owner=owner, nonce=f"{owner}:branch-acquire")
     log.commit(
-        generation=GENERATION, step=step, manifest_key=key, manifest_digest=digest,
+        generation=GENERATION, step=place.step, manifest_key=key, manifest_digest=digest,
         nonce=_commit_nonce(owner),
     )  # fmt: skip
     return Branched(
-        run_id=new_run_id,
-        step=step,
+        run_id=place.run_id,
+        step=place.step,
         manifest_key=key,
         manifest_digest=digest,
         shared_bytes=sum(pack.size for pack in parent.manifest.packs),
@@ -128,18 +145,20 @@ def _told(store: Store, run_id: str, commit: LogRecord) -> Branched:
     )
 
 
-def _open_parent(store: Store, run_id: str, step: int, world: World) -> Checkpoint:
+def _pinned(store: Store, guard: str, run_id: str, step: int) -> Pin | None:
+    """The pin that an earlier call left: its step is there, even if it was forgotten since."""
+    key = pin_key(guard)
+    try:
+        found = from_json(store.get(key), Pin, what=f"{store.url}/{key}")
+    except NotFound:
+        return None
+    return found if (found.run_id, found.step) == (run_id, step) else None
+
+
+def _open_parent(store: Store, pinned: Pin) -> Checkpoint:
     """The parent's step, with every pack still there."""
-    commits = RunLog(store, run_id, world).sync().commits
-    fitting = [commit for commit in commits if commit.step == step]
-    if not fitting:
-        known = ", ".join(str(s) for s in sorted({c.step or 0 for c in commits})[-8:])
-        raise NotFound(
-            f"run '{run_id}' has no committed step {step} in {store.url}; "
-            f"choose one of: {known or 'none yet'}",
-            step=step,
-        )
-    parent = open_checkpoint(store, run_id, fitting[-1])
+    run_id, step = pinned.run_id, pinned.step
+    parent = open_checkpoint(store, run_id, pinned.manifest_key, digest=pinned.manifest_digest)
     if parent.coverage == "partial":
         raise UsageError(f"step {step} of '{run_id}' is partial; branch from another step")
     sizes = {key: size for key, (_, size) in parent.packs().items()}

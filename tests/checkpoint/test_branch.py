@@ -5,8 +5,10 @@ import pytest
 
 from cloudshift_lab.checkpoint import verify
 from cloudshift_lab.checkpoint.branch import branch
+from cloudshift_lab.checkpoint.gc import collect
 from cloudshift_lab.checkpoint.history import du, history, read_origin
 from cloudshift_lab.checkpoint.layout import pack_key
+from cloudshift_lab.checkpoint.pins import list_pins
 from cloudshift_lab.checkpoint.reader import open_run
 from cloudshift_lab.core.errors import Conflict, Corrupt, NotFound, Unavailable
 from cloudshift_lab.storage.log import RunLog
@@ -114,7 +116,7 @@ def test_a_run_that_exists_is_not_branched_into(store, parent) -> None:
 
 
 def test_a_step_that_is_not_there_names_those_that_are(store, parent) -> None:
-    with pytest.raises(NotFound, match="choose one of: 10, 20"):
+    with pytest.raises(NotFound, match="has no step 15 in memory://branch"):
         branch(store, "run-1", 15, "run-2", owner=OWNER)
     assert RunLog(store, "run-2").sync().records == ()
 
@@ -138,3 +140,43 @@ def test_history_and_usage_say_that_a_branch_shares(store, parent) -> None:
     usage = {run.run_id: run for run in du(store).runs}
     assert usage["run-2"].only_here_bytes == 0
     assert 0 < usage["run-1"].only_here_bytes < usage["run-1"].pack_bytes
+
+
+def test_a_branch_outlives_its_parents_step(store, parent, arrays) -> None:
+    branch(store, "run-1", 10, "run-2", owner=OWNER)
+    whole = {name: open_run(store, "run-2").tensor(name) for name in arrays}
+    parent.forget(steps=[10], nonce="f")
+    collect(store, grace_s=0)
+    with pytest.raises(NotFound):
+        open_run(store, "run-1", 10)
+    kept = open_run(store, "run-2", 10)
+    for name, array in whole.items():
+        np.testing.assert_array_equal(kept.tensor(name), array)
+
+
+def test_the_parents_step_is_pinned_until_the_branch_is_committed(store, parent) -> None:
+    branch(store, "run-1", 10, "whole", owner="o2")
+    store.fail_at, store.written = len(store.written) - 1, []
+    with pytest.raises(Unavailable):
+        branch(store, "run-1", 10, "run-2", owner=OWNER, deadline_s=0.1)
+    store.fail_at = None
+    parent.forget(steps=[10], nonce="f")
+    collect(store, grace_s=0)
+    assert [(pin.run_id, pin.step) for pin in list_pins(store)] == [("run-1", 10)]
+    branch(store, "run-1", 10, "run-2", owner=OWNER)
+    assert list_pins(store) == ()
+    assert verify_newest(store, "run-2")
+
+
+def test_a_branch_that_cannot_be_leaves_no_pin(store, parent) -> None:
+    (record,) = [key for key in store.list("runs/run-1/steps/00000010") if "rank-0of2" in key
+                 and key.endswith(".index")]  # fmt: skip
+    store.delete(record)
+    with pytest.raises((NotFound, Corrupt)):
+        branch(store, "run-1", 10, "run-2", owner=OWNER)
+    assert list_pins(store) == ()
+
+
+def verify_newest(store, run_id) -> bool:
+    commit = RunLog(store, run_id).sync().commits[-1]
+    return verify(store, run_id, commit.manifest_key, commit.manifest_digest).ok

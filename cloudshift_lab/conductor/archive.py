@@ -1,0 +1,274 @@
+"""Stored steps of our runs as people ask for them: found in whatever store has them, compared."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from cloudshift_lab.checkpoint.diff import diff
+from cloudshift_lab.checkpoint.history import du, history
+from cloudshift_lab.checkpoint.reader import Checkpoint, open_checkpoint
+from cloudshift_lab.checkpoint.verify import verify
+from cloudshift_lab.conductor.jobs import Jobs, Task
+from cloudshift_lab.conductor.records import AttemptStarted
+from cloudshift_lab.conductor.registry import Registry
+from cloudshift_lab.conductor.restoring import place_of, restore
+from cloudshift_lab.conductor.tending import RunTender
+from cloudshift_lab.core.errors import CloudshiftError, NotFound, UsageError
+from cloudshift_lab.core.steps import (
+    DiffAsk,
+    DiffReport,
+    History,
+    JobAsk,
+    JobView,
+    RestoreAsk,
+    Restored,
+    StepCheck,
+    UsageAsk,
+    UsageReport,
+    VerifyAsk,
+    VerifyReport,
+)
+from cloudshift_lab.core.world import World
+from cloudshift_lab.storage.log import LogRecord, RunLog
+from cloudshift_lab.storage.store import Store
+
+_REF = re.compile(r"(?P<run>[^@]+)(?:@(?P<step>[0-9]{1,18}|latest))?")
+_LISTED = 8
+
+
+class Found(NamedTuple):
+    """A committed step, and the attempt in whose store it lies."""
+
+    tender: RunTender
+    commit: LogRecord
+    attempt: AttemptStarted
+
+    @property
+    def store(self) -> Store:
+        return self.tender.side(self.attempt).store
+
+    @property
+    def step(self) -> int:
+        assert self.commit.step is not None, "a commit names its step"
+        return self.commit.step
+
+    @property
+    def ref(self) -> str:
+        """``gpt@400``."""
+        return f"{self.tender.record.spec.name}@{self.step}"
+
+    def open(self) -> Checkpoint:
+        """Read the step's records; every hash is checked."""
+        return open_checkpoint(self.store, self.tender.run_id, self.commit)
+
+
+class Archive:
+    """Answers about stored steps; what takes long becomes a job.
+
+    Args:
+        registry: All runs.
+        jobs: Where long work is done.
+        world: Clock.
+    """
+
+    def __init__(self, registry: Registry, jobs: Jobs, world: World) -> None:
+        self._registry = registry
+        self._jobs = jobs
+        self._world = world
+
+    def history(self, run: str, last: int | None) -> History:
+        """The steps of a run, in every store that it has been in.
+
+        Raises:
+            NotFound: No such run.
+            Unavailable, Denied, Corrupt: The store it is in now does not answer, or its log broke.
+        """
+        tender = self._registry.find(run)
+        attempts = _places(tender)
+        stores = {tender.side(each).store.url: tender.side(each).store for each in attempts}
+
+        def open_store(url: str) -> Store:
+            if url not in stores:
+                raise NotFound(f"no attempt of {tender.run_id} was in {url}; look there by hand")
+            return stores[url]
+
+        store = tender.side(tender.owner).store
+        try:
+            found = history(store, tender.run_id, open_store=open_store, last=last)
+        except NotFound:
+            found = History(run_id=tender.run_id, lines=())
+        return msgspec.structs.replace(
+            found,
+            run_name=tender.record.spec.name,
+            places={
+                tender.side(each).store.url: each.job.placement.cloud for each in reversed(attempts)
+            },
+            as_of=self._world.now(),
+        )
+
+    def find(self, ref: str) -> Found:
+        """The step that ``RUN@STEP`` means; the newest one of ``RUN`` or ``RUN@latest``.
+
+        Raises:
+            UsageError: Not of that form.
+            NotFound: No such run, or it has no such step (any more); names those it has.
+            Unavailable, Denied, Corrupt: A store that may have it does not answer or is damaged.
+        """
+        run, step = parse_ref(ref)
+        tender = self._registry.find(run)
+        known: set[int] = set()
+        trouble: CloudshiftError | None = None
+        for attempt in _places(tender):
+            try:
+                store = tender.side(attempt).store
+                commits = RunLog(store, tender.run_id, self._world).sync().commits
+            except CloudshiftError as error:
+                trouble = trouble or error
+                continue
+            known |= {commit.step for commit in commits if commit.step is not None}
+            fitting = [commit for commit in commits if step in (None, commit.step)]
+            if fitting:
+                return Found(tender, fitting[-1], attempt)
+        if trouble is not None:
+            raise trouble
+        raise _no_such_step(tender, step, known)
+
+    def ask(self, ask: JobAsk) -> JobView:
+        """Begin a job, once everything about it that can be checked at once is right.
+
+        Raises:
+            UsageError, NotFound, Unavailable, Denied, Corrupt: As :meth:`find`; nothing is begun.
+            Conflict: Too many jobs wait already.
+        """
+        if isinstance(ask, DiffAsk):
+            return self._diff(ask)
+        if isinstance(ask, VerifyAsk):
+            return self._verify(ask)
+        if isinstance(ask, RestoreAsk):
+            return self._restore(ask)
+        return self._usage(ask)
+
+    def _diff(self, ask: DiffAsk) -> JobView:
+        before, after = self.find(ask.before), self.find(ask.after)
+
+        def work(task: Task) -> DiffReport:
+            return DiffReport(before.ref, after.ref, diff(before.open(), after.open(), task.tell))
+
+        return self._jobs.start("diff", f"diff {before.ref} {after.ref}", work)
+
+    def _verify(self, ask: VerifyAsk) -> JobView:
+        found = self.find(ask.ref)
+        tender, is_one = found.tender, "@" in ask.ref
+        name = tender.record.spec.name
+        steps = [found] if is_one else list(self._all_steps(tender))
+
+        def work(task: Task) -> VerifyReport:
+            checks = []
+            for number, each in enumerate(steps):
+                task.tell(number, len(steps), "steps")
+                checks.append(_check(each, ask.level, task))
+            return VerifyReport(
+                run_id=tender.run_id, run_name=name, level=ask.level, checks=tuple(checks)
+            )
+
+        return self._jobs.start("verify", f"verify {found.ref if is_one else name}", work)
+
+    def _restore(self, ask: RestoreAsk) -> JobView:
+        found = self.find(ask.ref)
+        place_of(ask, found.ref)
+        python = found.tender.record.spec.python
+
+        def work(task: Task) -> Restored:
+            return restore(found.open(), ask, ref=found.ref, python=python, task=task)
+
+        return self._jobs.start("restore", f"restore {found.ref} as {ask.format}", work)
+
+    def _usage(self, ask: UsageAsk) -> JobView:
+        tenders = self._registry.all() if ask.run is None else (self._registry.find(ask.run),)
+        one = None if ask.run is None else tenders[0].run_id
+        title = "du" if ask.run is None else f"du {tenders[0].record.spec.name}"
+
+        def work(task: Task) -> UsageReport:
+            stores: dict[str, Store] = {}
+            places: dict[str, str] = {}
+            for tender, attempt in ((t, a) for t in tenders for a in _places(t)):
+                store = tender.side(attempt).store
+                stores.setdefault(store.url, store)
+                places.setdefault(store.url, attempt.job.placement.cloud)
+            found = [
+                du(store, one, progress=lambda done, total: task.tell(done, total, "runs"))
+                for store in stores.values()
+            ]
+            names = {t.run_id: t.record.spec.name for t in self._registry.all()}
+            return UsageReport(tuple(found), names, places)
+
+        return self._jobs.start("du", title, work)
+
+    def _all_steps(self, tender: RunTender) -> Iterator[Found]:
+        """Every committed step once, oldest first, where it was committed last."""
+        found: dict[int, Found] = {}
+        for attempt in reversed(_places(tender)):
+            store = tender.side(attempt).store
+            for commit in RunLog(store, tender.run_id, self._world).sync().commits:
+                found[commit.step or 0] = Found(tender, commit, attempt)
+        yield from (found[step] for step in sorted(found))
+
+
+def parse_ref(ref: str) -> tuple[str, int | None]:
+    """Run and step of ``gpt@400``; the step is None for the newest.
+
+    Raises:
+        UsageError: Not of that form.
+    """
+    match = _REF.fullmatch(ref)
+    if match is None:
+        raise UsageError(f"'{ref}' names no step; write RUN@STEP, such as gpt@400, or RUN@latest")
+    step = match["step"]
+    return match["run"], None if step in (None, "latest") else int(step)
+
+
+def _places(tender: RunTender) -> list[AttemptStarted]:
+    """An attempt for each store that the run has been in: where it is now, then backwards."""
+    with tender.lock:
+        attempts = [tender.owner]
+        attempts += [each.started for each in reversed(list(tender.record.attempts.values()))]
+    found: dict[str, AttemptStarted] = {}
+    for attempt in attempts:
+        found.setdefault(attempt.job.store_url, attempt)
+    return list(found.values())
+
+
+def _check(found: Found, level: int, task: Task) -> StepCheck:
+    commit = found.commit
+    report = verify(
+        found.store,
+        found.tender.run_id,
+        commit.manifest_key or "",
+        commit.manifest_digest or "",
+        level=2 if level == 2 else 1,
+        progress=lambda _done, _total: task.check(),
+    )
+    return StepCheck(
+        step=found.step,
+        place=found.attempt.job.placement.cloud,
+        ok=report.ok,
+        objects=report.objects,
+        num_bytes=report.num_bytes,
+        problems=report.problems,
+    )
+
+
+def _no_such_step(tender: RunTender, step: int | None, known: set[int]) -> NotFound:
+    name = tender.record.spec.name
+    if not known:
+        return NotFound(f"{name} has no checkpoint yet; wait for its first: cloudshift log {name}")
+    near = sorted(known, key=lambda each: (abs(each - (step or 0)), each))[:_LISTED]
+    listed = ", ".join(f"{name}@{each}" for each in sorted(near))
+    return NotFound(
+        f"{name} has no checkpoint of step {step} (any more); choose one of: {listed}, "
+        f"or see all: cloudshift log {name}"
+    )
