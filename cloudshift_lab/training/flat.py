@@ -1,0 +1,86 @@
+"""A state dictionary as the ranks' records keep it: flat names, their paths, plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cloudshift_lab.checkpoint.step import Checkpoint
+from cloudshift_lab.core.errors import Corrupt
+
+Path = tuple[str | int, ...]
+KIND = "state_dict"
+_MAX_LIST = 1_000_000
+
+
+@dataclass(frozen=True)
+class FlatState:
+    """What of a nested state dictionary is not in its tensors.
+
+    ``paths`` says per flat name where it stands; ``values`` holds what is no tensor, and
+    ``nested`` names the tensors that stand inside of such values.
+    """
+
+    values: dict[str, object] = field(default_factory=dict)
+    paths: dict[str, Path] = field(default_factory=dict)
+    nested: frozenset[str] = frozenset()
+
+    def leaves(self) -> object:
+        """As a rank record keeps it."""
+        return {
+            KIND: {
+                "values": self.values,
+                "paths": {name: tuple(path) for name, path in self.paths.items()},
+                "nested": sorted(self.nested),
+            }
+        }
+
+
+def read_flat(checkpoint: Checkpoint) -> FlatState | None:
+    """What all ranks' records say together; None for a step that was saved another way.
+
+    Raises:
+        Corrupt: The records are malformed.
+    """
+    parts = [_of_rank(checkpoint, rank) for rank in checkpoint.ranks]
+    if not any(parts):
+        return None
+    state = FlatState()
+    nested: set[str] = set()
+    for part in parts:
+        if part is not None:
+            state.values.update(part.values)
+            state.paths.update(part.paths)
+            nested |= part.nested
+    return FlatState(state.values, state.paths, frozenset(nested))
+
+
+def _of_rank(checkpoint: Checkpoint, rank: int) -> FlatState | None:
+    leaves = checkpoint.leaves(rank)
+    found = leaves.get(KIND) if isinstance(leaves, dict) else None
+    if found is None:
+        return None
+    try:
+        values, paths, nested = found["values"], found["paths"], found["nested"]
+        if not isinstance(values, dict) or not isinstance(paths, dict):
+            raise TypeError("values and paths must be dictionaries")
+        return FlatState(dict(values), _checked_paths(paths), frozenset(map(str, nested)))
+    except (KeyError, TypeError) as error:
+        raise Corrupt(
+            f"rank {rank}'s record of step {checkpoint.step} is malformed ({error}); "
+            "use another step"
+        ) from error
+
+
+def _checked_paths(paths: Mapping[object, object]) -> dict[str, Path]:
+    """Paths of names and small places: a hostile one would make a list that no memory holds."""
+    checked: dict[str, Path] = {}
+    for name, path in paths.items():
+        if not isinstance(name, str) or not isinstance(path, tuple) or not path:
+            raise TypeError("a path must be a tuple of keys")
+        for key in path:
+            is_place = type(key) is int and 0 <= key < _MAX_LIST
+            if not is_place and not isinstance(key, str):
+                raise TypeError(f"'{key}' cannot be part of a path")
+        checked[name] = path
+    return checked
