@@ -26,8 +26,9 @@ from cloudshift_lab.checkpoint.gathering import Gathering, tell_ready
 from cloudshift_lab.checkpoint.known import KnownChunks
 from cloudshift_lab.checkpoint.layout import Coverage, step_dir
 from cloudshift_lab.checkpoint.leaves import decode_leaves
-from cloudshift_lab.checkpoint.reader import open_checkpoint
+from cloudshift_lab.checkpoint.reader import Checkpoint, open_checkpoint
 from cloudshift_lab.checkpoint.seal import seal
+from cloudshift_lab.checkpoint.tombs import tombstoned
 from cloudshift_lab.checkpoint.upload import UploadStore
 from cloudshift_lab.checkpoint.write import Staged, WrittenRank, write_rank
 from cloudshift_lab.core.errors import CloudshiftError, Corrupt, Exhausted, NotFound, Unavailable
@@ -40,6 +41,7 @@ from cloudshift_lab.storage.store import Store, open_store
 
 NICENESS = 10
 PROGRESS_EVERY_S = 0.5
+PACKS_IN_FLIGHT = 3
 _MAX_THREADS = 4
 _KILL_ME_FIRST = "500"
 
@@ -146,6 +148,8 @@ class Encoder:
         self._threads = job.threads or spare_threads()
         self._committed: LearnRequest | None = None
         self._known = KnownChunks()
+        self._base: Checkpoint | None = None
+        self._dead_packs: frozenset[str] = frozenset()
         self._done_bytes = 0
 
     def learn(self, manifest_key: str, manifest_digest: str) -> None:
@@ -155,12 +159,16 @@ class Encoder:
     def save(self, step: int, incarnation: str = "") -> SavedAnswer | WrittenAnswer:
         """Store this node's shares of a step, and seal it if rank 0 is among them.
 
+        Whoever commits it gives the log position from before this call as ``since``: packs that a
+        collection is about to delete, as told now, are neither used nor written.
+
         Raises:
             NotFound: A rank has not staged that step (any more).
             CloudshiftError: As the store or the format reported; may be tried again.
         """
         began, self._done_bytes = self._world.monotonic(), 0
-        self._store.begin(step)
+        self._dead_packs = tombstoned(self._store)
+        self._store.begin(step, self._dead_packs)
         try:
             self._refresh_known()
             written = [self._write(rank, step, incarnation) for rank in self._job.ranks]
@@ -180,20 +188,27 @@ class Encoder:
     def _write(self, rank: int, step: int, incarnation: str) -> WrittenRank:
         job = self._job
         staged = read_slot(self._node_dir, rank, step)
+        before = self._done_bytes
         written = write_rank(
             self._store,
             job.run_id,
             staged,
             generation=job.generation,
             known=self._known,
+            concurrency=PACKS_IN_FLIGHT,
             threads=self._threads,
+            base=self._base,
+            dead_packs=self._dead_packs,
+            progress=lambda done_bytes: self._advance(before + done_bytes),
         )
-        self._done_bytes += written.raw_bytes
-        self._moved(self._done_bytes)
         if len(job.ranks) < job.world_size:
             place = step_dir(job.run_id, step, job.generation)
             tell_ready(self._store, place, job.world_size, written, incarnation=incarnation)
         return written
+
+    def _advance(self, done_bytes: int) -> None:
+        self._done_bytes = done_bytes
+        self._moved(done_bytes)
 
     def _seal(
         self, step: int, incarnation: str, written: list[WrittenRank], began: float
@@ -230,17 +245,17 @@ class Encoder:
         return gathering.gather(place, job.world_size, others, incarnation=incarnation)
 
     def _refresh_known(self) -> None:
-        """Dedup against the newest commit only: what it does not hold is uploaded again."""
+        """Dedup and deltas go by the newest commit only: what it lacks is uploaded again."""
         committed = self._committed
         if committed is None:
             return
-        newest = open_checkpoint(
+        self._base = open_checkpoint(
             self._store,
             self._job.run_id,
             committed.manifest_key,
             digest=committed.manifest_digest,
         )
-        self._known, self._committed = KnownChunks.from_checkpoint(newest), None
+        self._known, self._committed = KnownChunks.from_checkpoint(self._base), None
 
 
 def spare_threads() -> int:

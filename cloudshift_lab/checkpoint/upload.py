@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 
 from cloudshift_lab.storage.fanout import fan_out
 from cloudshift_lab.storage.store import Request, Store
@@ -72,10 +73,11 @@ class UploadStore:
 
     def get_each(
         self, requests: Sequence[Request], concurrency: int = 8
-    ) -> Iterator[tuple[int, bytes]]:
-        for answer in self._store.get_each(requests, concurrency):
-            self._moved(0)
-            yield answer
+    ) -> Generator[tuple[int, bytes], None, None]:
+        with closing(self._store.get_each(requests, concurrency)) as answers:
+            for answer in answers:
+                self._moved(0)
+                yield answer
 
     def size(self, key: str) -> int | None:
         found = self._store.size(key)

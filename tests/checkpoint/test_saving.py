@@ -22,8 +22,9 @@ from cloudshift_lab.checkpoint.saving import (
     answer,
     explained,
 )
-from cloudshift_lab.checkpoint.upload import UploadStore
+from cloudshift_lab.checkpoint.tombs import Tombstone, tombstone_key
 from cloudshift_lab.core.errors import Corrupt, Unavailable, UsageError
+from cloudshift_lab.core.wire import to_json
 from cloudshift_lab.storage.memory import MemoryStore
 
 from .staged_node import Arrays, make_job, stage, weights
@@ -224,18 +225,19 @@ def test_what_was_put_is_put_again_once_it_is_not_what_it_was(nodes: Nodes) -> N
     assert store.size(lost) != len(b"cut off")
 
 
-def test_a_pack_that_is_about_to_be_deleted_is_put_again() -> None:
-    store = Counted()
-    upload = UploadStore(store, lambda _moved: None)
-    key = f"packs/aa/{'a' * 64}.pack"
-    upload.begin(7)
-    upload.put(key, b"x")
-    upload.begin(7)
-    upload.put(key, b"x")
-    assert store.puts == [key]
-    upload.begin(7, frozenset({"a" * 64}))
-    upload.put(key, b"x")
-    assert store.puts == [key, key]
+def test_a_save_neither_uses_nor_writes_what_a_collection_is_about_to_delete(nodes: Nodes) -> None:
+    stage(nodes.root / "node-0", 0, 7, SHARED, world_size=1)
+    job = make_job("memory://s", ranks=(0,), world_size=1)
+    first = Encoder(job, nodes.root / "node-0", nodes.store, nodes.world).save(7)
+    assert isinstance(first, SavedAnswer)
+    doomed = nodes.store.list("packs")
+    nodes.store.delete(first.manifest_key)
+    tomb = Tombstone("gc-1", 0.0, tuple(doomed), tuple(1 for _ in doomed), {})
+    nodes.store.put(tombstone_key("gc-1"), to_json(tomb))
+    again = Encoder(job, nodes.root / "node-0", nodes.store, nodes.world).save(7)
+    assert isinstance(again, SavedAnswer)
+    opened = open_checkpoint(nodes.store, "run-a", again.manifest_key, digest=again.manifest_digest)
+    assert set(opened.packs()).isdisjoint(doomed)
 
 
 class Broken(Encoder):
