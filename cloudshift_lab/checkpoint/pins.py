@@ -20,7 +20,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class Pin(msgspec.Struct, frozen=True):
-    """``pins/<name>.json``: a committed step whose objects stay, and which retention spares."""
+    """``pins/<name>.json``: a committed step whose objects stay, and which retention spares.
+
+    ``checked`` once the log was seen to have the step after the pin was there: before that, a
+    sweep may be under way that did not see the pin.
+    """
 
     name: str
     run_id: str
@@ -28,6 +32,7 @@ class Pin(msgspec.Struct, frozen=True):
     manifest_key: str
     manifest_digest: str
     at: float
+    checked: bool = False
 
 
 class Hold(msgspec.Struct, frozen=True):
@@ -69,13 +74,16 @@ def pin(store: Store, name: str, run_id: str, step: int, *, world: World = REAL_
                 f"pin '{name}' holds step {there.step} of run {there.run_id}; "
                 "unpin it or choose another name"
             )
-        return there
+        if there.checked:
+            return there
     try:
         _commit_of(store, run_id, step, world)
     except NotFound:
         store.delete(key)
         raise
-    return made
+    checked = msgspec.structs.replace(made, checked=True)
+    store.put(key, to_json(checked))
+    return checked
 
 
 def unpin(store: Store, name: str) -> None:
