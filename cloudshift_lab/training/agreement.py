@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import torch
 import torch.distributed as dist
+
+
+class Lost(IntEnum):
+    """What became of a rank's newest capture. Any loss makes all ranks drop theirs.
+
+    ``NO_ROOM``: tried again at the next save. ``TORN``: all capture again at once.
+    """
+
+    NOTHING = 0
+    NO_ROOM = 1
+    TORN = 2
 
 
 @dataclass(frozen=True)
@@ -13,10 +25,13 @@ class Flags:
     """What at least one rank had heard one step ago.
 
     ``drain``: stop after this step. ``is_busy``: the last staged step is not committed yet.
+    ``capture``: how many saves the agent has asked for.
     """
 
     drain: bool = False
     is_busy: bool = False
+    capture: int = 0
+    lost: Lost = Lost.NOTHING
 
 
 class Agreement:
@@ -30,24 +45,28 @@ class Agreement:
         self._group = None
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             self._group = dist.new_group(backend="gloo")
-        self._sent: torch.Tensor | None = None
+        self._flags = torch.zeros(4, dtype=torch.int32)
+        self._is_sent = False
         self._work: dist.Work | None = None
 
     def send(self, flags: Flags) -> None:
         """Say at this boundary what this rank knows; every rank must do so."""
-        assert self._sent is None, "the flags sent before were never read"
-        self._sent = torch.tensor([flags.drain, flags.is_busy], dtype=torch.int32)
+        assert not self._is_sent, "the flags sent before were never read"
+        self._is_sent = True
+        values = (int(flags.drain), int(flags.is_busy), flags.capture, int(flags.lost))
+        for place, value in enumerate(values):
+            self._flags[place] = value
         if self._group is not None:
             self._work = dist.all_reduce(
-                self._sent, op=dist.ReduceOp.MAX, group=self._group, async_op=True
+                self._flags, op=dist.ReduceOp.MAX, group=self._group, async_op=True
             )
 
     def read(self) -> Flags:
         """What was sent one boundary ago, the same on every rank."""
         if self._work is not None:
             self._work.wait()
-        if self._sent is None:
+        if not self._is_sent:
             return Flags()
-        drain, is_busy = (bool(value) for value in self._sent.tolist())
-        self._sent, self._work = None, None
-        return Flags(drain, is_busy)
+        self._is_sent, self._work = False, None
+        drain, is_busy, capture, lost = self._flags.tolist()
+        return Flags(bool(drain), bool(is_busy), capture, Lost(lost))

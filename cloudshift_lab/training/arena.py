@@ -1,18 +1,20 @@
-"""The rank's half of staging: two preallocated slots in shared memory, filled in turn."""
+"""The rank's half of staging: one slot in shared memory, taken once and filled again and again."""
 
 from __future__ import annotations
 
 import errno
 import mmap
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import torch
 
 from cloudshift_lab.checkpoint.leaves import encode_leaves
-from cloudshift_lab.core.errors import Exhausted
+from cloudshift_lab.core.errors import Conflict, Exhausted
 from cloudshift_lab.core.money import format_bytes
 from cloudshift_lab.core.staging import (
     NUM_SLOTS,
@@ -23,111 +25,155 @@ from cloudshift_lab.core.staging import (
     staged_file,
 )
 from cloudshift_lab.core.wire import to_json
+from cloudshift_lab.training.copying import Copying
+from cloudshift_lab.training.parts import Part, Share
 from cloudshift_lab.training.tree import dtype_name
 
+POLL_S = 0.05
+SAY_EVERY_S = 10.0
 _ALIGN = 64
-Layout = tuple[tuple[str, str, tuple[int, ...]], ...]
+_PAGE = 4096
+Layout = tuple[tuple[str, str, tuple[int, ...], tuple[int, ...], tuple[int, ...]], ...]
 
 
 class Slot:
-    """One mapped file and the places of its tensors in it."""
+    """One mapped file and the places of a share's tensors in it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._layout: Layout | None = None
-        self._places: list[torch.Tensor] = []
+        self._plans: dict[str, Copying] = {}
+        self._places: tuple[torch.Tensor, ...] = ()
         self.boxes: tuple[StagedBox, ...] = ()
+        self.step: int | None = None
 
-    def fill(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Copy the tensors in; memory is taken once and again only when the layout changes.
+    def arrange(self, parts: Sequence[Part]) -> None:
+        """Have places for these parts; memory is taken only when their layout is a new one.
 
         Raises:
-            Exhausted: The shared memory is full.
+            Exhausted: The shared memory is full; the slot is empty then.
         """
-        layout = tuple((n, dtype_name(t), tuple(t.shape)) for n, t in tensors.items())
-        if layout != self._layout:
-            self._allocate(tensors)
-            self._layout = layout
-        with torch.no_grad():
-            for place, tensor in zip(self._places, tensors.values(), strict=True):
-                place.copy_(tensor)
+        layout = tuple(
+            (p.name, dtype_name(p.tensor), p.global_shape, p.offset, tuple(p.tensor.shape))
+            for p in parts
+        )
+        if layout == self._layout:
+            return
+        self.give_back()
+        boxes, end = _boxes(parts)
+        memory = map_new_file(self._path, max(end, 1))
+        self._places = tuple(
+            _place(memory, box, part.tensor) for box, part in zip(boxes, parts, strict=True)
+        )
+        if any(part.tensor.is_cuda for part in parts):
+            pin(memory, max(end, 1))
+        self.boxes, self._layout = boxes, layout
 
-    def _allocate(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        boxes, end = [], 0
-        for name, tensor in tensors.items():
-            start = -(-end // _ALIGN) * _ALIGN
-            end = start + tensor.nbytes
-            shape = tuple(tensor.shape)
-            origin = (0,) * len(shape)
-            boxes.append(
-                StagedBox(name, dtype_name(tensor), shape, origin, shape, start, tensor.nbytes)
-            )
-        memory = _map_new_file(self._path, max(end, 1))
-        self._places = [
-            _place(memory, box, tensor) for box, tensor in zip(boxes, tensors.values(), strict=True)
-        ]
-        self.boxes = tuple(boxes)
+    def plan(self, kind: str, tensors: Sequence[torch.Tensor], *, first: int = 0) -> Copying:
+        """How to copy tensors into the places from number ``first`` on.
+
+        The same plan as before as long as they are the same tensors.
+        """
+        plan = self._plans.get(kind)
+        if plan is None or not plan.is_of(tensors):
+            plan = Copying(tensors, self._places[first : first + len(tensors)])
+            self._plans[kind] = plan
+        return plan
+
+    def give_back(self) -> None:
+        """Return the memory; who reads the file still keeps what it has mapped."""
+        self._path.unlink(missing_ok=True)
+        self._layout, self._places, self.boxes = None, (), ()
+        self._plans.clear()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A slot that is being filled with one step; nobody is told of it before ``announce``."""
+
+    slot: Slot
+    number: int
+    staged: StagedRank
+    steady: Copying
+    volatile: Copying
 
 
 class Arena:
-    """Keeps the newest complete state of this rank while the next one is being copied.
+    """Holds a step from its capture until it is committed.
 
-    Invariant: the slot that holds the newest complete step is never the one written to.
+    One slot is enough for that: a step is captured only when the one before is released. A second
+    slot is made when a last step has to be captured earlier, and given back afterwards.
+
+    Invariant: a slot that holds an announced step is written again only after its release.
 
     Args:
         node_dir: The agent's shared directory.
         rank: Of this process.
         world_size: Ranks of the job.
+        released: Tells the newest step that needs no slot any more.
+        say: Told what a long wait is for.
     """
 
-    def __init__(self, node_dir: Path, rank: int, world_size: int) -> None:
+    def __init__(
+        self,
+        node_dir: Path,
+        rank: int,
+        world_size: int,
+        *,
+        released: Callable[[], int] = lambda: -1,
+        say: Callable[[str], None] = print,
+    ) -> None:
         self._node_dir = node_dir
         self._rank = rank
         self._world_size = world_size
+        self._released = released
+        self._say = say
         self._slots = [Slot(slot_file(node_dir, rank, k)) for k in range(NUM_SLOTS)]
-        self._newest = NUM_SLOTS - 1
-        self._prepared: tuple[int, StagedRank] | None = None
         self.staged_step: int | None = None
 
     @property
-    def prepared_step(self) -> int | None:
-        """The step that is copied but not announced yet."""
-        return None if self._prepared is None else self._prepared[1].step
+    def is_busy(self) -> bool:
+        """Whether an announced step is not released yet."""
+        return any(not self._is_free(number) for number in range(NUM_SLOTS))
 
-    def stage(
-        self, step: int, tensors: Mapping[str, torch.Tensor], leaves: object, *, is_last: bool
-    ) -> None:
-        """Copy a share of the state and say that it is complete: ``prepare``, then ``announce``.
+    def reserve(self, share: Share) -> None:
+        """Take the memory for captures of this share now, so that the first finds it warm.
 
         Raises:
-            Exhausted: The shared memory is full; the step before stays staged.
-            UsageError: A leaf that a checkpoint cannot hold.
+            Exhausted: The shared memory is full.
         """
-        self.prepare(step, tensors, leaves, is_last=is_last)
-        self.announce()
+        if self._is_free(0):
+            self._withdraw(0)
+            self._slots[0].arrange((*share.steady, *share.volatile))
 
-    def prepare(
-        self, step: int, tensors: Mapping[str, torch.Tensor], leaves: object, *, is_last: bool
-    ) -> None:
-        """Copy a share of the state as it is now; nobody is told of it yet.
+    def stage(self, step: int, share: Share, *, is_last: bool) -> None:
+        """Copy a share now and announce it.
+
+        Raises:
+            Conflict, Exhausted, UsageError: As ``open``.
+        """
+        opened = self.open(step, share, is_last=is_last)
+        fill(opened)
+        self.announce(opened)
+
+    def open(self, step: int, share: Share, *, is_last: bool) -> Opened:
+        """A slot for this step, with the leaves as they are now.
 
         Args:
             step: Optimizer step after which the state is.
-            tensors: This rank's share, whole tensors.
-            leaves: Everything of this rank that is not a tensor.
-            is_last: No further step follows.
+            share: This rank's share.
+            is_last: No further step follows; then an older step that is not released is waited
+                for when there is no memory for both.
 
         Raises:
-            Exhausted: The shared memory is full; the step before stays staged.
+            Conflict: The slot holds a step that is not released, and this is not the last one.
+            Exhausted: The shared memory is full.
             UsageError: A leaf that a checkpoint cannot hold.
         """
-        self._prepared = None
-        described = msgspec.Raw(encode_leaves(leaves))
-        number = (self._newest + 1) % NUM_SLOTS
-        announcement = staged_file(self._node_dir, self._rank, number)
-        announcement.unlink(missing_ok=True)
+        leaves = msgspec.Raw(encode_leaves(share.leaves))
+        parts = (*share.steady, *share.volatile)
+        number = self._choose(parts, is_last=is_last)
         slot = self._slots[number]
-        slot.fill(tensors)
         staged = StagedRank(
             step=step,
             is_last=is_last,
@@ -135,21 +181,95 @@ class Arena:
             world_size=self._world_size,
             slot_file=slot_file(self._node_dir, self._rank, number).name,
             boxes=slot.boxes,
-            leaves=described,
+            leaves=leaves,
+            catalog=share.catalog,
         )
-        self._prepared = (number, staged)
+        return Opened(
+            slot,
+            number,
+            staged,
+            steady=slot.plan("steady", [part.tensor for part in share.steady]),
+            volatile=slot.plan(
+                "volatile", [part.tensor for part in share.volatile], first=len(share.steady)
+            ),
+        )
 
-    def announce(self) -> None:
-        """Say that what was prepared is complete; no-op when nothing is."""
-        if self._prepared is None:
-            return
-        (number, staged), self._prepared = self._prepared, None
-        replace_file(staged_file(self._node_dir, self._rank, number), to_json(staged))
-        self._newest, self.staged_step = number, staged.step
+    def announce(self, opened: Opened) -> None:
+        """Say that the opened slot is complete."""
+        path = staged_file(self._node_dir, self._rank, opened.number)
+        replace_file(path, to_json(opened.staged))
+        opened.slot.step = self.staged_step = opened.staged.step
+
+    def drop(self) -> None:
+        """Forget what is staged: another rank lost its part, so that nobody can save it."""
+        for number in range(NUM_SLOTS):
+            self._withdraw(number)
+        self.staged_step = None
+
+    # -- slots ------------------------------------------------------------------------------------
+
+    def _is_free(self, number: int) -> bool:
+        step = self._slots[number].step
+        return step is None or step <= self._released()
+
+    def _withdraw(self, number: int) -> None:
+        staged_file(self._node_dir, self._rank, number).unlink(missing_ok=True)
+        self._slots[number].step = None
+
+    def _choose(self, parts: Sequence[Part], *, is_last: bool) -> int:
+        """The number of a free slot with places for these parts."""
+        if self._is_free(0):
+            if self._is_free(1):
+                self._withdraw(1)
+                self._slots[1].give_back()
+            return self._take(0, parts)
+        if not is_last:
+            raise Conflict(f"step {self._slots[0].step} is not saved yet; capture again when it is")
+        if self._is_free(1):
+            try:
+                return self._take(1, parts)
+            except Exhausted as error:
+                self._say(f"{error.message}; meanwhile waiting for the save before")
+        return self._take(self._wait_for_release(), parts)
+
+    def _take(self, number: int, parts: Sequence[Part]) -> int:
+        self._withdraw(number)
+        self._slots[number].arrange(parts)
+        return number
+
+    def _wait_for_release(self) -> int:
+        """The first slot to become free; for as long as it takes, since the state is the last."""
+        began = told = time.monotonic()
+        while True:
+            for number in range(NUM_SLOTS):
+                if self._slots[number].boxes and self._is_free(number):
+                    return number
+            now = time.monotonic()
+            if now - told >= SAY_EVERY_S:
+                told = now
+                self._say(
+                    f"waiting since {now - began:.0f} s for step {self.staged_step} to be saved, "
+                    "which makes room for the last one"
+                )
+            time.sleep(POLL_S)
 
 
-def _map_new_file(path: Path, num_bytes: int) -> mmap.mmap:
-    """A new file under ``path`` with all its memory taken now, so that no later write can fail."""
+def fill(opened: Opened) -> None:
+    """Copy everything now, on this thread."""
+    for plan in (opened.volatile, opened.steady):
+        plan.begin()
+        plan.read()
+        plan.complete()
+
+
+def map_new_file(path: Path, num_bytes: int) -> mmap.mmap:
+    """A new file under ``path`` with all its memory taken and mapped now.
+
+    No later write to it can fail or has to wait for a page.
+
+    Raises:
+        Exhausted: The shared memory is full.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
@@ -161,12 +281,14 @@ def _map_new_file(path: Path, num_bytes: int) -> mmap.mmap:
         if error.errno not in (errno.ENOSPC, errno.ENOMEM):
             raise
         raise Exhausted(
-            f"no room for {format_bytes(num_bytes)} in {path.parent}; a rank needs twice its share "
-            "of the state there: enlarge the shared memory or use more ranks",
+            f"no space left in shared memory: {path.parent} has no room for "
+            f"{format_bytes(num_bytes)}, this rank's share of the state; "
+            "enlarge the shared memory or use more ranks",
             num_bytes=num_bytes,
         ) from error
     finally:
         os.close(descriptor)
+    torch.frombuffer(memory, dtype=torch.uint8)[::_PAGE].numpy()[:] = 0
     return memory
 
 
@@ -175,6 +297,43 @@ def _take(descriptor: int, num_bytes: int) -> None:
         os.posix_fallocate(descriptor, 0, num_bytes)
     else:
         os.ftruncate(descriptor, num_bytes)
+
+
+def pin(memory: mmap.mmap, num_bytes: int) -> None:
+    """Let a CUDA device copy into this memory without the host's help. Never run, see Copying.
+
+    Raises:
+        Exhausted: The system allows no more pinned memory.
+    """
+    address = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
+    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    failure = runtime.cudaHostRegister(address, num_bytes, 0)
+    if int(failure) != 0:
+        raise Exhausted(
+            f"{format_bytes(num_bytes)} of memory cannot be pinned (CUDA error {int(failure)}); "
+            "raise the limit of locked memory (ulimit -l)"
+        )
+
+
+def _boxes(parts: Sequence[Part]) -> tuple[tuple[StagedBox, ...], int]:
+    """Where each part lies in a slot, and the slot's size in bytes."""
+    boxes, end = [], 0
+    for part in parts:
+        tensor = part.tensor
+        start = -(-end // _ALIGN) * _ALIGN
+        end = start + tensor.nbytes
+        boxes.append(
+            StagedBox(
+                part.name,
+                dtype_name(tensor),
+                part.global_shape,
+                part.offset,
+                tuple(tensor.shape),
+                start,
+                tensor.nbytes,
+            )
+        )
+    return tuple(boxes), end
 
 
 def _place(memory: mmap.mmap, box: StagedBox, tensor: torch.Tensor) -> torch.Tensor:

@@ -12,13 +12,11 @@ import torch.distributed as dist
 from torch import nn
 
 from cloudshift_lab.checkpoint.reader import open_checkpoint
-from cloudshift_lab.core.errors import CloudshiftError, Unavailable, UsageError
-from cloudshift_lab.core.save_policy import fixed_steps
+from cloudshift_lab.core.errors import Unavailable, UsageError
 from cloudshift_lab.core.staging import Go, RankState, StepReport
-from cloudshift_lab.training.agreement import Agreement, Flags
-from cloudshift_lab.training.arena import Arena
+from cloudshift_lab.training.boundary import Boundary
+from cloudshift_lab.training.inventory import Optimizers
 from cloudshift_lab.training.node import Node
-from cloudshift_lab.training.shares import share_of
 from cloudshift_lab.training.state import Stateful, TrainingState
 from cloudshift_lab.training.warmup import warm_up as run_warm_up
 
@@ -50,7 +48,7 @@ class Session:
 
     Args:
         model: The model as the loop uses it (DistributedDataParallel, compiled or plain).
-        optimizer: Its optimizer.
+        optimizer: Its optimizer; or several, in a sequence or by name.
         warm_up: One forward pass to a scalar loss, on any batch of the usual shape; run twice and
             undone, so that a resumed run equals an uninterrupted one bit by bit.
         extra: Further objects with ``state_dict``/``load_state_dict``: schedulers, samplers.
@@ -63,7 +61,7 @@ class Session:
         self,
         *,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizers,
         warm_up: Callable[[], torch.Tensor] | None = None,
         extra: Mapping[str, Stateful] | None = None,
     ) -> None:
@@ -72,7 +70,6 @@ class Session:
         self._state = TrainingState(
             model, optimizer, extra or {}, rank=self.rank, world_size=self.world_size
         )
-        self._agreement = Agreement()
         if warm_up is not None:
             run_warm_up(model, warm_up)
         self.start_step = 0
@@ -80,12 +77,15 @@ class Session:
         self._completed: int | None = None
         self._total = 0
         self._step_began = 0.0
-        self._arena: Arena | None = None
+        self._boundary: Boundary | None = None
         if self._node is None:
             self._say_alone()
         else:
-            self._arena = Arena(self._node.node_dir, self.rank, self.world_size)
-            self._enter(self._node)
+            self._boundary = Boundary(
+                self._node, self._state, optimizer, model,
+                world_size=self.world_size, say=self._say,
+            )  # fmt: skip
+            self._enter(self._node, self._boundary)
             atexit.register(self._depart)
 
     def steps(self, total: int) -> Iterator[int]:
@@ -125,22 +125,17 @@ class Session:
         if step is None:
             raise UsageError("session.step() belongs once into `for step in session.steps(total)`")
         self._completed = step
-        if self._node is None:
+        if self._node is None or self._boundary is None:
             return
         self._report(self._node, step, loss, tokens)
-        flags = self._agreement.read()
-        if step == self._total:
-            return
-        if flags.drain:
-            self._drain(self._node, step)
-        every = fixed_steps(self._node.job.save_policy)
-        if every is not None and step % every == 0 and not flags.is_busy:
-            self._stage(step, is_last=False)
-        self._agreement.send(self._heard(self._node))
+        if self._boundary.cross(step, is_last=step == self._total):
+            self._boundary.stage_last(step)
+            self._leave(self._node, RankState(self.rank, "drained", step))
+            raise Drained(step)
 
     # -- beginning and end ------------------------------------------------------------------------
 
-    def _enter(self, node: Node) -> None:
+    def _enter(self, node: Node, boundary: Boundary) -> None:
         """Wait for the word to train, then continue from where it says."""
         if node.control().go is None:
             node.tell(RankState(self.rank, "gate", 0))
@@ -148,8 +143,7 @@ class Session:
         if go.manifest_key is not None:
             self._restore(node, go)
         self.start_step = go.step
-        size = self._state.gather(go.step).num_bytes
-        node.tell(RankState(self.rank, "running", go.step, state_bytes=size))
+        boundary.enter(go.step)
 
     def _restore(self, node: Node, go: Go) -> None:
         """Put the state back; a store that is away for a while is waited for.
@@ -167,16 +161,11 @@ class Session:
 
         patiently(restore)
 
-    def _drain(self, node: Node, step: int) -> None:
-        self._stage(step, is_last=True)
-        self._leave(node, RankState(self.rank, "drained", step))
-        raise Drained(step)
-
     def _finish(self, step: int) -> None:
-        if self._node is None:
+        if self._node is None or self._boundary is None:
             return
         if step > self.start_step:
-            self._stage(step, is_last=True)
+            self._boundary.stage_last(step)
         self._leave(self._node, RankState(self.rank, "finished", step))
 
     def _leave(self, node: Node, state: RankState) -> None:
@@ -193,27 +182,21 @@ class Session:
         ours would be swallowed, as in any generator that is closed. Both are for ``_depart``.
         """
         step = self._completed
-        if self._arena is None or self._current is not None or step is None:
-            return
-        if step in (self._arena.staged_step, self._arena.prepared_step) or sys.is_finalizing():
-            return
-        try:
-            self._prepare(step, is_last=True)
-        except CloudshiftError as error:
-            self._say(f"step {step}, after which the loop was left, is not saved: {error.message}")
+        if self._boundary is not None and self._current is None and step is not None:
+            self._boundary.hold(step)
 
     def _depart(self) -> None:
         """The process ends, and neither ran the loop to its end nor was drained.
 
         After an error the last checkpoint stands: the state may be the reason for the error.
         """
-        assert self._node is not None and self._arena is not None
+        assert self._node is not None and self._boundary is not None
         failed = getattr(sys, "last_value", None) is not None
         if failed or (self._completed is None and self._current is None):
             return
         self._keep()
-        self._arena.announce()
-        kept = self._arena.staged_step or self.start_step
+        self._boundary.release_held()
+        kept = self._boundary.kept_step or self.start_step
         if self._current is not None:
             self._say(
                 f"the loop was left in the middle of step {self._current}, so nothing after step "
@@ -221,30 +204,7 @@ class Session:
             )
         self._leave(self._node, RankState(self.rank, "finished", self._completed or kept))
 
-    # -- a boundary -------------------------------------------------------------------------------
-
-    def _heard(self, node: Node) -> Flags:
-        control = node.control()
-        assert self._arena is not None
-        staged = self._arena.staged_step
-        return Flags(control.drain, staged is not None and control.released_step < staged)
-
-    def _stage(self, step: int, *, is_last: bool) -> None:
-        assert self._arena is not None
-        self._prepare(step, is_last=is_last)
-        self._arena.announce()
-
-    def _prepare(self, step: int, *, is_last: bool) -> None:
-        assert self._arena is not None
-        state = self._state.gather(step)
-        share = share_of(
-            self.rank,
-            self.world_size,
-            replicated=state.replicated,
-            rank0=state.rank0,
-            own=state.own,
-        )
-        self._arena.prepare(step, share, state.leaves, is_last=is_last)
+    # -- words ------------------------------------------------------------------------------------
 
     def _report(
         self, node: Node, step: int, loss: torch.Tensor | float | None, tokens: int | None
@@ -263,14 +223,16 @@ class Session:
         )
 
     def _say_alone(self) -> None:
+        if self.rank != 0:
+            return
         self._say(
             "no agent around this process, so nothing is saved; "
             "start the script with %cloudshift train to make it a run"
         )
 
     def _say(self, what: str) -> None:
-        if self.rank == 0:
-            print(f"cloudshift: {what}", file=sys.stderr)
+        who = "" if self.rank == 0 else f" rank {self.rank}:"
+        print(f"cloudshift:{who} {what}", file=sys.stderr)
 
 
 def _rank_and_world_size() -> tuple[int, int]:

@@ -21,11 +21,12 @@ from cloudshift_lab.training import Session
 
 model = nn.Linear(1, 1, bias=False)
 nn.init.zeros_(model.weight)
-session = Session(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=1.0))
+optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+session = Session(model=model, optimizer=optimizer)
 
 def train():
-    with torch.no_grad():
-        model.weight += 1.0
+    model.weight.grad = -torch.ones_like(model.weight)
+    optimizer.step()
 
 def main():
     {body}

@@ -191,7 +191,7 @@ def test_another_model_than_the_saved_one_is_refused_by_name(around: AroundUs) -
     first = Job()
     first.train(3)
     around.say(go=around.save(3))
-    with pytest.raises(UsageError, match=r"model/0\.weight.*run the script that wrote"):
+    with pytest.raises(UsageError, match=r"model/0\.bias.*run the script that wrote"):
         Job(width=9).session()
 
 

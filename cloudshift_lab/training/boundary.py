@@ -1,0 +1,181 @@
+"""What a rank does between two steps: hears its agent, agrees with the others, captures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from torch import nn
+
+from cloudshift_lab.core.errors import CloudshiftError, Exhausted
+from cloudshift_lab.core.save_policy import fixed_steps
+from cloudshift_lab.core.staging import RankState
+from cloudshift_lab.training.agreement import Agreement, Flags, Lost
+from cloudshift_lab.training.arena import Arena
+from cloudshift_lab.training.capture import Capture
+from cloudshift_lab.training.inventory import Optimizers, listed
+from cloudshift_lab.training.node import Node
+from cloudshift_lab.training.state import TrainingState
+
+
+class Boundary:
+    """Captures the state when the policy, the agent or the end of the loop wants it.
+
+    Whether to capture is decided from what all ranks agreed upon and from the step alone, so that
+    all ranks capture the same steps. A rank that loses its copy tells the others at the next
+    boundary; all then drop the step, which nobody could save.
+
+    Args:
+        node: The agent's line.
+        state: What to capture.
+        optimizers: Of the state.
+        model: Of the state.
+        world_size: Ranks of the job.
+        say: Shows the researcher a line.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        state: TrainingState,
+        optimizers: Optimizers,
+        model: nn.Module,
+        *,
+        world_size: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self._node = node
+        self._state = state
+        self._say = say
+        self._agreement = Agreement()
+        arena = Arena(
+            node.node_dir,
+            node.rank,
+            world_size,
+            released=lambda: node.control().released_step,
+            say=say,
+        )
+        self._arena = arena
+        self._capture = Capture(arena, listed(optimizers), model, say=self._warn)
+        self._every = fixed_steps(node.job.save_policy)
+        self._warning: str | None = None
+        self._lost = Lost.NOTHING
+        self._num_served = 0
+        self._is_first = True
+        self._step = 0
+
+    @property
+    def kept_step(self) -> int | None:
+        """The newest step that is announced or held."""
+        return self._capture.held_step or self._capture.staged_step
+
+    def enter(self, step: int) -> None:
+        """Training begins after ``step``."""
+        self._step = step
+        self._tell()
+
+    def cross(self, step: int, *, is_last: bool) -> bool:
+        """Pass the boundary after ``step``.
+
+        Returns:
+            Whether all ranks stop here, to be drained.
+
+        Raises:
+            UsageError: A leaf that a checkpoint cannot hold.
+        """
+        self._step = step
+        self._capture.settle()
+        flags = self._agreement.read()
+        if is_last or flags.drain:
+            return flags.drain and not is_last
+        is_again = self._drop(flags)
+        if is_again or (self._is_due(step, flags) and not flags.is_busy):
+            self._num_served = flags.capture
+            self._begin(step)
+        elif self._is_first:
+            self._rehearse(step)
+        if self._is_first:
+            self._is_first = False
+            self._tell()
+        self._agreement.send(self._heard())
+        return False
+
+    def stage_last(self, step: int) -> None:
+        """Capture the state after which no step follows; it is announced on return.
+
+        Raises:
+            Exhausted: The shared memory is full.
+            UsageError: A leaf that a checkpoint cannot hold.
+        """
+        self._capture.begin(step, self._state.share(step), is_last=True)
+
+    def hold(self, step: int) -> None:
+        """Copy a state that is perhaps the last; ``release_held`` announces it.
+
+        Nothing is raised: this runs while a generator is closed, which would swallow it.
+        """
+        try:
+            self._capture.finish()
+            if step != self.kept_step and not sys.is_finalizing():
+                self._capture.hold(step, self._state.share(step))
+        except CloudshiftError as error:
+            self._say(f"step {step}, after which the loop was left, is not saved: {error.message}")
+
+    def release_held(self) -> None:
+        """Announce what is under way or held."""
+        self._capture.finish()
+        self._capture.announce_held()
+
+    # -- captures ---------------------------------------------------------------------------------
+
+    def _is_due(self, step: int, flags: Flags) -> bool:
+        is_wanted = flags.capture > self._num_served
+        return is_wanted or (self._every is not None and step % self._every == 0)
+
+    def _begin(self, step: int) -> None:
+        try:
+            self._capture.begin(step, self._state.share(step))
+        except Exhausted as error:
+            self._lost = max(self._lost, Lost.NO_ROOM)
+            self._warn(f"step {step} is not saved: {error.message}")
+
+    def _rehearse(self, step: int) -> None:
+        try:
+            self._capture.rehearse(self._state.share(step))
+        except Exhausted as error:
+            self._warn(f"nothing will be saved: {error.message}")
+
+    def _drop(self, flags: Flags) -> bool:
+        """Drop a step that some rank has lost; whether to capture again at once."""
+        if flags.lost == Lost.NOTHING:
+            return False
+        self._capture.finish()
+        self._arena.drop()
+        self._lost, self._capture.lost_step = Lost.NOTHING, None
+        return flags.lost == Lost.TORN
+
+    def _heard(self) -> Flags:
+        control = self._node.control()
+        if self._capture.lost_step is not None:
+            self._lost = Lost.TORN
+        return Flags(control.drain, self._capture.is_busy, control.capture, self._lost)
+
+    # -- words ------------------------------------------------------------------------------------
+
+    def _warn(self, what: str) -> None:
+        """Show a warning here once, and let the agent show it."""
+        if what != self._warning:
+            self._warning = what
+            self._say(what)
+            self._tell()
+
+    def _tell(self) -> None:
+        self._node.tell(
+            RankState(
+                self._node.rank,
+                "running",
+                self._step,
+                state_bytes=self._state.state_bytes,
+                warning=self._warning,
+            )
+        )

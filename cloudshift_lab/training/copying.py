@@ -1,0 +1,119 @@
+"""Copies tensors into places prepared for them: plain memory moves, or a stream of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Sequence
+
+import torch
+
+CHUNK_BYTES = 4 << 20
+Move = tuple[int, int, int]
+
+
+class Copying:
+    """A plan to copy some tensors again and again; it allocates nothing when it runs.
+
+    On the host each chunk is one ``memmove`` without the interpreter's lock and without the
+    threads that torch would share the work between: those belong to the training step. Tensors of
+    a CUDA device go through a stream of their own into the places, which are then expected to be
+    pinned. That half has never been run: no machine with a GPU was at hand when it was written.
+
+    Args:
+        sources: What to copy.
+        places: Host tensors of the same shapes and dtypes.
+    """
+
+    def __init__(self, sources: Sequence[torch.Tensor], places: Sequence[torch.Tensor]) -> None:
+        self._addresses = tuple(source.data_ptr() for source in sources)
+        self._sources = tuple(sources)
+        self._moves: list[Move] = []
+        self._odd: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._device: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for source, place in zip(sources, places, strict=True):
+            if source.is_cuda:
+                self._device.append((source, place))
+            elif is_plain(source):
+                self._moves += _chunks(place.data_ptr(), source.data_ptr(), source.nbytes)
+            else:
+                self._odd.append((source, place))
+        self._stream = torch.cuda.Stream() if self._device else None  # type: ignore[no-untyped-call]
+        self._start: torch.cuda.Event | None = None
+        self._end: torch.cuda.Event | None = None
+        self._is_read = threading.Event()
+        self._is_read.set()
+
+    def is_of(self, sources: Sequence[torch.Tensor]) -> bool:
+        """Whether the plan copies just these tensors, and they still lie where they lay."""
+        return are_same(sources, self._sources, self._addresses)
+
+    def begin(self) -> None:
+        """Mark the moment whose values are copied; ``read`` follows, on any thread."""
+        self._is_read.clear()
+        if self._stream is not None:
+            self._start = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._start.record()
+
+    def read(self) -> None:
+        """Copy: on the host now, on a device as soon as its stream gets there."""
+        try:
+            self._read_device()
+            for target, source, num_bytes in self._moves:
+                ctypes.memmove(target, source, num_bytes)
+            with torch.no_grad():
+                for tensor, place in self._odd:
+                    place.copy_(tensor)
+        finally:
+            self._is_read.set()
+
+    def fence(self) -> None:
+        """Return when what the caller does next to the tensors cannot reach the copy any more.
+
+        A host copy is waited for; on a device only the caller's stream waits, not the caller.
+        """
+        self._is_read.wait()
+        if self._end is not None:
+            torch.cuda.current_stream().wait_event(self._end)
+
+    def complete(self) -> None:
+        """Return when all bytes are in their places."""
+        self._is_read.wait()
+        if self._end is not None:
+            self._end.synchronize()
+
+    def _read_device(self) -> None:
+        if self._stream is None or self._start is None:
+            return
+        with torch.cuda.stream(self._stream), torch.no_grad():
+            self._stream.wait_event(self._start)
+            for source, place in self._device:
+                place.copy_(source, non_blocking=True)
+            self._end = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._end.record()
+
+
+def are_same(
+    tensors: Sequence[torch.Tensor], known: Sequence[torch.Tensor], addresses: Sequence[int]
+) -> bool:
+    """Whether these are the known tensors, and each still lies where it lay."""
+    return len(tensors) == len(known) and all(
+        tensor is before and tensor.data_ptr() == address
+        for tensor, before, address in zip(tensors, known, addresses, strict=True)
+    )
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether the bytes in host memory, from first to last, are the tensor in C order."""
+    return (
+        tensor.device.type == "cpu"
+        and tensor.is_contiguous()
+        and not (tensor.is_conj() or tensor.is_neg())
+    )
+
+
+def _chunks(target: int, source: int, num_bytes: int) -> list[Move]:
+    return [
+        (target + start, source + start, min(CHUNK_BYTES, num_bytes - start))
+        for start in range(0, num_bytes, CHUNK_BYTES)
+    ]
