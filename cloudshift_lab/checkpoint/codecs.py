@@ -1,4 +1,4 @@
-"""Chunk codecs: store, planes-zstd for floats, shuffle-zstd for integers (FORMAT.md section 8)."""
+"""Chunk codecs: what needs nothing but the blob, and the sparse planes of a delta (FORMAT.md 8)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,14 @@ from cloudshift_lab.core.errors import Corrupt
 
 Bytes1d = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.unsignedinteger[Any]]
-STORE, PLANES_ZSTD, SHUFFLE_ZSTD = 0, 1, 2
-_WORDS: dict[int, np.dtype[Any]] = {
+STORE, PLANES_ZSTD, SHUFFLE_ZSTD, XOR_PLANES_ZSTD, DERIVED, ADAMW_V, ADAMW_W = range(7)
+# A chunk may only refer to chunks of a lower level: nothing can refer to itself, and three steps
+# down everything is plain.
+LEVELS = {
+    STORE: 0, PLANES_ZSTD: 0, SHUFFLE_ZSTD: 0, XOR_PLANES_ZSTD: 1,
+    ADAMW_V: 1, ADAMW_W: 2, DERIVED: 3,
+}  # fmt: skip
+WORDS: dict[int, np.dtype[Any]] = {
     1: np.dtype("<u1"),
     2: np.dtype("<u2"),
     4: np.dtype("<u4"),
@@ -85,7 +91,7 @@ def _smaller(raw: Bytes1d, encoded: Encoded) -> Encoded:
 
 def _encode_planes(raw: Bytes1d, width: int) -> bytes:
     """Rotate, split and compress in scratch memory: every fresh page costs more than its use."""
-    words = raw.view(_WORDS[width])
+    words = raw.view(WORDS[width])
     num_words, at = len(words), 4 * width
     blob = _scratch("blob", len(raw) + at)
     lengths = []
@@ -159,7 +165,7 @@ def decode(blob: bytes | memoryview, codec: int, width: int, raw_len: int) -> By
         return np.frombuffer(blob, dtype=np.uint8)
     if codec == PLANES_ZSTD and width in (2, 4, 8) and raw_len % width == 0:
         return _decode_planes(blob, width, raw_len)
-    if codec == SHUFFLE_ZSTD and width in _WORDS and raw_len % width == 0:
+    if codec == SHUFFLE_ZSTD and width in WORDS and raw_len % width == 0:
         flat = np.frombuffer(_decompress(blob, raw_len), dtype=np.uint8)
         return np.ascontiguousarray(flat.reshape(width, -1).T).reshape(-1)
     raise Corrupt(f"chunk codec {codec} with width {width} is unknown; update cloudshift-lab")
@@ -178,12 +184,53 @@ def _decode_planes(blob: bytes | memoryview, width: int, raw_len: int) -> Bytes1
         plane = part if length == num_words else _decompress(part, num_words)
         columns[:, p] = np.frombuffer(plane, dtype=np.uint8)
         at += length
-    words = columns.reshape(-1).view(_WORDS[width])
+    words = columns.reshape(-1).view(WORDS[width])
     one, top = words.dtype.type(1), words.dtype.type(8 * width - 1)
     restored = words >> one
-    restored |= words << top
+    words <<= top
+    restored |= words
     flat: Bytes1d = restored.view(np.uint8)
     return flat
+
+
+def encode_sparse(words: Words) -> bytes:
+    """Code words that are mostly zero: which are not, one bit each, then the planes of those.
+
+    A byte plane of a delta has far less than one bit per word, which no Huffman code reaches;
+    bits packed by eight do.
+    """
+    mask = words != 0
+    bits = np.packbits(mask, bitorder="little")
+    frame: bytes = _zstd().literals.compress(bits)
+    if len(frame) >= len(bits):
+        frame = bits.tobytes()
+    changed = words if mask.all() else words[mask]
+    head = struct.pack("<I", len(frame))
+    return head + frame + _encode_planes(changed.view(np.uint8), words.itemsize)
+
+
+def decode_sparse(blob: bytes | memoryview, width: int, raw_len: int) -> Words:
+    """Undo ``encode_sparse``; allocates nothing that ``raw_len`` does not allow.
+
+    Raises:
+        Corrupt: The blob does not decode to exactly ``raw_len`` bytes.
+    """
+    num_words = raw_len // width
+    num_bits = -(-num_words // 8)
+    if width not in (2, 4, 8) or raw_len % width or len(blob) < 4:
+        raise Corrupt(f"delta of {len(blob)} bytes is cut off; {_ADVICE}")
+    (length,) = struct.unpack_from("<I", blob)
+    part = memoryview(blob)[4 : 4 + length]
+    if len(part) != length:
+        raise Corrupt(f"delta is cut off; {_ADVICE}")
+    bits = part if length == num_bits else _decompress(part, num_bits)
+    packed = np.frombuffer(bits, dtype=np.uint8)
+    mask = np.unpackbits(packed, count=num_words, bitorder="little").view(np.bool_)
+    num_changed = int(np.count_nonzero(mask))
+    changed = _decode_planes(memoryview(blob)[4 + length :], width, num_changed * width)
+    words = np.zeros(num_words, dtype=WORDS[width])
+    words[mask] = changed.view(WORDS[width])
+    return words
 
 
 _ADVICE = "restore this object from another copy or use another step"

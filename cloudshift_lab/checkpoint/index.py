@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +10,13 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from cloudshift_lab.checkpoint.codecs import (
+    ADAMW_V,
+    ADAMW_W,
+    DERIVED,
+    LEVELS,
+    XOR_PLANES_ZSTD,
+)
 from cloudshift_lab.checkpoint.layout import MAX_CHUNK_BYTES, ObjectRef
 from cloudshift_lab.core.errors import Corrupt
 
@@ -22,6 +30,10 @@ _COLUMNS: dict[str, np.dtype[Any]] = {
     "stored_len": np.dtype("<u4"),
     "xxh3": np.dtype("<u8"),
 }
+_REF_COLUMNS: dict[str, np.dtype[Any]] = {"refs": np.dtype("<u4"), "skip": np.dtype("<u4")}
+MAX_OPERANDS = 3
+_NO_REF = 2**32 - 1
+_MAX_RUN = 64
 
 
 class Operand(NamedTuple):
@@ -56,12 +68,17 @@ class ChunkLocation(NamedTuple):
 class ChunkTable:
     """The rows of one index, with the record's packs to resolve them.
 
-    Invariant: every row lies inside its pack and within the format's limits.
+    ``num_bases`` rows at the end belong to no box: other rows refer to them.
+
+    Invariant: every row lies inside its pack and within the format's limits, and refers only to
+    rows of a lower level.
     """
 
     def __init__(self, columns: dict[str, npt.NDArray[Any]], packs: tuple[ObjectRef, ...]) -> None:
         self._columns = columns
         self.packs = packs
+        self.has_refs = "refs" in columns
+        self.num_bases = int(columns["bases"][0]) if self.has_refs else 0
 
     def __len__(self) -> int:
         return len(self._columns["raw_len"])
@@ -73,10 +90,13 @@ class ChunkTable:
     def row(self, number: int) -> ChunkLocation:
         """One chunk, resolved."""
         row = tuple(int(self._columns[name][number]) for name in list(_COLUMNS)[1:])
-        return self._resolve(self._columns["id"][number].tobytes(), row)
+        found = self._resolve(self._columns["id"][number].tobytes(), row)
+        return found._replace(refs=self._operands(number)) if self.has_refs else found
 
     def rows(self) -> list[ChunkLocation]:
         """All chunks, resolved."""
+        if self.has_refs:
+            return [self.row(number) for number in range(len(self))]
         lists = [self._columns[name].tolist() for name in list(_COLUMNS)[1:]]
         ids = self._columns["id"].tobytes()
         return [
@@ -91,29 +111,118 @@ class ChunkTable:
             chunk_id, raw_len, codec, width, pack.blake3, pack.size, offset, stored_len, xxh3
         )
 
+    def _operands(self, number: int) -> tuple[Operand, ...]:
+        firsts = [int(first) for first in self._columns["refs"][number] if first != _NO_REF]
+        lengths = operand_lengths(self._codec(number), int(self.raw_lens[number]))
+        if len(firsts) != len(lengths):
+            raise Corrupt(
+                f"a chunk of codec {self._codec(number)} refers to {len(firsts)} others instead "
+                f"of {len(lengths)}; use another step or update cloudshift-lab"
+            )
+        skip = int(self._columns["skip"][number])
+        return tuple(
+            self._run(number, first, skip, length)
+            for first, length in zip(firsts, lengths, strict=True)
+        )
 
-def pack_table(rows: list[ChunkLocation]) -> tuple[ObjectRef, ...]:
+    def _run(self, number: int, first: int, skip: int, length: int) -> Operand:
+        """The rows from ``first`` on that hold the operand's bytes."""
+        level = LEVELS.get(self._codec(number), 0)
+        chunks: list[ChunkLocation] = []
+        missing = skip + length
+        for row in range(first, min(first + _MAX_RUN, len(self))):
+            if LEVELS.get(self._codec(row), level) >= level:
+                break
+            chunks.append(self.row(row))
+            missing -= chunks[-1].raw_len
+            if missing <= 0:
+                return Operand(tuple(chunks), skip, length)
+        raise Corrupt(
+            f"chunk {number} is a delta to chunk {first}, which is not there, too short or "
+            "itself such a delta; use another step"
+        )
+
+    def _codec(self, number: int) -> int:
+        return int(self._columns["codec"][number])
+
+
+def operand_lengths(codec: int, raw_len: int) -> tuple[int, ...]:
+    """Bytes of each operand that a chunk of ``raw_len`` bytes is decoded with."""
+    if codec in (ADAMW_V, ADAMW_W):
+        return (raw_len,) * 3
+    if codec == XOR_PLANES_ZSTD:
+        return (raw_len,)
+    return (2 * raw_len,) if codec == DERIVED else ()
+
+
+def pack_table(rows: Sequence[ChunkLocation]) -> tuple[ObjectRef, ...]:
     """The packs that rows refer to, each once, in order of first use."""
     return tuple(
         ObjectRef(pack, size) for pack, size in {r.pack: r.pack_size for r in rows}.items()
     )
 
 
-def write_index(rows: list[ChunkLocation], packs: tuple[ObjectRef, ...]) -> bytes:
-    """Serialise rows; equal rows give equal bytes."""
+def add_bases(rows: Sequence[ChunkLocation]) -> list[ChunkLocation]:
+    """Rows, with the chunks they refer to added behind them, so that each operand is a run."""
+    return list(_placed(rows)[0])
+
+
+def _placed(
+    rows: Sequence[ChunkLocation],
+) -> tuple[list[ChunkLocation], dict[tuple[ChunkLocation, ...], int]]:
+    """Rows with bases, and per run of operands its first row."""
+    placed, firsts = list(rows), dict[tuple[ChunkLocation, ...], int]()
+    where: dict[ChunkLocation, int] = {}
+    for number, row in enumerate(rows):
+        where.setdefault(row, number)
+    number = 0
+    while number < len(placed):
+        for operand in placed[number].refs:
+            run = operand.chunks
+            first = where.get(run[0], len(placed))
+            if tuple(placed[first : first + len(run)]) != run:
+                first = len(placed)
+                placed += run
+                for i, chunk in enumerate(run):
+                    where.setdefault(chunk, first + i)
+            firsts[run] = first
+        number += 1
+    return placed, firsts
+
+
+def write_index(rows: Sequence[ChunkLocation], packs: tuple[ObjectRef, ...]) -> bytes:
+    """Serialise rows and what they refer to; equal rows give equal bytes.
+
+    Args:
+        rows: One per chunk of the record's boxes, in order.
+        packs: All that ``add_bases(rows)`` lies in.
+    """
+    placed, firsts = _placed(rows)
     numbers = {pack.blake3: i for i, pack in enumerate(packs)}
-    ids = np.frombuffer(b"".join(r.id for r in rows), dtype=np.uint8).reshape(-1, 32)
+    ids = np.frombuffer(b"".join(r.id for r in placed), dtype=np.uint8).reshape(-1, 32)
     values = {
-        "raw_len": [r.raw_len for r in rows],
-        "codec": [r.codec for r in rows],
-        "width": [r.width for r in rows],
-        "pack": [numbers[r.pack] for r in rows],
-        "offset": [r.offset for r in rows],
-        "stored_len": [r.stored_len for r in rows],
-        "xxh3": [r.xxh3 for r in rows],
+        "raw_len": [r.raw_len for r in placed],
+        "codec": [r.codec for r in placed],
+        "width": [r.width for r in placed],
+        "pack": [numbers[r.pack] for r in placed],
+        "offset": [r.offset for r in placed],
+        "stored_len": [r.stored_len for r in placed],
+        "xxh3": [r.xxh3 for r in placed],
     }
     columns = {name: np.array(column, dtype=_COLUMNS[name]) for name, column in values.items()}
+    if any(r.refs for r in rows):
+        columns |= _ref_columns(placed, firsts, len(placed) - len(rows))
     return bytes(save({"id": ids, **columns}))
+
+
+def _ref_columns(
+    placed: Sequence[ChunkLocation], firsts: dict[tuple[ChunkLocation, ...], int], num_bases: int
+) -> dict[str, npt.NDArray[Any]]:
+    refs = np.full((len(placed), MAX_OPERANDS), _NO_REF, dtype=_REF_COLUMNS["refs"])
+    for number, row in enumerate(placed):
+        refs[number, : len(row.refs)] = [firsts[operand.chunks] for operand in row.refs]
+    skip = np.array([r.refs[0].skip if r.refs else 0 for r in placed], _REF_COLUMNS["skip"])
+    return {"refs": refs, "skip": skip, "bases": np.array([num_bases], dtype="<u4")}
 
 
 def read_index(data: bytes, packs: tuple[ObjectRef, ...], key: str) -> ChunkTable:
@@ -131,7 +240,12 @@ def read_index(data: bytes, packs: tuple[ObjectRef, ...], key: str) -> ChunkTabl
         raise Corrupt(f"{key} has no usable column '{wrong[0]}'; use another step")
     if len(columns["id"]) and not _bounded(columns, packs):
         raise Corrupt(f"{key} points outside its packs; use another step")
-    return ChunkTable(columns, packs)
+    if "refs" in columns and not _refs_fit(columns):
+        raise Corrupt(f"{key} has malformed references; use another step")
+    table = ChunkTable(columns, packs)
+    if table.has_refs:
+        table.rows()  # raises where a reference leads nowhere
+    return table
 
 
 def _fits(columns: dict[str, npt.NDArray[Any]], name: str, dtype: np.dtype[Any]) -> bool:
@@ -140,6 +254,16 @@ def _fits(columns: dict[str, npt.NDArray[Any]], name: str, dtype: np.dtype[Any])
         return False
     rows = columns["raw_len"].shape[0] if columns["raw_len"].ndim == 1 else -1
     return column.shape == ((rows, 32) if name == "id" else (rows,))
+
+
+def _refs_fit(columns: dict[str, npt.NDArray[Any]]) -> bool:
+    rows = len(columns["raw_len"])
+    shapes = {"refs": (rows, MAX_OPERANDS), "skip": (rows,), "bases": (1,)}
+    fits = all(
+        name in columns and columns[name].shape == shape and columns[name].dtype == np.dtype("<u4")
+        for name, shape in shapes.items()
+    )
+    return fits and int(columns["bases"][0]) <= rows
 
 
 def _bounded(columns: dict[str, npt.NDArray[Any]], packs: tuple[ObjectRef, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""Keys, limits and JSON documents of format version 1 (FORMAT.md sections 1 to 5)."""
+"""Keys, limits and JSON documents of format versions 1 and 2 (FORMAT.md sections 1 to 5)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.storage.store import Store
 
 VERSION = 1
+DELTA_VERSION = 2  # of records with deltas, and of manifests that list one: others stay readable
 ROOT_KEY = "cloudshift.json"
 MAX_CHUNK_BYTES = 16 * 2**20
 MAX_PACK_BYTES = 2**30
@@ -171,7 +172,7 @@ def parse_document(data: bytes, kind: type[Document], key: str) -> Document:
         Corrupt: Not such a document, an unknown version, or numbers out of range.
     """
     document = from_json(data, kind, what=key)
-    if document.version != VERSION:
+    if document.version not in (VERSION, DELTA_VERSION):
         raise Corrupt(f"{key} has format version {document.version}; update cloudshift-lab")
     packs_fit = all(0 < pack.size <= MAX_PACK_BYTES for pack in document.packs)
     if not packs_fit or not 0 < document.world_size < 2**31:

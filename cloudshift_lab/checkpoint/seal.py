@@ -82,6 +82,7 @@ def seal(
     _check_stored(store, place, records, packs, concurrency=concurrency)
     prepare_root(store)
     manifest = Manifest(
+        version=max(r.version for r in records),
         run_id=run_id, step=step, generation=generation, world_size=world_size, coverage=coverage,
         ranks=tuple(
             RankRef(w.rank, w.digest, w.size, r.index)

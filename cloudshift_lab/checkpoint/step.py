@@ -307,7 +307,7 @@ def _stored_boxes(record: RankRecord, table: ChunkTable) -> Iterator[_StoredBox]
         yield _StoredBox(entry, cuts, table, row)
         row += num_chunks
     else:
-        if row == len(table):
+        if row + table.num_bases == len(table):
             return
     raise Corrupt(
         f"rank {record.rank}'s boxes and its {len(table)} chunks do not fit together; "

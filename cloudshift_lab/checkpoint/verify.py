@@ -6,13 +6,17 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 import msgspec
+import numpy as np
 
-from cloudshift_lab.checkpoint.fetch import decode_checked
+from cloudshift_lab.checkpoint.delta import decode_checked
+from cloudshift_lab.checkpoint.fetch import Piece, fetch_pieces
 from cloudshift_lab.checkpoint.index import ChunkLocation
 from cloudshift_lab.checkpoint.layout import blake3_hex, pack_key
 from cloudshift_lab.checkpoint.reader import Checkpoint, open_checkpoint
 from cloudshift_lab.core.errors import Corrupt, NotFound
 from cloudshift_lab.storage.store import Store
+
+_NOTHING = ((slice(0, 0),), np.empty(0, dtype=np.uint8))
 
 
 class VerifyReport(msgspec.Struct, frozen=True):
@@ -92,8 +96,9 @@ def _check_pack(
     try:
         data = _read_pack(store, key, pack, size)
         view = memoryview(data)
-        for chunk in chunks:
+        for chunk in (c for c in chunks if not c.refs):
             decode_checked(chunk, view[chunk.offset : chunk.offset + chunk.stored_len])
+        fetch_pieces(store, [Piece(c, (c.raw_len,), *_NOTHING) for c in chunks if c.refs])
     except (Corrupt, NotFound) as error:
         return error.message
     return None

@@ -11,9 +11,11 @@ import msgspec
 from blake3 import blake3
 
 from cloudshift_lab.checkpoint.codecs import Bytes1d, encode
-from cloudshift_lab.checkpoint.index import ChunkLocation, pack_table, write_index
+from cloudshift_lab.checkpoint.index import ChunkLocation, add_bases, pack_table, write_index
 from cloudshift_lab.checkpoint.known import KnownChunks
 from cloudshift_lab.checkpoint.layout import (
+    DELTA_VERSION,
+    VERSION,
     BoxEntry,
     ObjectRef,
     RankRecord,
@@ -153,11 +155,13 @@ def _write_record(
     store: Store, place: StepDir, staged: Staged, entries: list[BoxEntry], *,
     rows: list[ChunkLocation], leaves: bytes, new_bytes: int,
 ) -> WrittenRank:  # fmt: skip
-    packs = pack_table(rows)
+    with_bases = add_bases(rows) if any(row.refs for row in rows) else rows
+    packs = pack_table(with_bases)
     index = write_index(rows, packs)
     index_ref = ObjectRef(blake3_hex(index), len(index))
     store.put(place.index_key(staged.rank, staged.world_size, index_ref.blake3), index)
     record = RankRecord(
+        version=VERSION if with_bases is rows else DELTA_VERSION,
         run_id=place.run_id, step=place.step, generation=place.generation, rank=staged.rank,
         world_size=staged.world_size, boxes=tuple(entries), catalog=staged.catalog, packs=packs,
         index=index_ref, raw_bytes=sum(entry.num_bytes for entry in entries),

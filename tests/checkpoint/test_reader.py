@@ -178,12 +178,12 @@ def set_in(document, path, value):
 
 
 HOSTILE_MANIFESTS = [
-    (["version"], 2), (["format"], "other"), (["step"], 7), (["generation"], 9), (["run_id"], "x"),
+    (["version"], 3), (["format"], "other"), (["step"], 7), (["generation"], 9), (["run_id"], "x"),
     (["world_size"], 0), (["world_size"], 2), (["packs"], []), (["packs", 0, "blake3"], "../../x"),
     (["packs", 0, "size"], -1), (["packs", 0, "size"], 2**50), (["coverage"], "whole"),
 ]  # fmt: skip
 HOSTILE_RECORDS = [
-    (["version"], 2), (["step"], 7), (["rank"], 3), (["boxes", 0, "dtype"], "pickle"),
+    (["version"], 3), (["step"], 7), (["rank"], 3), (["boxes", 0, "dtype"], "pickle"),
     (["boxes", 0, "global_shape"], [2**62]), (["boxes", 0, "shape"], [2**40]),
     (["boxes", 0, "shape"], [299_999]), (["boxes", 0, "offset"], [-1]),
     (["boxes", 0, "offset"], [1]), (["boxes", 0, "cell"], [0]), (["boxes", 0, "cell"], [2**62]),
