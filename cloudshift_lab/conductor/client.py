@@ -23,6 +23,7 @@ from cloudshift_lab.core.errors import Corrupt, Denied, Unavailable, error_from_
 from cloudshift_lab.core.home import home, open_home
 from cloudshift_lab.core.plan import Decision, MigrationView
 from cloudshift_lab.core.run import RunSpec, RunView
+from cloudshift_lab.core.steps import BranchAsk, History, JobAsk, JobView
 from cloudshift_lab.core.views import Changes, Check, CostView, Health, Problem, Series, Target
 from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.engines.process import environment, has_ended
@@ -132,6 +133,42 @@ class Client:
     def series(self, run: str, *, points: int = 240) -> Series:
         """A run's curves in at most ``points`` points."""
         return self._get(f"/v1/runs/{quote(run, safe='')}/series", Series, query={"points": points})
+
+    # -- stored steps ----------------------------------------------------------------------
+
+    def history(self, run: str, *, last: int | None = None) -> History:
+        """The stored steps of a run (the newest ``last``), in every store it has been in."""
+        path, query = f"/v1/runs/{quote(run, safe='')}/steps", {"last": last or 0}
+        return self._get(path, History, query=query, timeout_s=_SLOW_S)
+
+    def branch(self, ask: BranchAsk) -> RunView:
+        """Begin a new run from ``RUN@STEP``; it shares all chunks.
+
+        Raises:
+            UsageError: No step is named, the name is taken, or the step is elsewhere.
+            NotFound: No such run or step; lists those there are.
+        """
+        return self._post("/v1/branches", to_json(ask), RunView)
+
+    def ask(self, ask: JobAsk) -> JobView:
+        """Begin a long job; it goes on without this client.
+
+        Raises:
+            UsageError, NotFound: What is asked for cannot be; nothing was begun.
+        """
+        return self._post("/v1/jobs", to_json(ask), JobView)
+
+    def jobs(self) -> tuple[JobView, ...]:
+        """The conductor's jobs, newest first; ended ones are remembered for a while."""
+        return self._get("/v1/jobs", tuple[JobView, ...])
+
+    def job(self, job_id: str) -> JobView:
+        """One job. Raises NotFound, also when the conductor was started anew since."""
+        return self._get(f"/v1/jobs/{quote(job_id, safe='')}", JobView)
+
+    def cancel_job(self, job_id: str) -> JobView:
+        """End a job where it next looks up; one that has ended stays as it is."""
+        return self._post(f"/v1/jobs/{quote(job_id, safe='')}/cancel", b"{}", JobView)
 
     # -- migrations ------------------------------------------------------------------------
 

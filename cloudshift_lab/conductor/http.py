@@ -18,6 +18,7 @@ from cloudshift_lab.conductor.client import Logs, MigrateRequest
 from cloudshift_lab.core.errors import CloudshiftError, Corrupt, StaleDecision, UsageError
 from cloudshift_lab.core.plan import Decision
 from cloudshift_lab.core.run import RunSpec
+from cloudshift_lab.core.steps import BranchAsk, JobAsk
 from cloudshift_lab.core.views import Changes, Problem
 from cloudshift_lab.core.wire import from_json, to_json
 
@@ -234,6 +235,36 @@ class _Decide(_Handler):
         self.reply(await self.quick(self.gate.service.decide, migration_id, decision))
 
 
+class _Steps(_Handler):
+    async def get(self, run: str) -> None:
+        last = self.number("last", 0, least=0, most=1_000_000)
+        self.reply(await self.slow(self.gate.service.history, run, last=int(last) or None))
+
+
+class _Branches(_Handler):
+    async def post(self) -> None:
+        self.reply(await self.slow(self.gate.service.branch, self.body(BranchAsk)))
+
+
+class _Jobs(_Handler):
+    async def get(self) -> None:
+        self.reply(await self.quick(self.gate.service.jobs))
+
+    async def post(self) -> None:
+        ask: JobAsk = self.body(JobAsk)  # type: ignore[arg-type]
+        self.reply(await self.slow(self.gate.service.ask, ask))
+
+
+class _Job(_Handler):
+    async def get(self, job_id: str) -> None:
+        self.reply(await self.quick(self.gate.service.job, job_id))
+
+
+class _CancelJob(_Handler):
+    async def post(self, job_id: str) -> None:
+        self.reply(await self.quick(self.gate.service.cancel_job, job_id))
+
+
 class _Targets(_Handler):
     async def get(self) -> None:
         self.reply(await self.quick(self.gate.service.targets))
@@ -291,6 +322,11 @@ def application(gate: Gate) -> tornado.web.Application:
         (f"/v1/runs/{name}/cost", _Cost),
         (f"/v1/runs/{name}/series", _Series),
         (f"/v1/runs/{name}/migrations", _RunMigrations),
+        (f"/v1/runs/{name}/steps", _Steps),
+        ("/v1/branches", _Branches),
+        ("/v1/jobs", _Jobs),
+        (f"/v1/jobs/{name}", _Job),
+        (f"/v1/jobs/{name}/cancel", _CancelJob),
         ("/v1/migrations", _Migrations),
         (f"/v1/migrations/{name}", _Migration),
         (f"/v1/migrations/{name}/decision", _Decide),

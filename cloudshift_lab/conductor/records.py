@@ -30,16 +30,30 @@ class AttemptStarted(msgspec.Struct, frozen=True, tag="attempt"):
     migration_id: str | None = None
 
 
+class BranchedFrom(msgspec.Struct, frozen=True):
+    """The step of another run, in the same store, that a run begins with."""
+
+    run_id: str
+    name: str
+    step: int
+
+    @property
+    def ref(self) -> str:
+        """As people type it: ``gpt@400``."""
+        return f"{self.name}@{self.step}"
+
+
 class RunCreated(msgspec.Struct, frozen=True, tag="created"):
     """The first line of a run's journal, with its first attempt: a run is never without one.
 
-    ``spec.script`` is the path of the frozen script.
+    ``spec.script`` is the path of the frozen script. ``origin`` is what a branch begins with.
     """
 
     run_id: str
     spec: RunSpec
     at: float
     first: AttemptStarted
+    origin: BranchedFrom | None = None
 
 
 class AttemptEnded(msgspec.Struct, frozen=True, tag="attempt_ended"):

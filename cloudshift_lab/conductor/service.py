@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import re
 import threading
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
@@ -15,28 +13,24 @@ import pyarrow as pa
 
 from cloudshift_lab import __version__
 from cloudshift_lab.conductor import doctor, shown
-from cloudshift_lab.conductor.claim import Claim, claim_run
-from cloudshift_lab.conductor.journal import Journal
+from cloudshift_lab.conductor.archive import Archive
+from cloudshift_lab.conductor.jobs import Jobs
 from cloudshift_lab.conductor.moves import Move, Surroundings
-from cloudshift_lab.conductor.places import Places, placement_at
-from cloudshift_lab.conductor.planner import MovePlanner, price_source
-from cloudshift_lab.conductor.records import AttemptStarted, RunCreated, RunRecord
+from cloudshift_lab.conductor.places import Places
+from cloudshift_lab.conductor.planner import MovePlanner
 from cloudshift_lab.conductor.registry import Registry, Ticker
-from cloudshift_lab.conductor.script import freeze_script, read_script
+from cloudshift_lab.conductor.starting import RunStarter
 from cloudshift_lab.conductor.tending import RunTender
-from cloudshift_lab.core.errors import Corrupt, Exhausted, NotFound, UsageError
-from cloudshift_lab.core.placement import Cloud, Offer
+from cloudshift_lab.core.errors import Corrupt, NotFound, UsageError
 from cloudshift_lab.core.plan import Decision, MigrationView
-from cloudshift_lab.core.run import JobSpec, RunSpec, RunView
-from cloudshift_lab.core.save_policy import parse_save_policy
+from cloudshift_lab.core.run import RunSpec, RunView
+from cloudshift_lab.core.steps import BranchAsk, History, JobAsk, JobView
 from cloudshift_lab.core.views import Check, CostView, Health, Series, Target
 from cloudshift_lab.core.world import World
 from cloudshift_lab.engines.engine import Engine
-from cloudshift_lab.storage.store import Store, probe_store
+from cloudshift_lab.storage.store import probe_store
 from cloudshift_lab.telemetry.store import TelemetryStore
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_ID = re.compile(r"(run|mig)-\d+")
 _MAX_EXPIRY_S = 7 * 86_400.0
 _NUM_LOSSES = 60
 _VIEW_FRESH_S = 0.4
@@ -74,7 +68,7 @@ class ConductorService:
         self._changes = threading.Condition()
         self._version = int(world.now() * 1000)  # goes on growing over restarts
         self._subscribers: list[Callable[[], None]] = []
-        self._creating = threading.Lock()
+        self._planning = threading.Lock()
         self._views: dict[str, _Held] = {}
         self.places = Places(root, world)
         self.telemetry = TelemetryStore(root / "telemetry.duckdb")
@@ -82,6 +76,9 @@ class ConductorService:
         self._registry = Registry(self._around, ingest=self.telemetry.ingest, changed=self._changed)
         self._planner = MovePlanner(self._around, self._registry, self.telemetry)
         self._ticker = Ticker(self._registry)
+        self._starter = RunStarter(self._around, self._registry)
+        self._jobs = Jobs(world, self._changed)
+        self._archive = Archive(self._registry, self._jobs, world)
 
     def start(self) -> None:
         """Begin to look after the runs; those of before a restart are taken up where they were."""
@@ -89,6 +86,7 @@ class ConductorService:
 
     def close(self) -> None:
         """Stop looking after runs; they and their agents go on."""
+        self._jobs.close()
         self._ticker.stop()
         self.telemetry.close()
 
@@ -196,20 +194,20 @@ class ConductorService:
             UsageError: Script, name or target is wrong; nothing was started.
             Denied, Unavailable, Unsupported, Exhausted: The target's store cannot carry a run.
         """
-        source = read_script(spec)
-        self._check_spec(spec)
-        cloud, offer = self.places.resolve(spec.target)
-        store = self.places.store(cloud.name, cloud.store_url)
-        probe_store(store, world=self._world)
-        try:
-            with self._creating:
-                self._check_name(spec.name)
-                tender = self._create(spec, source, cloud, offer=offer, store=store)
-        except OSError as error:
-            raise Exhausted(
-                f"cannot write below {self._root} ({error.strerror}); "
-                "free disk space, then try again"
-            ) from error
+        return self._begin(self._starter.start(spec))
+
+    def branch(self, ask: BranchAsk) -> RunView:
+        """Begin a new run from a stored step of another one, which shares all its chunks.
+
+        Raises:
+            UsageError: No step is named, the name is wrong or taken, or the step is elsewhere.
+            NotFound: No such run or step.
+            Denied, Unavailable, Unsupported, Exhausted: The store cannot carry a run.
+        """
+        found = self._archive.find(ask.ref)
+        return self._begin(self._starter.branch(found, ask))
+
+    def _begin(self, tender: RunTender) -> RunView:
         tender.submit()
         self._ticker.wake()
         return self._show(tender)
@@ -235,75 +233,22 @@ class ConductorService:
         self._ticker.wake()
         return self._show(tender)
 
-    def _create(
-        self, spec: RunSpec, source: str, cloud: Cloud, *, offer: Offer, store: Store
-    ) -> RunTender:
-        claim = self._claim(store)
-        run_id = claim.run_id
-        folder = self._around.run_folder(run_id)
-        folder.mkdir(mode=0o700, parents=True)
-        spec = freeze_script(spec, source, folder)
-        first = self._first_attempt(claim, spec, cloud, offer=offer)
-        created = RunCreated(run_id=run_id, spec=spec, at=first.at, first=first)
-        return self._registry.add(RunRecord.create(Journal(folder / "journal.jsonl"), created))
+    # -- stored steps ----------------------------------------------------------------------
 
-    def _claim(self, store: Store) -> Claim:
-        """The next run id that nobody else has in this bucket."""
-        owner_id = self._world.new_id("owner")
-        for number in itertools.count(self._registry.next_number()):
-            run_id = f"run-{number}"
-            claim = Claim(run_id=run_id, owner=f"{run_id}:start:{owner_id}")
-            if claim_run(store, claim):
-                return claim
-        raise AssertionError("there is always another number")
+    def history(self, run: str, *, last: int | None) -> History:
+        return self._archive.history(run, last)
 
-    def _first_attempt(
-        self, claim: Claim, spec: RunSpec, cloud: Cloud, *, offer: Offer
-    ) -> AttemptStarted:
-        placement = placement_at(offer, ranks_per_node=spec.ranks_per_node)
-        job = JobSpec(
-            run_id=claim.run_id,
-            generation=1,
-            owner=claim.owner,
-            placement=placement,
-            store_url=cloud.store_url,
-            script=spec.script,
-            home=str(self._root),
-            workdir=str(self._around.run_folder(claim.run_id) / "attempts" / "1"),
-            seed=spec.seed,
-            save_policy=spec.save_policy,
-            keep=spec.keep,
-            args=spec.args,
-            env=spec.env,
-            python=spec.python,
-            conductor_home=str(self._root),
-        )
-        return AttemptStarted(
-            job=job,
-            at=self._world.now(),
-            price_micro_usd_per_h=offer.price_micro_usd_per_h * placement.nodes,
-            price_source=price_source(offer),
-            simulated=cloud.simulated or offer.simulated,
-        )
+    def ask(self, ask: JobAsk) -> JobView:
+        return self._archive.ask(ask)
 
-    def _check_spec(self, spec: RunSpec) -> None:
-        if _NAME.fullmatch(spec.name) is None:
-            raise UsageError(
-                f"'{spec.name}' cannot name a run; use up to 64 letters, digits and ._-"
-            )
-        if _ID.fullmatch(spec.name):
-            raise UsageError(f"'{spec.name}' looks like an id; choose a name of your own")
-        if not 1 <= spec.ranks_per_node <= 64:
-            raise UsageError(f"a run has 1 to 64 ranks, not {spec.ranks_per_node}; mend the call")
-        parse_save_policy(spec.save_policy)
-        self._check_name(spec.name)
+    def jobs(self) -> tuple[JobView, ...]:
+        return self._jobs.all()
 
-    def _check_name(self, name: str) -> None:
-        for tender in self._registry.all():
-            if tender.record.spec.name == name:
-                raise UsageError(
-                    f"a run called '{name}' exists already ({tender.run_id}); choose another name"
-                )
+    def job(self, job_id: str) -> JobView:
+        return self._jobs.get(job_id)
+
+    def cancel_job(self, job_id: str) -> JobView:
+        return self._jobs.cancel(job_id)
 
     # -- moves -----------------------------------------------------------------------------
 
@@ -333,7 +278,7 @@ class ConductorService:
         store = self.places.store(cloud.name, cloud.store_url)
         probe_store(store, world=self._world)
         self._planner.refuse_foreign(tender, store)
-        with self._creating:
+        with self._planning:
             move = self._planner.open(tender, cloud, offer, expires_s=expires_s)
         if policy == "auto":
             self._approve_by_policy(move)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from cloudshift_lab.checkpoint.branch import branch
 from cloudshift_lab.conductor.inbox import ends_attempt
 from cloudshift_lab.conductor.journal import Journal
 from cloudshift_lab.conductor.moves import Move, Surroundings, journal_path
@@ -197,6 +198,7 @@ class RunTender:
             Exception: Whatever else the engine says: the run has failed, and says so.
         """
         try:
+            self._take_over_origin()
             self.side(self.owner).submit()
         except Unavailable:
             raise
@@ -204,6 +206,20 @@ class RunTender:
             text = error.message if isinstance(error, CloudshiftError) else str(error)
             self._keep_end("failed", f"could not be started: {text}", None)
             raise
+
+    def _take_over_origin(self) -> None:
+        """Put the step that a branch begins with into its log, before its first attempt starts."""
+        created, owner = self.record.created, self.owner
+        if created.origin is None or owner.job.generation != created.first.job.generation:
+            return
+        branch(
+            self.side(owner).store,
+            created.origin.run_id,
+            created.origin.step,
+            self.run_id,
+            owner=owner.job.owner,
+            world=self._around.world,
+        )
 
     def logs(self, rank: int | None, tail: int) -> str:
         """The newest lines of the owner's rank or agent."""
