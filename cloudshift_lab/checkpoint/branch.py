@@ -28,7 +28,6 @@ from cloudshift_lab.storage.log import LogRecord, RunLog
 from cloudshift_lab.storage.store import DEADLINE_S, Store
 
 GENERATION = 1
-_CONCURRENCY = 8
 
 
 class Branched(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +43,7 @@ class Branched(msgspec.Struct, frozen=True, kw_only=True):
 
 def branch(
     store: Store, run_id: str, step: int, new_run_id: str, *, owner: str,
-    world: World = REAL_WORLD, deadline_s: float = DEADLINE_S,
+    world: World = REAL_WORLD, deadline_s: float = DEADLINE_S, concurrency: int = 8,
 ) -> Branched:  # fmt: skip
     """Make ``step`` of ``run_id`` the first commit of a new run in the same store.
 
@@ -64,6 +63,7 @@ def branch(
         owner: Used once in the world: the new run's first owner.
         world: Clock.
         deadline_s: How long each append to the log goes on trying, seconds.
+        concurrency: Requests at a time.
 
     Raises:
         NotFound: The parent has no such committed step here (any more), or it lost objects.
@@ -80,9 +80,11 @@ def branch(
         return _told(store, new_run_id, landed)
     pinned = _pinned(store, guard, run_id, step) or pin(store, guard, run_id, step, world=world)
     try:
-        parent = _open_parent(store, pinned)
+        parent = _open_parent(store, pinned, concurrency)
         place = step_dir(new_run_id, step, GENERATION)
-        branched = _publish(store, parent, log, owner=owner, place=place)
+        branched = _publish(
+            store, parent, log, owner=owner, place=place, concurrency=concurrency
+        )
     except (Conflict, Corrupt, NotFound, UsageError):
         unpin(store, guard)  # calling again would not help
         raise
@@ -91,11 +93,11 @@ def branch(
 
 
 def _publish(
-    store: Store, parent: Checkpoint, log: RunLog, *, owner: str, place: StepDir
+    store: Store, parent: Checkpoint, log: RunLog, *, owner: str, place: StepDir, concurrency: int
 ) -> Branched:
     """Write everything of the new run, its log last."""
     _keep_origin(store, place.run_id, parent)
-    manifest, written_bytes = _rewrite(store, parent, place)
+    manifest, written_bytes = _rewrite(store, parent, place, concurrency)
     digest = blake3_hex(manifest)
     key = place.manifest_key(digest)
     store.put(key, manifest)
@@ -152,17 +154,20 @@ def _pinned(store: Store, guard: str, run_id: str, step: int) -> Pin | None:
         found = from_json(store.get(key), Pin, what=f"{store.url}/{key}")
     except NotFound:
         return None
-    return found if (found.run_id, found.step) == (run_id, step) else None
+    is_ours = found.checked and (found.run_id, found.step) == (run_id, step)
+    return found if is_ours else None
 
 
-def _open_parent(store: Store, pinned: Pin) -> Checkpoint:
+def _open_parent(store: Store, pinned: Pin, concurrency: int) -> Checkpoint:
     """The parent's step, with every pack still there."""
     run_id, step = pinned.run_id, pinned.step
-    parent = open_checkpoint(store, run_id, pinned.manifest_key, digest=pinned.manifest_digest)
+    parent = open_checkpoint(
+        store, run_id, pinned.manifest_key, digest=pinned.manifest_digest, concurrency=concurrency
+    )
     if parent.coverage == "partial":
         raise UsageError(f"step {step} of '{run_id}' is partial; branch from another step")
     sizes = {key: size for key, (_, size) in parent.packs().items()}
-    found = fan_out(store.size, sizes, _CONCURRENCY)
+    found = fan_out(store.size, sizes, concurrency)
     for (key, size), stored in zip(sizes.items(), found, strict=True):
         if stored != size:
             raise Corrupt(
@@ -183,7 +188,9 @@ def _keep_origin(store: Store, new_run_id: str, parent: Checkpoint) -> None:
     store.put(origin_key(new_run_id), to_json(origin))
 
 
-def _rewrite(store: Store, parent: Checkpoint, place: StepDir) -> tuple[bytes, int]:
+def _rewrite(
+    store: Store, parent: Checkpoint, place: StepDir, concurrency: int
+) -> tuple[bytes, int]:
     """Write each rank's chunk table and record anew; returns the manifest and their bytes."""
     manifest = _fields(fetch_verified(store, parent.manifest_key, parent.manifest_digest))
     refs = from_json(manifest["ranks"], list[dict[str, Any]], what="the manifest's ranks")
@@ -202,7 +209,7 @@ def _rewrite(store: Store, parent: Checkpoint, place: StepDir) -> tuple[bytes, i
         store.put(place.record_key(rank, world_size, digest), data)
         return {**ref, "blake3": digest, "size": len(data)}, len(table) + len(data)
 
-    done = fan_out(rewrite, refs, _CONCURRENCY)
+    done = fan_out(rewrite, refs, concurrency)
     ranks = msgspec.Raw(to_json([ref for ref, _ in done]))
     return _belonging({**manifest, "ranks": ranks}, place), sum(size for _, size in done)
 
