@@ -71,7 +71,7 @@ class Saves:
             self._commit(view, *self._pending)
         if self._pending is None and not self._saver.busy and self._is_due(view):
             assert view.staged_step is not None
-            self._since = self._tenure.position
+            self._since = self._tenure.position()
             self._saver.start(view.staged_step)
         if view.staged_last and self._newest and view.staged_step == self._newest.step:
             self.closing = self._newest

@@ -89,10 +89,13 @@ class Tenure:
         self._beat_at = self._world.monotonic() + self._beat_every_s
         return True
 
-    @property
     def position(self) -> int:
-        """How far we know the log; taken when a save begins, it is that save's ``since``."""
-        return self._log.position
+        """How long the log is; asked when a save begins, it is that save's ``since``.
+
+        Raises:
+            Unavailable: The store does not answer.
+        """
+        return self._log.sync().next_seq
 
     def commit(
         self, saved: Saved, nonce: str, *, since: int | None, is_last: bool

@@ -37,11 +37,6 @@ class RunLog:
         self._deadline_s = deadline_s
         self._records: list[LogRecord] = []
 
-    @property
-    def position(self) -> int:
-        """How many records this party has read; what a save that begins now gives as ``since``."""
-        return len(self._records)
-
     def sync(self) -> LogState:
         """Read every record not seen yet, up to the first key that does not exist.
 
@@ -100,8 +95,8 @@ class RunLog:
             manifest_digest: Its blake3.
             nonce: Identifies this request across retries and restarts.
             final: Whether no step follows in this attempt.
-            since: ``position`` before the save read the tombstones (``checkpoint.gc``): a sweep
-                after it may delete what the save reused. None: nothing of this step can be swept.
+            since: ``sync().next_seq`` before the save read the tombstones (``checkpoint.gc``): a
+                sweep after it may delete what the save uses. None: nothing of it can be swept.
 
         Raises:
             Fenced: We are not the owner any more, or behind the newest step; nothing was published.
