@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -11,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from blake3 import blake3
 
 from cloudshift_lab.checkpoint.boxes import Ints
-from cloudshift_lab.checkpoint.codecs import decode
+from cloudshift_lab.checkpoint.codecs import Bytes1d
+from cloudshift_lab.checkpoint.delta import decode_checked, needed, root
 from cloudshift_lab.checkpoint.index import ChunkLocation
 from cloudshift_lab.checkpoint.layout import pack_key
 from cloudshift_lab.core.errors import Corrupt
@@ -26,7 +27,6 @@ MAX_REQUEST_BYTES = 8 * 2**20
 MIN_REQUEST_BYTES = 2**20
 MAX_WASTE_BYTES = 64 * 1024
 INLINE_BYTES = 2**20
-Bytes1d = npt.NDArray[np.uint8]
 
 
 class Piece(NamedTuple):
@@ -43,10 +43,15 @@ class Piece(NamedTuple):
 
 
 class _Blob(NamedTuple):
-    """A stored blob and everything that wants its content."""
+    """A stored blob and everything that wants its content; only deltas want a base's."""
 
     location: ChunkLocation
     pieces: list[Piece]
+
+    @property
+    def operands(self) -> frozenset[bytes]:
+        """Ids of the chunks it is decoded with."""
+        return frozenset(chunk.id for operand in self.location.refs for chunk in operand.chunks)
 
 
 class _Range(NamedTuple):
@@ -59,17 +64,33 @@ class _Range(NamedTuple):
     blobs: list[_Blob]
 
 
+class _Arrived(NamedTuple):
+    """A blob with its bytes."""
+
+    blob: _Blob
+    stored: memoryview
+
+
+class _Tried(NamedTuple):
+    """What came of decoding: ``raw`` is None where it does not match, or nobody needs it again."""
+
+    blob: _Blob
+    matched: bool
+    raw: Bytes1d | None
+
+
 def fetch_pieces(
     store: Store, pieces: Sequence[Piece], *, concurrency: int = CONCURRENCY,
     threads: int | None = None,
 ) -> None:  # fmt: skip
     """Fill every piece's target, decoding what is there while more is on its way.
 
-    Holds at most ``concurrency + 2 * threads`` ranges of 1 to 8 MiB at a time.
+    Holds at most ``concurrency + 2 * threads`` ranges of 1 to 8 MiB at a time; beside them, deltas
+    whose base is still on its way and bases whose deltas are.
 
     Args:
         store: Where the packs lie; it is only called from this thread.
-        pieces: What is wanted; pieces of one blob share one fetch and one decode.
+        pieces: What is wanted; pieces of one chunk share one fetch and one decode.
         concurrency: Requests at a time.
         threads: Threads that decode, hash and scatter; None: one per usable processor, up to 8.
 
@@ -79,15 +100,19 @@ def fetch_pieces(
     """
     blobs = _group(pieces)
     total = sum(blob.location.stored_len for blob in blobs)
-    ranges = merge_ranges(blobs, _request_bytes(total, concurrency))
-    threads = min(usable_cpus(), MAX_THREADS) if threads is None else threads
-    bad = _stream(store, ranges, concurrency, 1 if total <= INLINE_BYTES else threads)
-    for blob in bad:
-        where = blob.location
-        again = store.get(
-            pack_key(where.pack), start=where.offset, end=where.offset + where.stored_len
-        )
-        _scatter(blob, memoryview(again))
+    ranges = _in_stream_order(merge_ranges(blobs, _request_bytes(total, concurrency)))
+    if total <= INLINE_BYTES:
+        threads = 1
+    elif threads is None:
+        threads = min(usable_cpus(), MAX_THREADS)
+    requests = [(r.key, r.start, r.end) for r in ranges]
+    with ExitStack() as stack:
+        answers = stack.enter_context(closing(store.get_each(requests, concurrency)))
+        pool = None if threads <= 1 else stack.enter_context(ThreadPoolExecutor(threads, "decode"))
+        scatter = _Scatter(store, blobs, pool, 2 * threads)
+        for number, body in answers:
+            scatter.arrived(ranges[number], memoryview(body))
+        scatter.finish()
 
 
 def usable_cpus() -> int:
@@ -104,11 +129,13 @@ def _request_bytes(total: int, concurrency: int) -> int:
 
 
 def _group(pieces: Iterable[Piece]) -> list[_Blob]:
-    blobs: dict[tuple[str, int, bytes], _Blob] = {}
+    """Each chunk once, with the chunks that deltas are decoded with, as they lie in the packs."""
+    blobs: dict[bytes, _Blob] = {}
     for piece in pieces:
-        where = piece.location
-        key = (where.pack, where.offset, where.id)
-        blobs.setdefault(key, _Blob(where, [])).pieces.append(piece)
+        blob = blobs.setdefault(piece.location.id, _Blob(piece.location, []))
+        blob.pieces.append(piece)
+    for location in needed([blob.location for blob in blobs.values()]):
+        blobs.setdefault(location.id, _Blob(location, []))
     return sorted(blobs.values(), key=lambda b: (b.location.pack, b.location.offset))
 
 
@@ -136,56 +163,109 @@ def merge_ranges(blobs: Iterable[_Blob], request_bytes: int = MAX_REQUEST_BYTES)
     return ranges
 
 
-def _stream(store: Store, ranges: Sequence[_Range], concurrency: int, threads: int) -> list[_Blob]:
-    """Fetch and scatter; gives back the blobs that did not match, to be read once more."""
-    bad: list[_Blob] = []
-    pending: deque[Future[list[_Blob]]] = deque()
-    requests = [(r.key, r.start, r.end) for r in ranges]
-    with ExitStack() as stack:
-        answers = stack.enter_context(closing(store.get_each(requests, concurrency)))
-        pool = None if threads <= 1 else stack.enter_context(ThreadPoolExecutor(threads, "decode"))
-        for number, body in answers:
-            if pool is None:
-                bad += _scatter_range(ranges[number], body)
-                continue
-            pending.append(pool.submit(_scatter_range, ranges[number], body))
-            while len(pending) > 2 * threads:
-                bad += pending.popleft().result()
-        for future in pending:
-            bad += future.result()
-    return bad
+def _in_stream_order(ranges: list[_Range]) -> list[_Range]:
+    """Deltas beside their bases, so that neither waits long for the other."""
+
+    def first_root(part: _Range) -> tuple[str, int]:
+        roots = (root(blob.location) for blob in part.blobs)
+        return min((chunk.pack, chunk.offset) for chunk in roots)
+
+    return sorted(ranges, key=first_root)
 
 
-def _scatter_range(part: _Range, body: bytes) -> list[_Blob]:
-    """Scatter every blob of a range; gives back those that did not match."""
-    bad = []
-    view = memoryview(body)
-    for blob in part.blobs:
-        start = blob.location.offset - part.start
-        try:
-            _scatter(blob, view[start : start + blob.location.stored_len])
-        except Corrupt:
-            bad.append(blob)  # read once more, and then it raises
-    return bad
+class _Scatter:
+    """Decodes what has arrived as soon as what it is decoded with has been decoded.
 
+    Only the thread that makes it calls it; the pool's threads only decode and copy.
 
-def _scatter(blob: _Blob, stored: memoryview) -> None:
-    raw = decode_checked(blob.location, stored)
-    for piece in blob.pieces:
-        piece.target[...] = raw.reshape(piece.shape)[piece.take]
-
-
-def decode_checked(location: ChunkLocation, stored: bytes | memoryview) -> Bytes1d:
-    """Decode a blob and prove that it is the chunk with this id.
-
-    Raises:
-        Corrupt: It is not.
+    Args:
+        store: Read again where bytes came damaged.
+        blobs: All that will arrive.
+        pool: Threads to work in; None: this one.
+        max_pending: Batches under way or waiting for a thread; beyond that, arrivals wait.
     """
-    raw = decode(stored, location.codec, location.width, location.raw_len)
-    if blake3(raw.data).digest() != location.id:
-        raise Corrupt(
-            f"chunk {location.id.hex()[:16]} in pack {location.pack[:16]} differs from its hash; "
-            "restore the pack from another copy or use another step",
-            chunk=location.id.hex(), pack=location.pack,
-        )  # fmt: skip
-    return raw
+
+    def __init__(
+        self, store: Store, blobs: Iterable[_Blob], pool: ThreadPoolExecutor | None,
+        max_pending: int,
+    ) -> None:  # fmt: skip
+        self._store = store
+        self._pool = pool
+        self._max_pending = max_pending
+        self._uses = Counter(chunk_id for blob in blobs for chunk_id in blob.operands)
+        self._decoded: dict[bytes, Bytes1d] = {}
+        self._parked: list[_Arrived] = []
+        self._pending: deque[Future[list[_Tried]]] = deque()
+        self._bad: list[_Blob] = []
+
+    def arrived(self, part: _Range, body: memoryview) -> None:
+        """Take the bytes of a range; waits while much is still to be decoded."""
+        starts = [(blob, blob.location.offset - part.start) for blob in part.blobs]
+        self._begin([_Arrived(b, body[at : at + b.location.stored_len]) for b, at in starts])
+        while len(self._pending) > self._max_pending:
+            self._take(self._pending.popleft().result())
+
+    def finish(self) -> None:
+        """Decode all that is left; read damaged blobs once more.
+
+        Raises:
+            Corrupt: A chunk still differs from its id.
+        """
+        while self._pending or self._bad:
+            while self._pending:
+                self._take(self._pending.popleft().result())
+            bad, self._bad = self._bad, []
+            self._take([self._read_again(blob) for blob in bad])
+        assert not self._parked, "all bases were in the plan"
+
+    def _begin(self, batch: list[_Arrived]) -> None:
+        """Work on what can be decoded; park what waits for a base."""
+        ready = [each for each in batch if each.blob.operands <= self._decoded.keys()]
+        if len(ready) < len(batch):
+            self._parked += [e for e in batch if not e.blob.operands <= self._decoded.keys()]
+        if not ready:
+            return
+        if self._pool is None:
+            self._take([self._try(each) for each in ready])
+        else:
+            self._pending.append(self._pool.submit(lambda: [self._try(each) for each in ready]))
+
+    def _try(self, each: _Arrived) -> _Tried:
+        try:
+            raw = self._decode(*each)
+        except Corrupt:
+            return _Tried(each.blob, matched=False, raw=None)  # read once more, then it raises
+        return _Tried(each.blob, matched=True, raw=raw)
+
+    def _decode(self, blob: _Blob, stored: memoryview) -> Bytes1d | None:
+        raw = decode_checked(blob.location, stored, self._decoded.__getitem__)
+        for piece in blob.pieces:
+            if math.prod(piece.shape) != len(raw):
+                raise Corrupt(
+                    f"chunk {blob.location.id.hex()[:16]} has {len(raw)} bytes and stands for "
+                    f"{math.prod(piece.shape)}; use another step"
+                )
+            piece.target[...] = raw.reshape(piece.shape)[piece.take]
+        return raw if self._uses[blob.location.id] else None
+
+    def _take(self, tried: list[_Tried]) -> None:
+        """Note what was decoded, let go of bases that all have used, go on with their deltas."""
+        for blob, matched, raw in tried:
+            if not matched:
+                self._bad.append(blob)
+                continue
+            if raw is not None:
+                self._decoded[blob.location.id] = raw
+            for chunk_id in blob.operands:
+                self._uses[chunk_id] -= 1
+                if not self._uses[chunk_id]:
+                    del self._decoded[chunk_id]
+        if self._parked and any(raw is not None for _, _, raw in tried):
+            parked, self._parked = self._parked, []
+            self._begin(parked)
+
+    def _read_again(self, blob: _Blob) -> _Tried:
+        where = blob.location
+        end = where.offset + where.stored_len
+        again = self._store.get(pack_key(where.pack), start=where.offset, end=end)
+        return _Tried(blob, matched=True, raw=self._decode(blob, memoryview(again)))
