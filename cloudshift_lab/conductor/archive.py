@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import msgspec
 
 from cloudshift_lab.checkpoint.diff import diff
+from cloudshift_lab.checkpoint.gc import GRACE_S, collect
 from cloudshift_lab.checkpoint.history import du, history
+from cloudshift_lab.checkpoint.pins import list_pins
 from cloudshift_lab.checkpoint.reader import Checkpoint, open_checkpoint
 from cloudshift_lab.checkpoint.verify import verify
 from cloudshift_lab.conductor.jobs import Jobs, Task
@@ -19,8 +21,11 @@ from cloudshift_lab.conductor.restoring import place_of, restore
 from cloudshift_lab.conductor.tending import RunTender
 from cloudshift_lab.core.errors import CloudshiftError, NotFound, UsageError
 from cloudshift_lab.core.steps import (
+    Collected,
     DiffAsk,
     DiffReport,
+    GcAsk,
+    GcReport,
     History,
     JobAsk,
     JobView,
@@ -101,8 +106,15 @@ class Archive:
             found = history(store, tender.run_id, open_store=open_store, last=last)
         except NotFound:
             found = History(run_id=tender.run_id, lines=())
+        pins: dict[int, list[str]] = {}
+        for pin in list_pins(store, tender.run_id):
+            pins.setdefault(pin.step, []).append(pin.name)
         return msgspec.structs.replace(
             found,
+            lines=tuple(
+                msgspec.structs.replace(line, pins=tuple(pins.get(line.step, ())))
+                for line in found.lines
+            ),
             run_name=tender.record.spec.name,
             places={
                 tender.side(each).store.url: each.job.placement.cloud for each in reversed(attempts)
@@ -150,7 +162,7 @@ class Archive:
             return self._verify(ask)
         if isinstance(ask, RestoreAsk):
             return self._restore(ask)
-        return self._usage(ask)
+        return self._usage(ask) if isinstance(ask, UsageAsk) else self._collect(ask)
 
     def _diff(self, ask: DiffAsk) -> JobView:
         before, after = self.find(ask.before), self.find(ask.after)
@@ -188,25 +200,53 @@ class Archive:
         return self._jobs.start("restore", f"restore {found.ref} as {ask.format}", work)
 
     def _usage(self, ask: UsageAsk) -> JobView:
-        tenders = self._registry.all() if ask.run is None else (self._registry.find(ask.run),)
+        tenders, title = self._asked("du", ask.run)
         one = None if ask.run is None else tenders[0].run_id
-        title = "du" if ask.run is None else f"du {tenders[0].record.spec.name}"
 
         def work(task: Task) -> UsageReport:
-            stores: dict[str, Store] = {}
-            places: dict[str, str] = {}
-            for tender, attempt in ((t, a) for t in tenders for a in _places(t)):
-                store = tender.side(attempt).store
-                stores.setdefault(store.url, store)
-                places.setdefault(store.url, attempt.job.placement.cloud)
+            stores, places = _stores(tenders)
             found = [
                 du(store, one, progress=lambda done, total: task.tell(done, total, "runs"))
-                for store in stores.values()
+                for store in stores
             ]
             names = {t.run_id: t.record.spec.name for t in self._registry.all()}
             return UsageReport(tuple(found), names, places)
 
         return self._jobs.start("du", title, work)
+
+    def _collect(self, ask: GcAsk) -> JobView:
+        tenders, title = self._asked("gc", ask.run)
+        grace_s = 0.0 if ask.is_now else GRACE_S
+
+        def work(task: Task) -> GcReport:
+            stores, places = _stores(tenders)
+            found = []
+            for store in stores:
+                report = collect(
+                    store,
+                    world=self._world,
+                    grace_s=grace_s,
+                    dry_run=ask.is_dry_run,
+                    progress=lambda done, total: task.tell(done, total, "objects"),
+                )
+                told = {**msgspec.structs.asdict(report), "url": store.url}
+                found.append(msgspec.convert(told, Collected))
+                task.check()
+            return GcReport(
+                stores=tuple(found),
+                places=places,
+                is_dry_run=ask.is_dry_run,
+                as_of=self._world.now(),
+            )
+
+        return self._jobs.start("gc", title, work)
+
+    def _asked(self, verb: str, run: str | None) -> tuple[tuple[RunTender, ...], str]:
+        """The runs that are meant, and the job's title."""
+        if run is None:
+            return self._registry.all(), verb
+        tender = self._registry.find(run)
+        return (tender,), f"{verb} {tender.record.spec.name}"
 
     def _all_steps(self, tender: RunTender) -> Iterator[Found]:
         """Every committed step once, oldest first, where it was committed last."""
@@ -240,6 +280,18 @@ def _places(tender: RunTender) -> list[AttemptStarted]:
     for attempt in attempts:
         found.setdefault(attempt.job.store_url, attempt)
     return list(found.values())
+
+
+def _stores(tenders: Iterable[RunTender]) -> tuple[list[Store], dict[str, str]]:
+    """Every store that the runs have been in, once, and the names of their clouds by url."""
+    stores: dict[str, Store] = {}
+    places: dict[str, str] = {}
+    for tender in tenders:
+        for attempt in _places(tender):
+            store = tender.side(attempt).store
+            stores.setdefault(store.url, store)
+            places.setdefault(store.url, attempt.job.placement.cloud)
+    return list(stores.values()), places
 
 
 def _check(found: Found, level: int, task: Task) -> StepCheck:

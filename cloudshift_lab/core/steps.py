@@ -187,6 +187,35 @@ class Restored(msgspec.Struct, frozen=True, kw_only=True):
     num_bytes: int
 
 
+class Collected(msgspec.Struct, frozen=True, kw_only=True):
+    """What a collection did in one store.
+
+    ``marked`` objects are garbage found now, ``waiting`` that found earlier; a collection at
+    ``due_at`` (wall clock, seconds) or later deletes them. ``spared`` were needed after all.
+    """
+
+    url: str
+    runs: int
+    steps_kept: int
+    marked: int = 0
+    marked_bytes: int = 0
+    waiting: int = 0
+    waiting_bytes: int = 0
+    due_at: float | None = None
+    deleted: int = 0
+    deleted_bytes: int = 0
+    spared: int = 0
+
+
+class GcReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of ``gc``: every store that was collected; names of clouds by url."""
+
+    stores: tuple[Collected, ...]
+    places: dict[str, str]
+    is_dry_run: bool
+    as_of: float
+
+
 class DiffAsk(msgspec.Struct, frozen=True, tag="diff"):
     """Compare two steps, each ``RUN@STEP``."""
 
@@ -215,7 +244,15 @@ class RestoreAsk(msgspec.Struct, frozen=True, tag="restore"):
     format: RestoreFormat
 
 
-JobAsk = DiffAsk | UsageAsk | VerifyAsk | RestoreAsk
+class GcAsk(msgspec.Struct, frozen=True, tag="gc"):
+    """Collect the stores of one run, or of all; ``is_now`` deletes without waiting a grace."""
+
+    run: str | None = None
+    is_dry_run: bool = False
+    is_now: bool = False
+
+
+JobAsk = DiffAsk | UsageAsk | VerifyAsk | RestoreAsk | GcAsk
 
 
 class BranchAsk(msgspec.Struct, frozen=True):

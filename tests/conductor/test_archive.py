@@ -13,6 +13,7 @@ import pytest
 
 from cloudshift_lab.checkpoint import Staged, TensorBox, TensorSpec, seal, write_rank
 from cloudshift_lab.checkpoint.layout import pack_key
+from cloudshift_lab.checkpoint.pins import pin
 from cloudshift_lab.conductor.archive import parse_ref
 from cloudshift_lab.conductor.service import ConductorService
 from cloudshift_lab.core.errors import NotFound, Unavailable, UsageError
@@ -24,6 +25,8 @@ from cloudshift_lab.core.steps import (
     BranchAsk,
     DiffAsk,
     DiffReport,
+    GcAsk,
+    GcReport,
     JobAsk,
     JobView,
     RestoreAsk,
@@ -225,6 +228,26 @@ def test_usage_covers_every_store_or_one_run(desk: Desk, saved: str) -> None:
     (usage,) = one.stores
     assert [run.run_id for run in usage.runs] == [saved]
     assert usage.pack_bytes > 0
+
+
+def test_a_collection_says_what_is_garbage_then_takes_it(desk: Desk, saved: str) -> None:
+    store = desk.store()
+    RunLog(store, saved, desk.world).forget(steps=[10], nonce="f")
+    (dry,) = desk.result(GcAsk(is_dry_run=True), GcReport).stores
+    assert (dry.deleted, dry.steps_kept) == (0, 1)
+    assert dry.marked_bytes > 400 * 300
+    (marked,) = desk.result(GcAsk("gpt"), GcReport).stores
+    assert (marked.marked, marked.deleted) == (dry.marked, 0)
+    assert marked.due_at == desk.world.now() + 3600
+    (swept,) = desk.result(GcAsk(is_now=True), GcReport).stores
+    assert swept.deleted == dry.marked
+    assert desk.service._archive.find("gpt@20").open().tensor("model/w") is not None
+
+
+def test_a_pinned_step_is_shown_with_its_pin(desk: Desk, saved: str) -> None:
+    pin(desk.store(), "best", saved, 10, world=desk.world)
+    lines = desk.service.history("gpt", last=None).lines
+    assert [line.pins for line in lines] == [("best",), ()]
 
 
 def test_a_branch_starts_from_the_step_with_the_parents_script(desk: Desk, saved: str) -> None:
