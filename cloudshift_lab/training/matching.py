@@ -15,7 +15,7 @@ from cloudshift_lab.training.inventory import (
     OptimizerTensors,
     canonical,
 )
-from cloudshift_lab.training.restore import Differences, Wanted, like_state, read_new
+from cloudshift_lab.training.restore import Differences, Wanted, fits, like_state, read_new
 from cloudshift_lab.training.tree import push_tensors, tensor_name, tensor_names, tensor_tag
 
 _PARTS = {"step", "world_size", "model", "optimizer", "extra", "rng"}
@@ -205,7 +205,7 @@ class OptimizerRestore:
                     state[key] = _on_device(self._saved.whole(value), param)
                     continue
                 spec = self._saved.checkpoint.spec(stored)
-                if not Differences().is_alike(key, spec, _tensor(state.get(key))):
+                if not fits(spec, state.get(key)):
                     state[key] = like_state(key, spec, param, groups[id(param)])
                 self._wanted.append(Wanted(stored, state[key]))
             if not state:
@@ -233,10 +233,6 @@ def _note_moved(differences: Differences, group: int, names: Iterable[str]) -> N
 
 def _kinds(kinds: list[list[object]]) -> str:
     return "+".join(str(kind) for kind, _ in kinds)
-
-
-def _tensor(value: object) -> torch.Tensor:
-    return value if isinstance(value, torch.Tensor) else torch.empty(0)
 
 
 def _on_device(value: object, param: torch.Tensor) -> object:

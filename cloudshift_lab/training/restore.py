@@ -24,6 +24,7 @@ from cloudshift_lab.training.sharding import (
 from cloudshift_lab.training.tree import dtype_name, to_torch
 
 _SHOWN = 3
+_COUNTERS = ("step", "mu_product")
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,13 @@ class Differences:
 
     def is_alike(self, name: str, spec: TensorSpec, tensor: torch.Tensor) -> bool:
         """Whether a tensor can take what was saved; noted if not."""
-        built = TensorSpec(spec.name, dtype_name(tensor), tuple(tensor.shape))
-        if built != spec:
-            self.mismatched.append(
-                f"{name} (saved {spec.dtype}{list(spec.global_shape)}, "
-                f"built {built.dtype}{list(built.global_shape)})"
-            )
-        return built == spec
+        if fits(spec, tensor):
+            return True
+        self.mismatched.append(
+            f"{name} (saved {spec.dtype}{list(spec.global_shape)}, "
+            f"built {dtype_name(tensor)}{list(tensor.shape)})"
+        )
+        return False
 
     def report(
         self, step: int, num_restored: int, randomness: Literal["exact", "derived"]
@@ -111,6 +112,15 @@ class Differences:
             tuple(self.mismatched),
             randomness,
         )
+
+
+def fits(spec: TensorSpec, value: object) -> bool:
+    """Whether a value is a tensor of the saved dtype and global shape."""
+    return (
+        isinstance(value, torch.Tensor)
+        and dtype_name(value) == spec.dtype
+        and tuple(value.shape) == tuple(spec.global_shape)
+    )
 
 
 class Wanted(NamedTuple):
@@ -171,9 +181,9 @@ def like_state(
     """
     dtype: torch.dtype = getattr(torch, spec.dtype)
     shape = tuple(spec.global_shape)
-    if not shape:
-        on_device = key != "step" or group.get("fused") or group.get("capturable")
-        return torch.zeros((), dtype=dtype, device=param.device if on_device else "cpu")
+    if key in _COUNTERS and not shape:
+        is_on_device = group.get("fused") or group.get("capturable")
+        return torch.zeros((), dtype=dtype, device=param.device if is_on_device else "cpu")
     if shape == tuple(param.shape):
         return torch.zeros_like(param.detach(), dtype=dtype)
     return param.detach().new_zeros(shape, dtype=dtype)
