@@ -20,7 +20,8 @@ from cloudshift_lab.lab.objects import Migration, Run, ScriptFailed, Shown, note
 from cloudshift_lab.lab.render.card import run_text
 from cloudshift_lab.lab.render.figures import number
 from cloudshift_lab.lab.render.move import state_line, timeline_text
-from cloudshift_lab.lab.verbs import Request, perform
+from cloudshift_lab.lab.request import Request
+from cloudshift_lab.lab.verbs import perform
 from cloudshift_lab.lab.waiting import Waiting
 
 PROMPT = "cloudshift"
@@ -73,6 +74,9 @@ class TerminalStage:
 
     def waiting(self, what: str) -> Waiting:
         return Waiting(what, _Spoken(sys.stderr))
+
+    def progress(self) -> Callable[[str | None], None]:
+        return _Spoken(sys.stderr)
 
     def watch_run(self, run: Run) -> Shown | None:
         if run.wait(self.follow_run()):

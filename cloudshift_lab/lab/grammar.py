@@ -14,8 +14,9 @@ from cloudshift_lab.core.errors import UsageError
 from cloudshift_lab.core.save_policy import parse_save_policy
 
 Kind = Literal[
-    "text", "switch", "int", "number", "usd", "run", "target", "migration", "pairs", "interval"
-]
+    "text", "switch", "int", "number", "usd", "run", "target", "migration", "pairs", "interval",
+    "step", "step or run", "job", "path",
+]  # fmt: skip
 Surface = Literal["line", "cell", "terminal"]
 _COMMENT = re.compile(r"(?:^|(?<=\s))#")
 
@@ -76,7 +77,9 @@ class Call:
 RUN = Argument("run", "run", "run id or name; left out: the only active run")
 JSON = Argument("--json", "switch", "print JSON instead of text")
 WAIT = Argument("--wait", "switch", "stay until it has ended; Ctrl-C only detaches")
+STEP = Argument("step", "step", "a stored step; of the only run: @400 is enough", required=True)
 APPROVE = ("ask", "auto", "never")
+FORMATS = ("safetensors", "dcp", "state_dict", "npz")
 
 VERBS: tuple[Verb, ...] = (
     Verb("status", "every run, where it is, what it costs, what waits for you", (RUN, JSON)),
@@ -135,6 +138,87 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb("stop", "checkpoint and stop a run", (RUN,)),
     Verb("resume", "continue a stopped, failed or lost run from its last checkpoint", (RUN,)),
+    Verb(
+        "log",
+        "the stored steps of a run: when, how large, what is new in each, where",
+        (RUN, Argument("--last", "int", "newest steps; 0: all", 20), JSON),
+        ("Steps of a run that moved are listed with the cloud that still holds them.",),
+    ),
+    Verb(
+        "diff",
+        "what changed between two stored steps, tensor by tensor",
+        (
+            Argument("first", "step", "the earlier step (or RUN A B)", required=True),
+            Argument(
+                "second",
+                "step",
+                "the later step; of the same run: its number is enough",
+                required=True,
+            ),
+            Argument("third", "text", "the later step after RUN A"),
+            Argument("--top", "int", "tensors to list; 0: all", 15),
+            JSON,
+        ),
+        ("Only chunks that differ are read. Steps of any runs and world sizes can be compared.",),
+    ),
+    Verb(
+        "branch",
+        "a new run from a stored step; it shares all stored chunks",
+        (
+            STEP,
+            Argument("--name", "text", "what to call it (default RUN-STEP)"),
+            Argument("--seed", "int", "another seed than the parent's"),
+            Argument("--on", "target", "another region of the same cloud"),
+        ),
+        ("Script, ranks, budget and environment are the parent's.",),
+    ),
+    Verb(
+        "restore",
+        "write a stored step to a file or folder",
+        (
+            STEP,
+            Argument("--to", "path", "file or folder to write", required=True),
+            Argument("--format", "text", "by the file's ending, else safetensors", None, FORMATS),
+            JSON,
+        ),
+    ),
+    Verb(
+        "verify",
+        "prove that stored steps are whole",
+        (
+            Argument("step", "step or run", "one step, or a run: all of its steps"),
+            Argument("--quick", "switch", "stored hashes only, decode nothing"),
+            JSON,
+        ),
+    ),
+    Verb(
+        "du",
+        "what runs and steps take up in the stores",
+        (
+            Argument("run", "run", "one run, step by step; left out: all"),
+            JSON,
+        ),
+    ),
+    Verb(
+        "gc",
+        "collect what no stored step needs any more",
+        (
+            Argument("run", "run", "only the stores this run was in; left out: all"),
+            Argument("--dry-run", "switch", "only say what is garbage"),
+            Argument("--now", "switch", "delete at once; running saves may have to repeat"),
+            JSON,
+        ),
+        ("Garbage is marked first and deleted by a collection an hour later, or with --now.",),
+    ),
+    Verb(
+        "jobs",
+        "long work of the conductor: list it, wait for one, or cancel it",
+        (
+            Argument("job", "job", "wait for this one and show what it gives"),
+            Argument("--cancel", "switch", "end it"),
+            JSON,
+        ),
+    ),
     Verb("dashboard", "live dashboard", (RUN,)),
     Verb("doctor", "check this installation and say what to mend", (JSON,)),
     Verb(
@@ -152,6 +236,7 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb("demo", "the whole story without a browser", passes_on=True),
     Verb("sim", "thousands of simulated histories with injected faults", passes_on=True),
+    Verb("bench", "measure against what people use today", passes_on=True),
     Verb("help", "this list", (Argument("topic", "text", "a verb"),)),
 )
 _BY_NAME = {verb.name: verb for verb in VERBS}
@@ -317,7 +402,8 @@ def _usage_word(item: Argument) -> str:
 
 _METAVAR = {
     "switch": "", "run": "RUN", "target": "TARGET", "migration": "MIGRATION", "usd": "USD",
-    "pairs": "K=V ...", "int": "N", "number": "S", "interval": "N|TIME|auto",
+    "pairs": "K=V ...", "int": "N", "number": "S", "interval": "N|TIME|auto", "step": "RUN@STEP",
+    "step or run": "RUN[@STEP]", "job": "JOB", "path": "PATH",
 }  # fmt: skip
 
 

@@ -25,7 +25,8 @@ from cloudshift_lab.lab.doctor import lab_extension_path
 from cloudshift_lab.lab.grammar import parse_line
 from cloudshift_lab.lab.notebook import NotebookStage, stop_followers
 from cloudshift_lab.lab.objects import Shown
-from cloudshift_lab.lab.verbs import Request, perform
+from cloudshift_lab.lab.request import Request
+from cloudshift_lab.lab.verbs import perform
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell

@@ -47,6 +47,9 @@ class NotebookStage:
     def waiting(self, what: str) -> Waiting:
         return Waiting(what, _WaitingLine())
 
+    def progress(self) -> Callable[[str | None], None]:
+        return _WaitingLine()
+
     def watch_run(self, run: Run) -> Shown | None:
         if not has_frontend():
             return run
@@ -81,6 +84,8 @@ class _WaitingLine:
 
     def __call__(self, line: str | None) -> None:
         shown = _bundle(note(line)) if line is not None else {"text/plain": "", "text/html": ""}
+        if self._handle is None and line is None:
+            return
         if self._handle is None:
             self._handle = display(shown, raw=True, display_id=True)
         else:

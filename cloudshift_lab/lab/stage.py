@@ -20,6 +20,9 @@ class Stage(Protocol):
     def waiting(self, what: str) -> Waiting:
         """A context that tells, after a second, what a call is waiting for."""
 
+    def progress(self) -> Callable[[str | None], None]:
+        """A place for the newest line about a wait; None ends it."""
+
     def watch_run(self, run: Run) -> Shown | None:
         """Follow a run live (a terminal stays, a notebook returns at once)."""
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -17,9 +15,10 @@ from cloudshift_lab.core.money import format_duration, to_micro_usd
 from cloudshift_lab.core.plan import FINAL_PHASES, Verdict
 from cloudshift_lab.core.run import FINAL_STATES, RunSpec
 from cloudshift_lab.core.views import Target
+from cloudshift_lab.lab import stored
 from cloudshift_lab.lab.desk import Desk
 from cloudshift_lab.lab.doctor import examine
-from cloudshift_lab.lab.grammar import Call, help_text
+from cloudshift_lab.lab.grammar import help_text
 from cloudshift_lab.lab.objects import (
     Report,
     Run,
@@ -29,27 +28,13 @@ from cloudshift_lab.lab.objects import (
     run_report,
 )
 from cloudshift_lab.lab.render import card, move, reports
+from cloudshift_lab.lab.request import Request
 from cloudshift_lab.lab.source import (
     name_of,
     script_of_cell,
     script_of_file,
     with_modules_here,
 )
-from cloudshift_lab.lab.stage import Stage
-
-
-@dataclass(frozen=True)
-class Request:
-    """A parsed line with who asks and where: ``cell`` is the body of a notebook cell."""
-
-    call: Call
-    desk: Desk
-    stage: Stage
-    cell: str | None = None
-
-    @property
-    def args(self) -> argparse.Namespace:
-        return self.call.args
 
 
 def perform(request: Request) -> Shown | None:
@@ -280,9 +265,7 @@ def _help(request: Request) -> Shown:
 
 def _pass_on(name: str, words: Sequence[str]) -> Shown | None:
     """Hand over to the room that does it; its exit status is its answer."""
-    module = import_module(
-        {"demo": "cloudshift_lab.sim.demo", "sim": "cloudshift_lab.sim.dst"}[name]
-    )
+    module = import_module(_ELSEWHERE[name])
     try:
         status = module.main(list(words))
     except SystemExit as end:  # argparse of that room
@@ -292,6 +275,11 @@ def _pass_on(name: str, words: Sequence[str]) -> Shown | None:
     return None
 
 
+_ELSEWHERE = {
+    "demo": "cloudshift_lab.sim.demo",
+    "sim": "cloudshift_lab.sim.dst",
+    "bench": "cloudshift_lab.sim.bench.main",
+}
 _ACTIONS: dict[str, Callable[[Request], Shown | None]] = {
     "status": _status,
     "train": _train,
@@ -308,4 +296,5 @@ _ACTIONS: dict[str, Callable[[Request], Shown | None]] = {
     "clouds": _clouds,
     "conductor": _conductor,
     "help": _help,
+    **stored.ACTIONS,
 }
