@@ -22,7 +22,7 @@ from cloudshift_lab.checkpoint.layout import (
     prepare_root,
     step_dir,
 )
-from cloudshift_lab.checkpoint.write import WrittenRank
+from cloudshift_lab.checkpoint.share import WrittenRank
 from cloudshift_lab.core.errors import Corrupt, UsageError
 from cloudshift_lab.core.wire import to_json
 from cloudshift_lab.storage.fanout import fan_out

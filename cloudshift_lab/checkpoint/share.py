@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -47,6 +48,22 @@ class Staged:
     buffers: tuple[Buffer, ...]
     leaves: object = None
     catalog: tuple[TensorSpec, ...] = field(default=())
+
+
+class WrittenRank(msgspec.Struct, frozen=True):
+    """What ``write_rank`` stored; small enough to send to whoever seals the step.
+
+    ``raw_bytes`` is the staged share, ``stored_bytes`` the blobs it refers to (each once),
+    ``new_bytes`` what had to be uploaded as packs.
+    """
+
+    rank: int
+    record_key: str
+    digest: str
+    size: int
+    raw_bytes: int
+    stored_bytes: int
+    new_bytes: int
 
 
 class ShareBox(NamedTuple):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
-from blake3 import blake3
 
-from cloudshift_lab.checkpoint.codecs import Bytes1d, encode
+from cloudshift_lab.checkpoint.choice import choose
+from cloudshift_lab.checkpoint.delta import needed
+from cloudshift_lab.checkpoint.encoding import ShareEncoder, chunk_id, in_order
 from cloudshift_lab.checkpoint.index import ChunkLocation, add_bases, pack_table, write_index
 from cloudshift_lab.checkpoint.known import KnownChunks
 from cloudshift_lab.checkpoint.layout import (
@@ -24,8 +23,15 @@ from cloudshift_lab.checkpoint.layout import (
     step_dir,
 )
 from cloudshift_lab.checkpoint.leaves import encode_leaves
-from cloudshift_lab.checkpoint.packer import PackedChunk, Packer
-from cloudshift_lab.checkpoint.share import ShareBox, Staged, cut_share, stage_arrays
+from cloudshift_lab.checkpoint.packer import Packer
+from cloudshift_lab.checkpoint.recipe import BaseStep
+from cloudshift_lab.checkpoint.share import (
+    ShareBox,
+    Staged,
+    WrittenRank,
+    cut_share,
+    stage_arrays,
+)
 from cloudshift_lab.core.errors import UsageError
 from cloudshift_lab.core.wire import to_json
 from cloudshift_lab.storage.store import Store
@@ -34,26 +40,6 @@ if TYPE_CHECKING:
     from cloudshift_lab.checkpoint.step import Checkpoint
 
 __all__ = ["Staged", "WrittenRank", "stage_arrays", "write_rank"]
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-_WINDOW = 64
-
-
-class WrittenRank(msgspec.Struct, frozen=True):
-    """What ``write_rank`` stored; small enough to send to whoever seals the step.
-
-    ``raw_bytes`` is the staged share, ``stored_bytes`` the blobs it refers to (each once),
-    ``new_bytes`` what had to be uploaded as packs.
-    """
-
-    rank: int
-    record_key: str
-    digest: str
-    size: int
-    raw_bytes: int
-    stored_bytes: int
-    new_bytes: int
 
 
 def write_rank(
@@ -93,10 +79,16 @@ def write_rank(
         raise UsageError(f"step {base.step} lies in {base.store.url}; pass a base from {store.url}")
     boxes = cut_share(staged)
     leaves = encode_leaves(staged.leaves)
-    known, ids = _reusable(boxes, known, dead_packs, threads)
+    ids = _ids(boxes, threads) if known or base is not None else []
+    known = _reusable(ids, known, dead_packs)
+    recipes = choose(
+        store, staged, boxes, None if base is None else BaseStep(base, dead_packs), ids=ids,
+        known=known, concurrency=concurrency,
+    )  # fmt: skip
     packer = Packer(store, known, dead_packs, concurrency)
+    encoder = ShareEncoder(store, packer, ids, recipes, threads=threads, concurrency=concurrency)
     done = 0
-    for chunk in _encoded(boxes, ids, packer, threads):
+    for chunk in encoder.encoded(boxes):
         packer.add(chunk)
         done += chunk.raw_len
         if progress is not None:
@@ -107,48 +99,25 @@ def write_rank(
                          new_bytes=packer.new_bytes)  # fmt: skip
 
 
-def _reusable(
-    boxes: Sequence[ShareBox], known: KnownChunks | None, dead_packs: frozenset[str], threads: int
-) -> tuple[KnownChunks, list[bytes]]:
-    """The known chunks that are worth pointing at, and every chunk's id if that took hashing."""
-    if not known:
-        return KnownChunks(), []
+def _ids(boxes: Sequence[ShareBox], threads: int) -> list[bytes]:
     chunks = (box.chunk(number) for box in boxes for number in range(box.num_chunks))
-    ids = list(_in_order(_chunk_id, chunks, threads))
+    return list(in_order(chunk_id, chunks, threads))
+
+
+def _reusable(
+    ids: Sequence[bytes], known: KnownChunks | None, dead_packs: frozenset[str]
+) -> KnownChunks:
+    """The known chunks that are worth pointing at, and lie in no pack that is about to go."""
+    if not known:
+        return KnownChunks()
     found = known.worth_reusing(ids)
-    usable = (found.find(chunk_id) for chunk_id in dict.fromkeys(ids))
-    return KnownChunks(u for u in usable if u is not None and u.pack not in dead_packs), ids
-
-
-def _chunk_id(raw: Bytes1d) -> bytes:
-    return blake3(raw.data).digest()
-
-
-def _encoded(
-    boxes: Iterable[ShareBox], ids: Sequence[bytes], packer: Packer, threads: int
-) -> Iterator[PackedChunk]:
-    def work(place: tuple[ShareBox, int]) -> PackedChunk:
-        box, number = place
-        row, raw = box.first_row + number, box.chunk(number)
-        chunk_id = ids[row] if ids else _chunk_id(raw)
-        encoded = None if packer.find(chunk_id) is not None else encode(raw, box.kind)
-        return PackedChunk(row, chunk_id, len(raw), encoded)
-
-    places = ((box, number) for box in boxes for number in range(box.num_chunks))
-    return _in_order(work, places, threads)
-
-
-def _in_order(
-    work: Callable[[Item], Result], items: Iterable[Item], threads: int
-) -> Iterator[Result]:
-    """``map`` over several threads, with a bounded number of results waiting."""
-    if threads <= 1:
-        yield from map(work, items)
-        return
-    source = iter(items)
-    with ThreadPoolExecutor(threads, thread_name_prefix="encode") as pool:
-        while window := list(islice(source, _WINDOW)):
-            yield from pool.map(work, window)
+    usable = (found.find(each) for each in dict.fromkeys(ids))
+    return KnownChunks(
+        chunk
+        for chunk in usable
+        if chunk is not None
+        and dead_packs.isdisjoint({chunk.pack, *(c.pack for c in needed([chunk]))})
+    )
 
 
 def _write_record(
