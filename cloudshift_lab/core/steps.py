@@ -280,5 +280,5 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     unit: str = "bytes"
     ended_at: float | None = None
     error: Problem | None = None
-    result: msgspec.Raw | None = None
+    result: msgspec.Raw = msgspec.Raw(b"null")
     as_of: float = 0.0

@@ -34,11 +34,12 @@ from cloudshift_lab.lab.objects import Report, Run, Shown, note
 from cloudshift_lab.lab.render import steps
 from cloudshift_lab.lab.render.sheet import Sheet, sheet_html, sheet_text
 from cloudshift_lab.lab.request import Request
+from cloudshift_lab.lab.waiting import SILENT_S
 
 Show = Callable[[str | None], None]
 """Shows the newest line about a wait, and None at its end."""
 T = TypeVar("T")
-_POLL_S = 0.3
+_POLL_S = 0.2
 _FORMATS: dict[str, RestoreFormat] = {
     ".npz": "npz", ".safetensors": "safetensors", ".pt": "state_dict", ".pth": "state_dict",
 }  # fmt: skip
@@ -197,7 +198,7 @@ def _finish(
         show(None)
     if view.error is not None:
         raise error_from_wire(view.error.kind, view.error.message)
-    if view.result is None:
+    if view.state == "cancelled":
         return note(f"{view.title} was cancelled; nothing was left behind")
     result = from_json(bytes(view.result), kind, what="the job's result")
     return _report(result, make(result))
@@ -205,8 +206,10 @@ def _finish(
 
 def _wait(desk: Desk, view: JobView, show: Show) -> JobView:
     client = desk.client()
+    silent_until = desk.world.monotonic() + SILENT_S
     while view.state not in ENDED_JOB:
-        show(_line(view))
+        if desk.world.monotonic() >= silent_until:
+            show(_line(view))
         desk.world.sleep(_POLL_S)
         view = client.job(view.job_id)
     return view
@@ -214,7 +217,7 @@ def _wait(desk: Desk, view: JobView, show: Show) -> JobView:
 
 def _line(view: JobView) -> str:
     took = format_duration(max(0.0, view.as_of - view.started_at))
-    words = [view.title, steps.progress_words(view), took]
+    words = [view.title, steps.progress_words(view) or "…", took]
     if view.state == "waiting":
         words = [view.title, "waits for other jobs", took]
     return " · ".join(word for word in words if word) + " (Ctrl-C leaves it running)"

@@ -93,7 +93,7 @@ class Desk:
     def result(self, ask: JobAsk, kind: type[Any]) -> Any:
         view = self.job(ask)
         assert view.state == "done", view.error
-        return from_json(bytes(view.result or b""), kind)
+        return from_json(bytes(view.result), kind)
 
     def job(self, ask: JobAsk) -> JobView:
         view = self.service.ask(ask)

@@ -41,7 +41,7 @@ def test_a_job_is_done_with_its_result(jobs: Jobs, changes: list[int]) -> None:
 
     view = ended(jobs, jobs.start("sum", "adding", work))
     assert (view.state, view.done, view.total, view.unit) == ("done", 3, 7, "steps")
-    assert bytes(view.result or b"") == b'{"answer":42}'
+    assert bytes(view.result) == b'{"answer":42}'
     assert view.ended_at is not None
     assert changes
 

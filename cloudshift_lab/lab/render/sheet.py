@@ -46,6 +46,7 @@ def sheet_text(sheet: Sheet) -> str:
             continue
         lines += ["", f"  {part.title}"] if part.title else []
         lines += [f"  {line}" for line in text_table(part.head, part.rows, part.numeric)]
+    lines += [""] if any(part.title for part in sheet.tables) else []
     lines += [f"  {note}" for note in sheet.notes]
     lines += [f"  ✗ {trouble}" for trouble in sheet.troubles]
     return "\n".join([*lines, *(f"  next: {command}" for command in sheet.following)])

@@ -24,11 +24,11 @@ from cloudshift_lab.lab.render.figures import age, clock
 from cloudshift_lab.lab.render.sheet import Sheet, Table
 
 HISTORY_HEAD = ("step", "saved", "ranks", "state", "stored", "new", "where", "")
-PART_HEAD = ("part", "tensors", "changed", "elements", "changed", "change/size")
+PART_HEAD = ("part", "tensors", "differ", "elements", "changed", "change/size")
 TENSOR_HEAD = ("tensor", "shape", "type", "changed", "norm", "change/size", "largest")
 LEAF_HEAD = ("value", "before", "after")
-RUNS_HEAD = ("run", "id", "steps", "state", "stored", "only here")
-STEPS_HEAD = ("step", "state", "stored", "only here")
+RUNS_HEAD = ("run", "id", "steps", "state", "in packs", "only here")
+STEPS_HEAD = ("step", "state", "in packs", "only here")
 CHECK_HEAD = ("step", "where", "", "objects", "read")
 GC_HEAD = ("where", "runs", "steps kept", "garbage", "waiting", "deleted", "spared")
 JOB_HEAD = ("job", "what", "state", "progress", "began", "took")
@@ -125,7 +125,7 @@ def diff_sheet(report: DiffReport, top: int) -> Sheet:
             Table(PART_HEAD, [_part_row(part) for part in _parts(found.tensors)],
                   frozenset({1, 2, 3, 4, 5})),
             Table(TENSOR_HEAD, [_tensor_row(each) for each in shown], frozenset({3, 4, 5, 6}),
-                  "what changed most"),
+                  "what changed most, the model first"),
             *_leaf_tables(report),
         ),
         notes=tuple(notes),
@@ -176,11 +176,12 @@ def _relative_of(tensors: Sequence[TensorDiff]) -> str:
 
 
 def _interest(tensor: TensorDiff) -> tuple[int, float, str]:
-    """Tensors that came, went or were replaced first, then weights by how much they changed."""
+    """What came, went or was replaced first; then the model, then other figures, by how much."""
     if tensor.fate != "changed":
         return 0, 0.0, tensor.name
-    is_weight = tensor.elements > 1 and ("float" in tensor.dtype or "complex" in tensor.dtype)
-    return (1 if is_weight else 2), -(tensor.relative or 0.0), tensor.name
+    is_figure = tensor.elements > 1 and ("float" in tensor.dtype or "complex" in tensor.dtype)
+    group = 3 if not is_figure else 1 if tensor.name.startswith("model/") else 2
+    return group, -(tensor.relative or 0.0), tensor.name
 
 
 def _tensor_row(tensor: TensorDiff) -> tuple[str, ...]:
@@ -209,7 +210,7 @@ def usage_sheet(report: UsageReport, prompt: str, *, run: str | None) -> Sheet:
         stored = _stored(usage.pack_bytes, usage.raw_bytes)
         rows.append((where, "all", "", str(num_steps), format_bytes(usage.raw_bytes), stored, ""))
         notes += _loose_notes(usage, where)
-    notes.append("stored: packs referred to, shared ones counted once in 'all'; "
+    notes.append("in packs: whole packs that steps refer to, shared ones counted once; "
                  "only here: no other run refers to them")  # fmt: skip
     loose = any(usage.loose_packs for usage in report.stores)
     return Sheet(
@@ -252,7 +253,10 @@ def _run_sheet(report: UsageReport, prompt: str) -> Sheet:
         label=f"usage of {name}",
         title=f"{name}: {format_bytes(raw)} of state in {_stored(stored, raw)}",
         tables=(Table(("where", *STEPS_HEAD), rows, frozenset({1, 2, 3, 4})),),
-        notes=("only here: free once that step alone is forgotten and collected",),
+        notes=(
+            "in packs: whole packs that the step refers to, also for a part of one",
+            "only here: free once that step alone is forgotten and collected",
+        ),
         troubles=_usage_troubles(report),
         following=(f"{prompt} log {name}",),
     )
@@ -350,12 +354,14 @@ def jobs_sheet(views: Sequence[JobView], prompt: str) -> Sheet:
 
 
 def progress_words(view: JobView) -> str:
-    """How far a job is: ``41% of 122.4 MB``, ``3 of 12 steps``."""
+    """How far a job is: ``41% of 122.4 MB``, ``3 of 12 steps``; all of it once it is done."""
     if not view.total:
-        return "" if view.ended_at is not None or view.state == "waiting" else "…"
-    if view.unit == "bytes":
-        return f"{view.done / view.total:.0%} of {format_bytes(view.total)}"
-    return f"{view.done:,} of {view.total:,} {view.unit}"
+        return ""
+    in_bytes = view.unit == "bytes"
+    whole = format_bytes(view.total) if in_bytes else f"{view.total:,} {view.unit}"
+    if view.state == "done":
+        return whole
+    return f"{view.done / view.total:.0%} of {whole}" if in_bytes else f"{view.done:,} of {whole}"
 
 
 def _took(view: JobView) -> str:
