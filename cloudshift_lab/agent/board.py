@@ -6,7 +6,7 @@ import msgspec
 
 from cloudshift_lab.core.errors import CloudshiftError
 from cloudshift_lab.core.orders import AgentStatus, status_key
-from cloudshift_lab.core.run import JobSpec
+from cloudshift_lab.core.run import JobSpec, SaveStats
 from cloudshift_lab.core.wire import to_json
 from cloudshift_lab.core.world import World
 from cloudshift_lab.storage.store import Store
@@ -31,12 +31,17 @@ class Board:
         self._publish_at = float("-inf")
         self._noted: dict[str, str] = {}
         self.status = AgentStatus(
-            run_id=job.run_id, generation=job.generation, state="starting", beat=0, at=world.now()
-        )
+            run_id=job.run_id, generation=job.generation, state="starting", beat=0, at=world.now(),
+            saves=SaveStats(keep=job.keep),
+        )  # fmt: skip
 
     def update(self, **changes: object) -> None:
         """Replace fields of the status; published with the next ``publish``."""
         self.status = msgspec.structs.replace(self.status, **changes)
+
+    def update_saves(self, **changes: object) -> None:
+        """Replace figures about checkpoints."""
+        self.update(saves=msgspec.structs.replace(self.status.saves, **changes))
 
     def warn(self, message: str) -> None:
         """Keep a warning among the newest few, each once."""

@@ -14,6 +14,7 @@ from cloudshift_lab.agent.rows import ConductorPost, RowReceiver, RowShipper
 from cloudshift_lab.agent.shm import NodeDir
 from cloudshift_lab.agent.stores import open_job_store, open_source_store
 from cloudshift_lab.agent.torchrun import TorchrunRanks
+from cloudshift_lab.checkpoint.collecting import CollectorProcess
 from cloudshift_lab.checkpoint.saver_process import SaverProcess
 from cloudshift_lab.checkpoint.saving import SaverJob
 from cloudshift_lab.core.errors import CloudshiftError, UsageError
@@ -29,6 +30,7 @@ from cloudshift_lab.telemetry.spool import Sender
 TICK_S = 0.05
 SAVER_FILE = "saver.json"
 SAVER_LOG = "saver.log"
+COLLECTOR_LOG = "collector.log"
 
 
 class AgentProcess:
@@ -58,6 +60,7 @@ class AgentProcess:
             world=world,
             ranks=self._ranks,
             saver=saver_of(job, self._node_dir.path),
+            collector=collector_of(job),
         )
         self._asked_to_stop = False
 
@@ -131,6 +134,12 @@ def saver_of(job: JobSpec, node_dir: Path) -> SaverProcess:
         cloud=placement.cloud,
     )
     return SaverProcess(saver_job, workdir / SAVER_FILE, node_dir, workdir / LOGS / SAVER_LOG)
+
+
+def collector_of(job: JobSpec) -> CollectorProcess:
+    """The collector of one attempt; it reads the saver's job."""
+    workdir = Path(job.workdir)
+    return CollectorProcess(workdir / SAVER_FILE, workdir / LOGS / COLLECTOR_LOG)
 
 
 def _sender(job: JobSpec, store: Store, world: World) -> Sender:

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import get_args
 
 from cloudshift_lab.agent.board import Board
+from cloudshift_lab.agent.cadence import Cadence
 from cloudshift_lab.agent.moves import Mover
 from cloudshift_lab.agent.protocols import RanksProtocol, RanksView, Restore, SaverProtocol
+from cloudshift_lab.agent.retention import CollectorProtocol, Retention
 from cloudshift_lab.agent.saves import Saves
 from cloudshift_lab.agent.tenure import Tenure
 from cloudshift_lab.core.errors import CloudshiftError, Conflict, Fenced, NotFound, Unavailable
@@ -52,6 +54,7 @@ class NodeAgent:
         world: Clock and nonces.
         ranks: The ranks of this node.
         saver: Uploads what the ranks staged.
+        collector: Deletes what nothing in the store refers to any more; None: somebody else does.
         ttl_s: Time to live of the lease, seconds.
     """
 
@@ -64,6 +67,7 @@ class NodeAgent:
         world: World,
         ranks: RanksProtocol,
         saver: SaverProtocol,
+        collector: CollectorProtocol | None = None,
         ttl_s: float = TTL_S,
     ) -> None:
         self._job = job
@@ -81,7 +85,13 @@ class NodeAgent:
         self._due_at: dict[str, float] = {}
         self._failed_at: float | None = None
         self._board = Board(store, job, world)
-        self._saves = Saves(self._tenure, ranks, saver, self._board, world)
+        self._retention = Retention(
+            store, job, self._tenure, self._board, world, collector=collector
+        )
+        self._saves = Saves(
+            self._tenure, ranks, saver, self._board, world,
+            cadence=Cadence(job, ranks, world), retention=self._retention,
+        )  # fmt: skip
         self._ended_at: float | None = None
 
     @property
@@ -117,7 +127,10 @@ class NodeAgent:
     # -- what a tick consists of ------------------------------------------------------------------
 
     def _work(self) -> None:
-        parts = (self._begin, self._beat, self._save, self._read_inbox, self._obey, self._settle)
+        parts = (
+            self._begin, self._beat, self._save, self._read_inbox, self._obey, self._settle,
+            self._tidy,
+        )  # fmt: skip
         for part in parts:
             try:
                 part()
@@ -149,6 +162,12 @@ class NodeAgent:
     def _save(self) -> None:
         if self._tenure.owned:
             self._saves.tick(self._view)
+
+    def _tidy(self) -> None:
+        """Forget and collect old steps while nothing else is to be done."""
+        if self._tenure.owned:
+            is_quiet = self._view.state == "running" and not self._active and not self._drain_asked
+            self._saves.keep(self._view, is_quiet=is_quiet)
 
     def _read_inbox(self) -> None:
         is_moving = self._job.standby or bool(self.status.results)
@@ -400,6 +419,7 @@ class NodeAgent:
             return
         self._ranks.kill()
         self._saver.close()
+        self._retention.pause()
         for order, _ in list(self._active.values()):
             is_done = order.kind in _ENDING
             called_off = Conflict(f"the attempt ended as '{state}' before this order was obeyed")
@@ -416,6 +436,8 @@ class NodeAgent:
 
     def _refresh(self) -> None:
         view, status = self._view, self.status
+        if view.warning is not None:
+            self._board.note("ranks", view.warning)
         self._board.update(
             state=status.state if self._ended_at is not None else self._state(),
             step=status.step if view.step is None else view.step,

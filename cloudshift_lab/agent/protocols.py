@@ -38,6 +38,8 @@ class RanksView:
     ``staged_step`` is the newest step that *every* rank has staged completely; ``staged_last``
     says that no rank will execute another one (so that step closes the attempt).
     ``first_step_at`` and ``last_step_at`` are wall-clock seconds of this start's steps.
+    ``num_steps`` of them, without the first (which compiles), took ``steps_s`` seconds together.
+    ``staged_loss`` is the loss of the staged step, if it was told. ``warning`` is a rank's own.
     """
 
     state: RanksState = "absent"
@@ -47,7 +49,11 @@ class RanksView:
     last_step_at: float | None = None
     staged_step: int | None = None
     staged_last: bool = False
+    staged_loss: float | None = None
     state_bytes: int = 0
+    num_steps: int = 0
+    steps_s: float = 0.0
+    warning: str | None = None
     error: RankError | None = None
 
 
@@ -67,6 +73,9 @@ class RanksProtocol(Protocol):
 
     def request_drain(self) -> None:
         """Ask for a last state: all ranks stop after the same step, stage it and exit."""
+
+    def capture(self) -> None:
+        """Ask for a state to save: all ranks stage the same step soon, and go on."""
 
     def release(self, step: int) -> None:
         """The staged ``step`` is committed: its memory may be used for the next one."""

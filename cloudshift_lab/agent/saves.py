@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cloudshift_lab.agent.board import Board
+from cloudshift_lab.agent.cadence import Cadence
 from cloudshift_lab.agent.protocols import (
     RanksProtocol,
     RanksView,
@@ -11,6 +12,7 @@ from cloudshift_lab.agent.protocols import (
     SaveFailed,
     SaverProtocol,
 )
+from cloudshift_lab.agent.retention import Retention
 from cloudshift_lab.agent.tenure import Tenure
 from cloudshift_lab.core.errors import CloudshiftError, Conflict, Fenced, Unavailable
 from cloudshift_lab.core.world import World
@@ -31,13 +33,18 @@ class Saves:
     """
 
     def __init__(
-        self, tenure: Tenure, ranks: RanksProtocol, saver: SaverProtocol, board: Board, world: World
-    ) -> None:
+        self, tenure: Tenure, ranks: RanksProtocol, saver: SaverProtocol, board: Board,
+        world: World, *, cadence: Cadence, retention: Retention,
+    ) -> None:  # fmt: skip
         self._tenure = tenure
         self._ranks = ranks
         self._saver = saver
         self._board = board
         self._world = world
+        self._cadence = cadence
+        self._retention = retention
+        self._seen_staged: tuple[int, float] | None = None
+        self._losses: dict[int, float | None] = {}
         self._pending: tuple[Saved, str] | None = None
         self._since: int | None = None
         self._num_failures = 0
@@ -51,6 +58,7 @@ class Saves:
         """The ranks start from this committed step: nothing of it needs to be saved again."""
         self.closing = None
         self._newest = restore
+        self._cadence.restart()
         if restore is not None:
             self._saver.learn(restore.manifest_key, restore.manifest_digest)
             self._board.update(committed_step=restore.step)
@@ -62,6 +70,7 @@ class Saves:
             Fenced: The run is not ours any more.
             Unavailable: The commit's outcome is unknown; the next tick asks again.
         """
+        self._look(view)
         outcome = self._saver.poll()
         if isinstance(outcome, Saved):
             self._pending = (outcome, self._world.new_id("commit"))
@@ -73,8 +82,28 @@ class Saves:
             assert view.staged_step is not None
             self._since = self._tenure.position()
             self._saver.start(view.staged_step)
+        self._cadence.tick(view, is_saving=self.is_owed(view))
         if view.staged_last and self._newest and view.staged_step == self._newest.step:
             self.closing = self._newest
+
+    def keep(self, view: RanksView, *, is_quiet: bool) -> None:
+        """Forget and collect old steps, unless something is to be saved or ``is_quiet`` is False.
+
+        Raises:
+            CloudshiftError: As the store reported; it is tried again later.
+        """
+        self._retention.tick(is_quiet=is_quiet and not self.is_owed(view))
+
+    def _look(self, view: RanksView) -> None:
+        """Remember when a step was staged, and with which loss."""
+        step = view.staged_step
+        if step is not None and (self._seen_staged is None or self._seen_staged[0] != step):
+            self._seen_staged = (step, self._world.monotonic())
+        if step is not None and self._losses.get(step) is None:
+            self._losses = {s: v for s, v in self._losses.items() if s >= step - 1}
+            self._losses[step] = view.staged_loss
+        lost_s = None if self._cadence.cost is None else self._cadence.cost.lost_s
+        self._board.update_saves(policy=self._cadence.words, lost_s=lost_s)
 
     def is_owed(self, view: RanksView) -> bool:
         """Whether the ranks left a complete state behind that is not committed yet."""
@@ -132,3 +161,17 @@ class Saves:
             state_bytes=saved.raw_bytes,
             stored_bytes=saved.stored_bytes,
         )
+        self._board.update_saves(
+            raw_bytes=saved.raw_bytes,
+            stored_bytes=saved.stored_bytes,
+            new_bytes=saved.new_bytes,
+            save_s=self._since_staged(saved),
+        )
+        self._retention.committed(saved.step, self._losses.get(saved.step))
+
+    def _since_staged(self, saved: Saved) -> float:
+        """Seconds from the copy to the commit."""
+        staged = self._seen_staged
+        if staged is None or staged[0] != saved.step:
+            return saved.save_s
+        return self._world.monotonic() - staged[1]

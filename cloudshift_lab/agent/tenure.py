@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from cloudshift_lab.agent.protocols import Restore, Saved
 from cloudshift_lab.core.errors import Fenced, NotFound
 from cloudshift_lab.core.run import JobSpec
@@ -118,6 +120,22 @@ class Tenure:
             final=is_last,
             since=since,
         )
+
+    def commits(self) -> tuple[LogRecord, ...]:
+        """The steps that exist, oldest first.
+
+        Raises:
+            Unavailable: The store does not answer.
+        """
+        return self._log.sync().commits
+
+    def forget(self, steps: Collection[int], nonce: str) -> None:
+        """Make committed steps exist no longer; the newest one stays whatever is asked for.
+
+        Raises:
+            Unavailable: Outcome unknown; asked again, what has landed is left out.
+        """
+        self._log.forget(steps=steps, nonce=nonce)
 
     def release(self) -> None:
         """Stop owning the run, at its end; no-op when it is not ours.

@@ -40,6 +40,7 @@ from cloudshift_lab.core.world import World
 T = TypeVar("T", bound=msgspec.Struct)
 FAILURE_GRACE_S = 2.0
 LAUNCHER_LOG = "torchrun.log"
+_LOSSES_KEPT = 1000
 _FIRST_PORT, _NUM_PORTS = 15000, 15000
 _BOOTSTRAP = "cloudshift_lab.agent.bootstrap"
 
@@ -75,6 +76,8 @@ class TorchrunRanks:
         self._rows: deque[StepReport] = deque()
         self._steps: dict[int, StepReport] = {}
         self._first_step_at: float | None = None
+        self._losses: dict[int, float] = {}
+        self._num_steps, self._steps_s = 0, 0.0
         self._ship_rows = ship_rows
         self._are_rows_shipped = False
         self._failing_since: float | None = None
@@ -100,6 +103,9 @@ class TorchrunRanks:
 
     def request_drain(self) -> None:
         self._say(msgspec.structs.replace(self._control, drain=True))
+
+    def capture(self) -> None:
+        self._say(msgspec.structs.replace(self._control, capture=self._control.capture + 1))
 
     def release(self, step: int) -> None:
         if step > self._control.released_step:
@@ -127,7 +133,11 @@ class TorchrunRanks:
             last_step_at=max(last_steps, default=None),
             staged_step=step,
             staged_last=is_last,
+            staged_loss=None if step is None else self._losses.get(step),
             state_bytes=max((s.state_bytes for s in states), default=0),
+            num_steps=self._num_steps,
+            steps_s=self._steps_s,
+            warning=next((s.warning for s in states if s.warning), None),
             error=error,
         )
 
@@ -194,6 +204,8 @@ class TorchrunRanks:
         self._files.clear()
         self._steps.clear()
         self._rows.clear()
+        self._losses.clear()
+        self._num_steps, self._steps_s = 0, 0.0
         self._first_step_at, self._failing_since = None, None
         self._are_rows_shipped = False
 
@@ -276,6 +288,17 @@ class TorchrunRanks:
             known = self._steps.get(row.rank)
             if known is None or row.step > known.step:
                 self._steps[row.rank] = row
+            if row.rank == 0:
+                self._measure(row, is_first=known is None)
+
+    def _measure(self, row: StepReport, *, is_first: bool) -> None:
+        """All ranks step together: the pace of one is that of all. The first step compiles."""
+        if row.loss is not None:
+            self._losses[row.step] = row.loss
+            self._losses.pop(row.step - _LOSSES_KEPT, None)
+        if row.step_s is not None and not is_first:
+            self._num_steps += 1
+            self._steps_s += row.step_s
 
     def _launcher_tail(self) -> str:
         path = self._workdir / LOGS / LAUNCHER_LOG

@@ -372,7 +372,7 @@ def main(arguments: Sequence[str]) -> None:
     job_file, node_dir, parent_pid = arguments
     die_with_parent(int(parent_pid))
     pipe = _claim_output()
-    _step_back()
+    step_back()
     job = from_json(Path(job_file).read_bytes(), SaverJob, what=job_file)
     channel = Channel(pipe)
     encoder = Encoder(job, Path(node_dir), open_saver_store(job), moved=channel.moved)
@@ -392,7 +392,7 @@ def _claim_output() -> BinaryIO:
     return pipe
 
 
-def _step_back() -> None:
+def step_back() -> None:
     """The ranks come first: for the processor, and when memory runs out."""
     os.nice(NICENESS)
     victim = Path("/proc/self/oom_score_adj")

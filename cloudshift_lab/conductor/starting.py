@@ -171,6 +171,7 @@ class RunStarter:
             raise UsageError(f"a run has 1 to 64 ranks, not {spec.ranks_per_node}; mend the call")
         parse_save_policy(spec.save_policy)
         parse_keep(spec.keep)
+        parse_keep(spec.keep)
         self._check_name(spec.name)
 
     def _free_name(self, stem: str) -> str:

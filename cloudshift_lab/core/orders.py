@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from cloudshift_lab.core.run import SaveStats
+
 OrderKind = Literal["precopy", "drain", "copy", "verify", "go", "resume", "retire", "stop"]
 
 
@@ -68,6 +70,7 @@ class AgentStatus(msgspec.Struct, frozen=True):
     error_rank: int | None = None
     traceback: str | None = None
     warnings: tuple[str, ...] = ()
+    saves: SaveStats = SaveStats()
 
 
 def inbox_key(run_id: str, generation: int, number: int) -> str:

@@ -68,6 +68,26 @@ class JobSpec(msgspec.Struct, frozen=True):
     conductor_home: str | None = None
 
 
+class SaveStats(msgspec.Struct, frozen=True):
+    """What a run's checkpoints cost and hold.
+
+    ``raw_bytes``, ``stored_bytes``, ``new_bytes`` (uploaded) and ``save_s`` (copy to commit) are of
+    the newest commit; ``lost_s`` is the training time a save takes away, measured. ``policy`` says
+    how often and why, ``keep`` what stays; ``kept_bytes`` are the packs of the ``kept_steps``
+    together, each once, None while unknown.
+    """
+
+    raw_bytes: int = 0
+    stored_bytes: int = 0
+    new_bytes: int = 0
+    save_s: float | None = None
+    lost_s: float | None = None
+    policy: str = ""
+    keep: str = ""
+    kept_steps: int = 0
+    kept_bytes: int | None = None
+
+
 class Progress(msgspec.Struct, frozen=True):
     """The newest step a rank reported; ``at`` is wall-clock seconds."""
 
@@ -107,4 +127,5 @@ class RunView(msgspec.Struct, frozen=True):
     losses: tuple[tuple[int, float], ...] = ()
     ended_at: float | None = None
     as_of: float = 0.0
+    saves: SaveStats | None = None
     origin: str | None = None

@@ -2,9 +2,9 @@
 
 ::
 
-    <node dir>/control.json              agent -> ranks: gate, drain, what was committed
-    <node dir>/rank-<r>.state.json       rank -> agent: where it is
-    <node dir>/rank-<r>.slot-<k>         the bytes of a staged step; two slots per rank
+    <node dir>/control.json              agent -> ranks: gate, drain, captures, what was committed
+    <node dir>/rank-<r>.state.json       rank -> agent: where it is, what troubles it
+    <node dir>/rank-<r>.slot-<k>         the bytes of a staged step; slot 1 only for a last step
     <node dir>/rank-<r>.slot-<k>.json    says that slot k is complete, and what it holds
     <node dir>/rank-<r>.rows.json        rows that found no way out before the rank ended
     <node dir>/rows.sock                 datagrams: a JSON list of step reports each
@@ -40,21 +40,27 @@ class Control(msgspec.Struct, frozen=True):
     """The agent's word to its ranks.
 
     ``go`` None keeps them at the gate. ``released_step``: the newest staged step that is
-    committed, so that its slot may be written again.
+    committed, so that its slot may be written again. ``capture``: counts how often the agent
+    wanted a save; when it has grown, the ranks capture at the next boundary that all agree upon.
     """
 
     go: Go | None = None
     drain: bool = False
     released_step: int = -1
+    capture: int = 0
 
 
 class RankState(msgspec.Struct, frozen=True):
-    """Where one rank is. ``drained`` and ``finished`` are said just before it exits."""
+    """Where one rank is. ``drained`` and ``finished`` are said just before it exits.
+
+    ``warning``: why it cannot save, or saves only while training waits; None when all is well.
+    """
 
     rank: int
     state: Literal["gate", "running", "drained", "finished"]
     step: int
     state_bytes: int = 0
+    warning: str | None = None
 
 
 class StagedBox(msgspec.Struct, frozen=True):

@@ -14,6 +14,7 @@ from cloudshift_lab.agent.protocols import (
     SaveFailed,
 )
 from cloudshift_lab.checkpoint import KnownChunks, open_checkpoint, seal, write_rank
+from cloudshift_lab.checkpoint.gc import tombstoned
 from cloudshift_lab.core.errors import CloudshiftError, Unavailable
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.save_policy import fixed_steps
@@ -77,10 +78,12 @@ class SimRanks:
         self._state: RanksState = "absent"
         self._gate: Restore | None = None
         self._drain = False
+        self._is_wanted = False
         self._step: int | None = None
         self._first_step_at: float | None = None
         self._last_step_at: float | None = None
         self._last_staged = False
+        self._num_steps = 0
         self._error: RankError | None = None
         self._fails_at: int | None = None
         self.staged: dict[int, _Stage] = {}
@@ -99,6 +102,9 @@ class SimRanks:
     def request_drain(self) -> None:
         self._drain = True
 
+    def capture(self) -> None:
+        self._is_wanted = True
+
     def release(self, step: int) -> None:
         self.staged = {
             s: stage for s, stage in self.staged.items() if s > step or s == self._newest()
@@ -114,6 +120,8 @@ class SimRanks:
             staged_step=self._newest(),
             staged_last=self._last_staged,
             state_bytes=640,
+            num_steps=self._num_steps,
+            steps_s=self._num_steps * self._script.step_s,
             error=self._error,
         )
 
@@ -190,12 +198,14 @@ class SimRanks:
                 self._fail(f"the script raised in step {step}")
                 return
             step += 1
+            self._num_steps += 1
             weights = model.next_weights(weights, step)
             self._step = step
             self._last_step_at = EPOCH_S + self._scheduler.clock_s
             self._first_step_at = self._first_step_at or self._last_step_at
             self._executed(self._job, step, weights)
-            if self._every is not None and step % self._every == 0:
+            if self._is_wanted or (self._every is not None and step % self._every == 0):
+                self._is_wanted = False
                 self.staged[step] = _Stage(step, weights)
         self._pause(0.2)
         self.staged[step] = _Stage(step, weights)
@@ -224,6 +234,7 @@ class SimSaver:
         self._known = KnownChunks()
         self._learnt: tuple[str, str] | None = None
         self._saves = 0
+        self.spawned: Callable[[Actor], None] = lambda _actor: None
 
     def start(self, step: int) -> None:
         staged = self._ranks.staged[step]
@@ -231,6 +242,7 @@ class SimSaver:
         self._saves += 1
         name = f"saver-g{self._job.generation}.{self._saves}"
         self._actor = self._scheduler.spawn(name, lambda: self._live(staged.step, staged.weights))
+        self.spawned(self._actor)
 
     @property
     def busy(self) -> bool:
@@ -267,10 +279,11 @@ class SimSaver:
     def save(self, store: Store, step: int, weights: model.Weights) -> Saved:
         """Write all ranks' shares and seal them: packs, records, manifest."""
         run_id, generation = self._job.run_id, self._job.generation
+        doomed = tombstoned(store)
         written = [
             write_rank(
                 store, run_id, model.stage(weights, step, rank),
-                generation=generation, known=self._known, concurrency=1,
+                generation=generation, known=self._known, concurrency=1, dead_packs=doomed,
             )
             for rank in range(model.WORLD_SIZE)
         ]  # fmt: skip

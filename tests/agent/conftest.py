@@ -103,6 +103,9 @@ class ScriptedRanks:
     def request_drain(self) -> None:
         self.told.append("drain")
 
+    def capture(self) -> None:
+        self.told.append("capture")
+
     def release(self, step: int) -> None:
         self.released.append(step)
 

@@ -166,6 +166,7 @@ def test_a_syntax_error_names_the_line_and_starts_nothing(bench: Bench) -> None:
         ({"ranks_per_node": 0}, "1 to 64 ranks"),
         ({"save_policy": "0"}, "no checkpoint interval"),
         ({"save_policy": "often"}, "30s, 5m, 1h"),
+        ({"keep": "some"}, "which steps to keep"),
         ({"script": "/nowhere/at/all.py"}, "cannot read '/nowhere/at/all.py'"),
         ({"script": "train.py"}, "relative path"),
         ({"script": "  \n \n"}, "is empty"),

@@ -1,0 +1,164 @@
+"""Which committed steps stay: forgetting by the run's policy, and collecting in the background."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from cloudshift_lab.agent.board import Board
+from cloudshift_lab.agent.tenure import Tenure
+from cloudshift_lab.checkpoint.collecting import Collected
+from cloudshift_lab.checkpoint.keep import KeepAll, parse_keep, steps_to_forget
+from cloudshift_lab.checkpoint.layout import Manifest, ObjectRef, fetch_verified, parse_document
+from cloudshift_lab.checkpoint.pins import list_pins
+from cloudshift_lab.core.run import JobSpec
+from cloudshift_lab.core.world import World
+from cloudshift_lab.storage.log import LogRecord
+from cloudshift_lab.storage.store import Store
+
+FORGET_EVERY_S = 60.0
+COLLECT_EVERY_S = 600.0
+MAX_COUNTED = 100
+_BEST = "best="
+
+
+class CollectorProtocol(Protocol):
+    """Marks and sweeps the run's own store, without holding up anybody."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a collection has begun whose end ``poll`` has not returned yet."""
+
+    def start(self) -> None:
+        """Begin a collection. Only when not busy."""
+
+    def poll(self) -> Collected | None:
+        """How it ended, once; None while there is nothing to tell."""
+
+    def close(self) -> None:
+        """Stop at once; to be begun again."""
+
+
+class Retention:
+    """Keeps what the policy wants of the run's committed steps, in the run's own store.
+
+    A tick does one thing at most, and none while a state waits to be saved or a move is on: it
+    never holds up what matters. The newest step, pinned ones, and what other runs or moves need
+    are safe by the rules of ``checkpoint.gc``.
+
+    Args:
+        store: The attempt's own.
+        job: Its run and policy.
+        tenure: The run's log.
+        board: Where figures and complaints go.
+        world: Clock and nonces.
+        collector: Deletes what nothing refers to any more; None: somebody else does.
+    """
+
+    def __init__(
+        self, store: Store, job: JobSpec, tenure: Tenure, board: Board, world: World, *,
+        collector: CollectorProtocol | None = None,
+    ) -> None:  # fmt: skip
+        self._store = store
+        self._run_id = job.run_id
+        self._policy = parse_keep(job.keep)
+        self._needs_metrics = _BEST in job.keep
+        self._tenure = tenure
+        self._board = board
+        self._world = world
+        self._collector = collector
+        self._forget_at = float("-inf")
+        self._collect_at: float | None = None
+        self._collected_at = float("-inf")
+        self._is_news = False
+        self._commits: tuple[LogRecord, ...] = ()
+        self._losses: dict[int, float] = {}
+        self._packs: dict[str, tuple[ObjectRef, ...]] = {}
+
+    def committed(self, step: int, loss: float | None) -> None:
+        """A step was committed; ``loss`` is what ``best=`` goes by."""
+        self._is_news = True
+        if loss is not None:
+            self._losses[step] = loss
+
+    def tick(self, *, is_quiet: bool) -> None:
+        """Do the next small thing if it is time and nothing more important is going on.
+
+        Raises:
+            CloudshiftError: The store, a log or a pin; it is tried again later.
+        """
+        if not is_quiet:
+            self.pause()
+            return
+        now = self._world.monotonic()
+        if self._is_news and now >= self._forget_at:
+            self._forget_at = now + FORGET_EVERY_S
+            self._forget()
+            self._is_news = False
+        elif (uncounted := self._uncounted()) is not None:
+            self._count(uncounted)
+        else:
+            self._collect(now)
+
+    def pause(self) -> None:
+        """Something more important: a collection that runs is given up and begun again later."""
+        if self._collector is not None and self._collector.busy:
+            self._collector.close()
+            self._collect_at = self._world.monotonic() + FORGET_EVERY_S
+
+    def _forget(self) -> None:
+        commits = self._tenure.commits()
+        spared = {pin.step for pin in list_pins(self._store, self._run_id)}
+        if self._needs_metrics:  # what an earlier attempt had measured is not known here
+            spared |= {c.step for c in commits if c.step is not None} - set(self._losses)
+        steps = steps_to_forget(commits, self._policy, pinned=spared, metrics=self._losses)
+        if steps:
+            self._tenure.forget(steps, self._world.new_id("forget"))
+            self._collect_at = self._collect_at or self._collected_at + COLLECT_EVERY_S
+        gone = set(steps)
+        self._commits = tuple(c for c in commits if c.step not in gone)
+        self._losses = {s: v for s, v in self._losses.items() if s not in gone}
+        self._show()
+
+    def _uncounted(self) -> LogRecord | None:
+        """A kept step whose packs are not known yet; None once all are, or if they are too many."""
+        if len(self._commits) > MAX_COUNTED:
+            return None
+        return next((c for c in self._commits if c.manifest_digest not in self._packs), None)
+
+    def _count(self, commit: LogRecord) -> None:
+        key, digest = str(commit.manifest_key), str(commit.manifest_digest)
+        manifest = parse_document(fetch_verified(self._store, key, digest), Manifest, key)
+        kept = {str(c.manifest_digest) for c in self._commits}
+        self._packs = {d: packs for d, packs in self._packs.items() if d in kept}
+        self._packs[digest] = manifest.packs
+        self._show()
+
+    def _show(self) -> None:
+        known = [self._packs.get(str(c.manifest_digest)) for c in self._commits]
+        packs = {pack for listed in known if listed is not None for pack in listed}
+        is_counted = all(listed is not None for listed in known)
+        self._board.update_saves(
+            kept_steps=len(self._commits),
+            kept_bytes=sum(pack.size for pack in packs) if is_counted else None,
+        )
+
+    def _collect(self, now: float) -> None:
+        collector = self._collector
+        if collector is None or isinstance(self._policy, KeepAll):
+            return
+        if collector.busy:
+            done = collector.poll()
+            if done is not None:
+                self._collected(done, now)
+        elif self._collect_at is not None and now >= self._collect_at:
+            self._collect_at = None
+            collector.start()
+
+    def _collected(self, done: Collected, now: float) -> None:
+        """Come back when what was marked may be swept; sooner, if it went wrong."""
+        self._collected_at = now
+        if done.report is None:
+            self._board.note("collector", done.message)
+            self._collect_at = now + COLLECT_EVERY_S
+        elif done.report.due_at is not None:
+            self._collect_at = now + max(0.0, done.report.due_at - self._world.now())

@@ -1,0 +1,175 @@
+"""Old steps are forgotten and collected beside the training, and never in the way of anything."""
+
+from __future__ import annotations
+
+import pytest
+
+from cloudshift_lab.agent.node import NodeAgent
+from cloudshift_lab.agent.protocols import RanksView
+from cloudshift_lab.agent.retention import COLLECT_EVERY_S, FORGET_EVERY_S
+from cloudshift_lab.checkpoint.collecting import Collected
+from cloudshift_lab.checkpoint.gc import GRACE_S, GcReport, collect, pin
+
+from .conftest import Attempt, ManualWorld, SwitchableStore, make_job
+
+
+class InlineCollector:
+    """Collects within ``start``, as the process would; counts."""
+
+    def __init__(self, store: SwitchableStore, world: ManualWorld) -> None:
+        self._store = store
+        self._world = world
+        self._done: Collected | None = None
+        self.reports: list[GcReport] = []
+        self.broken = ""
+        self.closed = 0
+
+    @property
+    def busy(self) -> bool:
+        return self._done is not None
+
+    def start(self) -> None:
+        if self.broken:
+            self._done = Collected(error_kind="Corrupt", message=self.broken)
+            return
+        self.reports.append(collect(self._store, world=self._world, concurrency=1))
+        self._done = Collected(report=self.reports[-1])
+
+    def poll(self) -> Collected | None:
+        done, self._done = self._done, None
+        return done
+
+    def close(self) -> None:
+        self._done = None
+        self.closed += 1
+
+
+class Kept(Attempt):
+    """An attempt with a collector, that commits step after step."""
+
+    def __init__(self, world: ManualWorld, **changes: object) -> None:
+        store = SwitchableStore("memory://source")
+        super().__init__(world, store, make_job(**changes))
+        self.collector = InlineCollector(store, world)
+        self.agent = NodeAgent(
+            self.job, store=store, source_store=None, world=world, ranks=self.ranks,
+            saver=self.saver, collector=self.collector,
+        )  # fmt: skip
+        self.tick()
+
+    def commit(self, *steps: int, loss: float | None = None, apart_s: float = 61.0) -> None:
+        for step in steps:
+            self.ranks.view = RanksView(
+                state="running", step=step, staged_step=step, staged_loss=loss, num_steps=step
+            )
+            self.tick(6)
+            self.world.time += apart_s
+            self.tick(12)
+
+    @property
+    def steps(self) -> list[int]:
+        return [c.step or 0 for c in self.log.sync().commits]
+
+
+def test_the_newest_steps_stay_and_the_status_says_how_much_they_take(world: ManualWorld) -> None:
+    attempt = Kept(world, keep="2")
+    attempt.commit(10, 20, 30, 40)
+    assert attempt.steps == [30, 40]
+    saves = attempt.published.saves
+    assert (saves.keep, saves.kept_steps) == ("2", 2)
+    assert saves.kept_bytes is not None and saves.kept_bytes > 0
+
+
+def test_with_all_nothing_is_forgotten_or_collected(world: ManualWorld) -> None:
+    attempt = Kept(world, keep="all")
+    attempt.commit(10, 20, 30)
+    assert attempt.steps == [10, 20, 30]
+    assert attempt.published.saves.kept_steps == 3
+    assert attempt.collector.reports == []
+
+
+def test_commits_in_quick_succession_are_forgotten_together(world: ManualWorld) -> None:
+    attempt = Kept(world, keep="1")
+    attempt.commit(10, apart_s=0)
+    attempt.commit(*range(11, 17), apart_s=0)
+    world.time += FORGET_EVERY_S
+    attempt.tick()
+    assert attempt.steps == [16]
+    forgets = [r for r in attempt.log.sync().records if r.kind == "forget"]
+    assert len(forgets) <= 2
+
+
+def test_a_pinned_step_stays(world: ManualWorld) -> None:
+    attempt = Kept(world, keep="1")
+    attempt.commit(10)
+    pin(attempt.store, "release", "run-a", 10, world=world)
+    attempt.commit(20, 30)
+    assert attempt.steps == [10, 30]
+
+
+def test_the_best_step_stays_and_what_was_not_measured_is_not_called_worse(
+    world: ManualWorld,
+) -> None:
+    attempt = Kept(world, keep="1,best=1")
+    attempt.commit(10)
+    attempt.commit(20, loss=1.0)
+    attempt.commit(30, loss=3.0)
+    attempt.commit(40, loss=2.0)
+    assert attempt.steps == [10, 20, 40]
+
+
+def test_what_was_forgotten_is_deleted_a_grace_later(world: ManualWorld) -> None:
+    attempt = Kept(world, keep="1")
+    attempt.commit(10, 20)
+    assert attempt.collector.reports[0].marked > 0
+    packs = attempt.store.list("packs")
+    world.time += GRACE_S + 1
+    attempt.tick(8)
+    assert sum(report.deleted for report in attempt.collector.reports) > 0
+    assert len(attempt.store.list("packs")) < len(packs)
+    attempt.commit(30)
+    assert attempt.published.state == "running"
+
+
+def test_a_collection_that_fails_is_said_once_and_tried_again(world: ManualWorld) -> None:
+    attempt = Kept(world, keep="1")
+    attempt.collector.broken = "nothing was collected: a log cannot be read; repair it"
+    attempt.commit(10, 20)
+    assert attempt.collector.broken in attempt.published.warnings
+    attempt.collector.broken = ""
+    world.time += COLLECT_EVERY_S
+    attempt.tick(8)
+    assert len(attempt.collector.reports) == 1
+
+
+def test_a_drain_ends_a_collection_and_forgets_nothing(world: ManualWorld) -> None:
+    attempt = Kept(world, keep="1")
+    attempt.commit(10)
+    attempt.order("drain")
+    attempt.tick(4)
+    attempt.collector.start()
+    attempt.ranks.view = RanksView(state="running", step=20, staged_step=20)
+    world.time += FORGET_EVERY_S
+    attempt.tick(8)
+    assert attempt.collector.closed >= 1
+    assert attempt.steps == [10, 20]
+
+
+def test_a_store_that_is_away_while_steps_are_forgotten_is_a_warning(world: ManualWorld) -> None:
+    attempt = Kept(world, keep="1")
+    attempt.commit(10)
+    attempt.commit(20, apart_s=0)
+    attempt.store.lost_part = "/log/"
+    world.time += FORGET_EVERY_S
+    attempt.agent.tick()
+    attempt.store.lost_part = ""
+    world.time += FORGET_EVERY_S
+    attempt.tick(8)
+    assert attempt.steps == [20]
+    assert attempt.published.state == "running"
+
+
+@pytest.mark.parametrize("keep", ["", "0", "some", "best=x"])
+def test_a_policy_that_cannot_be_read_never_starts(world: ManualWorld, keep: str) -> None:
+    with pytest.raises(ValueError, match="which steps to keep"):
+        Kept(world, keep=keep)
