@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 
 import torch
 import torch.distributed as dist
 
-
-class Lost(IntEnum):
-    """What became of a rank's newest capture. Any loss makes all ranks drop theirs.
-
-    ``NO_ROOM``: tried again at the next save. ``TORN``: all capture again at once.
-    """
-
-    NOTHING = 0
-    NO_ROOM = 1
-    TORN = 2
+from cloudshift_lab.training.capture import Lost
 
 
 @dataclass(frozen=True)
@@ -25,7 +15,8 @@ class Flags:
     """What at least one rank had heard one step ago.
 
     ``drain``: stop after this step. ``is_busy``: the last staged step is not committed yet.
-    ``capture``: how many saves the agent has asked for.
+    ``capture``: how many saves the agent has asked for. ``lost``: the worst that became of the
+    newest capture on any rank.
     """
 
     drain: bool = False

@@ -42,6 +42,7 @@ class Slot:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._layout: Layout | None = None
+        self._parts: tuple[Part, ...] = ()
         self._plans: dict[str, Copying] = {}
         self._places: tuple[torch.Tensor, ...] = ()
         self.boxes: tuple[StagedBox, ...] = ()
@@ -195,9 +196,17 @@ class Arena:
         )
 
     def announce(self, opened: Opened) -> None:
-        """Say that the opened slot is complete."""
+        """Say that the opened slot is complete.
+
+        Raises:
+            Exhausted: The shared memory is full.
+        """
         path = staged_file(self._node_dir, self._rank, opened.number)
-        replace_file(path, to_json(opened.staged))
+        data = to_json(opened.staged)
+        try:
+            replace_file(path, data)
+        except OSError as error:
+            raise _explained(error, path.parent, len(data)) from error
         opened.slot.step = self.staged_step = opened.staged.step
 
     def drop(self) -> None:
@@ -278,18 +287,21 @@ def map_new_file(path: Path, num_bytes: int) -> mmap.mmap:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        if error.errno not in (errno.ENOSPC, errno.ENOMEM):
-            raise
-        raise Exhausted(
-            f"no space left in shared memory: {path.parent} has no room for "
-            f"{format_bytes(num_bytes)}, this rank's share of the state; "
-            "enlarge the shared memory or use more ranks",
-            num_bytes=num_bytes,
-        ) from error
+        raise _explained(error, path.parent, num_bytes) from error
     finally:
         os.close(descriptor)
     torch.frombuffer(memory, dtype=torch.uint8)[::_PAGE].numpy()[:] = 0
     return memory
+
+
+def _explained(error: OSError, place: Path, num_bytes: int) -> OSError | Exhausted:
+    if error.errno not in (errno.ENOSPC, errno.ENOMEM):
+        return error
+    return Exhausted(
+        f"no space left in shared memory: {place} has no room for {format_bytes(num_bytes)} of "
+        "this rank's state; enlarge the shared memory or use more ranks",
+        num_bytes=num_bytes,
+    )
 
 
 def _take(descriptor: int, num_bytes: int) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
 from cloudshift_lab.core.errors import CloudshiftError, Exhausted
 from cloudshift_lab.core.save_policy import fixed_steps
 from cloudshift_lab.core.staging import RankState
-from cloudshift_lab.training.agreement import Agreement, Flags, Lost
+from cloudshift_lab.training.agreement import Agreement, Flags
 from cloudshift_lab.training.arena import Arena
-from cloudshift_lab.training.capture import Capture
+from cloudshift_lab.training.capture import Capture, Lost
 from cloudshift_lab.training.inventory import Optimizers, listed
 from cloudshift_lab.training.node import Node
 from cloudshift_lab.training.state import TrainingState
@@ -55,11 +56,10 @@ class Boundary:
             released=lambda: node.control().released_step,
             say=say,
         )
-        self._arena = arena
-        self._capture = Capture(arena, listed(optimizers), model, say=self._warn)
+        self._capture = Capture(arena, listed(optimizers), model, say=partial(self._warn, "copy"))
         self._every = fixed_steps(node.job.save_policy)
-        self._warning: str | None = None
-        self._lost = Lost.NOTHING
+        self._warnings: dict[str, str] = {}
+        self._has_failed = False
         self._num_served = 0
         self._is_first = True
         self._step = 0
@@ -86,9 +86,9 @@ class Boundary:
         self._step = step
         self._capture.settle()
         flags = self._agreement.read()
+        is_again = self._drop(flags)
         if is_last or flags.drain:
             return flags.drain and not is_last
-        is_again = self._drop(flags)
         if is_again or (self._is_due(step, flags) and not flags.is_busy):
             self._num_served = flags.capture
             self._begin(step)
@@ -136,37 +136,41 @@ class Boundary:
         try:
             self._capture.begin(step, self._state.share(step))
         except Exhausted as error:
-            self._lost = max(self._lost, Lost.NO_ROOM)
-            self._warn(f"step {step} is not saved: {error.message}")
+            self._has_failed = True
+            self._warn("room", f"step {step} is not saved: {error.message}")
+        else:
+            self._calm("room")
 
     def _rehearse(self, step: int) -> None:
         try:
             self._capture.rehearse(self._state.share(step))
         except Exhausted as error:
-            self._warn(f"nothing will be saved: {error.message}")
+            self._warn("room", f"nothing will be saved: {error.message}")
 
     def _drop(self, flags: Flags) -> bool:
         """Drop a step that some rank has lost; whether to capture again at once."""
         if flags.lost == Lost.NOTHING:
             return False
-        self._capture.finish()
-        self._arena.drop()
-        self._lost, self._capture.lost_step = Lost.NOTHING, None
+        self._capture.drop()
+        self._has_failed = False
         return flags.lost == Lost.TORN
 
     def _heard(self) -> Flags:
         control = self._node.control()
-        if self._capture.lost_step is not None:
-            self._lost = Lost.TORN
-        return Flags(control.drain, self._capture.is_busy, control.capture, self._lost)
+        lost = max(self._capture.lost, Lost.FAILED if self._has_failed else Lost.NOTHING)
+        return Flags(control.drain, self._capture.is_busy, control.capture, lost)
 
     # -- words ------------------------------------------------------------------------------------
 
-    def _warn(self, what: str) -> None:
-        """Show a warning here once, and let the agent show it."""
-        if what != self._warning:
-            self._warning = what
+    def _warn(self, topic: str, what: str) -> None:
+        """Show a warning here and let the agent show it; one per topic."""
+        if topic not in self._warnings:
             self._say(what)
+        self._warnings[topic] = what
+        self._tell()
+
+    def _calm(self, topic: str) -> None:
+        if self._warnings.pop(topic, None) is not None:
             self._tell()
 
     def _tell(self) -> None:
@@ -176,6 +180,6 @@ class Boundary:
                 "running",
                 self._step,
                 state_bytes=self._state.state_bytes,
-                warning=self._warning,
+                warning="; ".join(self._warnings.values()) or None,
             )
         )

@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from enum import IntEnum
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from cloudshift_lab.core.errors import CloudshiftError
 from cloudshift_lab.training.arena import Arena, Opened, fill
 from cloudshift_lab.training.parts import Share
 from cloudshift_lab.training.watching import Watch
@@ -25,10 +27,19 @@ NICENESS = 5
 Mode = Literal["overlapped", "blocking"]
 
 
+class Lost(IntEnum):
+    """What became of a capture. ``FAILED``: no room, for example; the next one may succeed."""
+
+    NOTHING = 0
+    FAILED = 1
+    TORN = 2
+
+
 class Flight:
     """One capture from its beginning to its announcement.
 
-    ``flaw`` says why the copy is worth nothing; it counts once ``is_judged``.
+    ``torn_by`` names a tensor that changed under the copy, ``failure`` says what else went wrong;
+    both are certain once ``is_done``.
     """
 
     def __init__(self, arena: Arena, opened: Opened, watch: Watch) -> None:
@@ -36,7 +47,8 @@ class Flight:
         self._arena = arena
         self.opened = opened
         self.step = opened.staged.step
-        self.flaw: str | None = None
+        self.torn_by: str | None = None
+        self.failure: str | None = None
         self.is_copied = threading.Event()
         self.is_judged = threading.Event()
         self.is_done = threading.Event()
@@ -50,19 +62,21 @@ class Flight:
             self.opened.steady.read()
             self.opened.volatile.complete()
             self.opened.steady.complete()
-        except RuntimeError as error:
-            self.flaw = str(error)
-        self.is_copied.set()
-        self.settle_s = SETTLE_S + 4 * (time.perf_counter() - began)
+        except (RuntimeError, MemoryError) as error:
+            self.failure = str(error)
+        finally:
+            self.settle_s = SETTLE_S + 4 * (time.perf_counter() - began)
+            self.is_copied.set()
 
     def announce(self) -> None:
-        """Say that the step is complete, unless the copy has a flaw."""
-        if self.flaw is None:
-            try:
+        """Say that the step is complete, unless the copy is worth nothing."""
+        try:
+            if self.torn_by is None and self.failure is None:
                 self._arena.announce(self.opened)
-            except OSError as error:
-                self.flaw = f"the copy could not be announced ({error})"
-        self.is_done.set()
+        except (CloudshiftError, OSError) as error:
+            self.failure = str(error)
+        finally:
+            self.is_done.set()
 
     def judge(self) -> None:
         """Decide once whether the copy is of one moment.
@@ -71,9 +85,7 @@ class Flight:
         """
         with self._lock:
             if not self.is_judged.is_set():
-                name = self._watch.changed()
-                if name is not None and self.flaw is None:
-                    self.flaw = f"'{name}' changed before the optimizer's step"
+                self.torn_by = self._watch.changed()
                 self.is_judged.set()
 
 
@@ -94,7 +106,9 @@ class Capture:
         arena: Where the copies go.
         optimizers: All optimizers of the state; without any, captures block.
         model: Looked at for modules that change parameters in ``forward``.
-        say: Told once when and why captures begin to block.
+        say: Told once when and why captures begin to block, and what else goes wrong with one.
+
+    ``lost`` says what became of the newest capture, once that is known.
     """
 
     def __init__(
@@ -112,10 +126,10 @@ class Capture:
         self._rehearsal: Watch | None = None
         self._held: Opened | None = None
         self._flights: queue.SimpleQueue[Flight | None] = queue.SimpleQueue()
-        self._has_thread = False
+        self._thread: threading.Thread | None = None
         self.mode: Mode = "overlapped" if optimizers else "blocking"
         self.reason: str | None = None
-        self.lost_step: int | None = None
+        self.lost = Lost.NOTHING
         pattern = _unsafe_pattern(optimizers, model)
         if pattern is not None:
             self._block(pattern)
@@ -163,7 +177,8 @@ class Capture:
             UsageError: A leaf that a checkpoint cannot hold.
         """
         self.finish()
-        self._rehearsal = None
+        self._rehearsal = self._held = None
+        self.lost = Lost.NOTHING
         if is_last or self.mode == "blocking":
             self._arena.stage(step, share, is_last=is_last)
             return
@@ -201,7 +216,7 @@ class Capture:
         if flight is None or not flight.is_copied.is_set():
             return
         flight.judge()
-        if flight.is_done.is_set():
+        if flight.torn_by is not None or flight.is_done.is_set():
             self._close(flight)
 
     def finish(self) -> None:
@@ -214,6 +229,12 @@ class Capture:
         flight.judge()
         flight.is_done.wait()
         self._close(flight)
+
+    def drop(self) -> None:
+        """Forget what is captured and not released: another rank lost its part of that step."""
+        self.finish()
+        self._arena.drop()
+        self.lost = Lost.NOTHING
 
     def close(self) -> None:
         """Finish, end the thread and leave the optimizers alone."""
@@ -240,7 +261,7 @@ class Capture:
         rehearsal, self._rehearsal = self._rehearsal, None
         name = None if rehearsal is None else rehearsal.changed()
         if name is not None:
-            self._block(f"'{name}' changed before the optimizer's step")
+            self._block(_changed(name))
 
     def _block(self, reason: str) -> None:
         """Copy everything at the boundary from now on; say so once."""
@@ -262,22 +283,25 @@ class Capture:
         return self._watch
 
     def _start_thread(self) -> None:
-        if not self._has_thread:
-            self._has_thread = True
-            threading.Thread(
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(
                 target=_carry, args=(self._flights,), name="cloudshift-capture", daemon=True
-            ).start()
+            )
+            self._thread.start()
 
     def _close(self, flight: Flight) -> None:
         self._flight = None
-        if flight.flaw is not None:
-            self.lost_step = flight.step
-            self._block(flight.flaw)
+        if flight.torn_by is not None:
+            self.lost = Lost.TORN
+            self._block(_changed(flight.torn_by))
+        elif flight.failure is not None:
+            self.lost = Lost.FAILED
+            self._say(f"step {flight.step} is not saved: {flight.failure}")
 
 
 def _carry(flights: queue.SimpleQueue[Flight | None]) -> None:
     """The copying thread: one capture after the other; it keeps none when it waits."""
-    if sys.platform == "linux":
+    if sys.platform == "linux":  # where a thread has a niceness of its own
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
     while (flight := flights.get()) is not None:
         flight.copy()
@@ -290,6 +314,10 @@ def _carry(flights: queue.SimpleQueue[Flight | None]) -> None:
 def _let_go(handle: RemovableHandle, flights: queue.SimpleQueue[Flight | None]) -> None:
     handle.remove()
     flights.put(None)
+
+
+def _changed(name: str) -> str:
+    return f"'{name}' changed before the optimizer's step"
 
 
 def _unsafe_pattern(optimizers: Sequence[object], model: nn.Module | None) -> str | None:

@@ -17,6 +17,7 @@ from cloudshift_lab.core.staging import Go, RankState, StepReport
 from cloudshift_lab.training.boundary import Boundary
 from cloudshift_lab.training.inventory import Optimizers
 from cloudshift_lab.training.node import Node
+from cloudshift_lab.training.restore import RestoreReport
 from cloudshift_lab.training.state import Stateful, TrainingState
 from cloudshift_lab.training.warmup import warm_up as run_warm_up
 
@@ -51,7 +52,12 @@ class Session:
         optimizer: Its optimizer; or several, in a sequence or by name.
         warm_up: One forward pass to a scalar loss, on any batch of the usual shape; run twice and
             undone, so that a resumed run equals an uninterrupted one bit by bit.
-        extra: Further objects with ``state_dict``/``load_state_dict``: schedulers, samplers.
+        extra: Further objects with ``state_dict``/``load_state_dict``: schedulers, samplers,
+            a GradScaler.
+        strict: Refuse a saved state that is not one of this script's; else say what does not fit
+            and let it keep the values that the script built.
+
+    ``restored`` is the report of the restore, None after a fresh start.
 
     Raises:
         UsageError: The saved state is not one of this script's model, optimizer and extras.
@@ -64,12 +70,15 @@ class Session:
         optimizer: Optimizers,
         warm_up: Callable[[], torch.Tensor] | None = None,
         extra: Mapping[str, Stateful] | None = None,
+        strict: bool = True,
     ) -> None:
         self.rank, self.world_size = _rank_and_world_size()
         self._node = Node.from_environment(self.rank)
         self._state = TrainingState(
             model, optimizer, extra or {}, rank=self.rank, world_size=self.world_size
         )
+        self._strict = strict
+        self.restored: RestoreReport | None = None
         if warm_up is not None:
             run_warm_up(model, warm_up)
         self.start_step = 0
@@ -157,9 +166,11 @@ class Session:
             checkpoint = open_checkpoint(
                 node.open_store(), node.job.run_id, manifest_key, digest=go.manifest_digest
             )
-            self._state.restore(checkpoint)
+            self.restored = self._state.restore(checkpoint, strict=self._strict)
 
         patiently(restore)
+        if self.restored is not None and not self.restored.fits:
+            self._say(str(self.restored))
 
     def _finish(self, step: int) -> None:
         if self._node is None or self._boundary is None:

@@ -22,7 +22,7 @@ from cloudshift_lab.checkpoint.saving import read_slot
 from cloudshift_lab.core.errors import NotFound
 from cloudshift_lab.training import capture as capture_module
 from cloudshift_lab.training.arena import Arena
-from cloudshift_lab.training.capture import Capture
+from cloudshift_lab.training.capture import Capture, Lost
 from cloudshift_lab.training.copying import Copying
 from cloudshift_lab.training.parts import Part, Share
 from cloudshift_lab.training.watching import Watch
@@ -227,7 +227,7 @@ def test_a_copy_that_was_changed_under_is_never_announced_and_later_ones_block(
     job.optimizer.step()
     job.capture.finish()
     assert not is_staged(job, 1)
-    assert (job.capture.lost_step, job.capture.mode) == (1, "blocking")
+    assert (job.capture.lost, job.capture.mode) == (Lost.TORN, "blocking")
     assert len(job.said) == 1
     assert "'0.weight' changed before the optimizer's step" in job.said[0]
     assert "change parameters only in an optimizer's step" in job.said[0]
@@ -309,7 +309,7 @@ def test_an_optimizer_that_is_skipped_does_not_hurt(job: Job, patient: None) -> 
     until(lambda: is_staged(job, 1))
     assert job.staged(1) == before
     job.capture.settle()
-    assert job.capture.lost_step is None
+    assert job.capture.lost == Lost.NOTHING
 
 
 def test_an_optimizer_in_backward_is_copied_whole_and_makes_captures_block(
@@ -488,7 +488,7 @@ VICTIM = """
 import sys, threading, torch
 from pathlib import Path
 from cloudshift_lab.training.arena import Arena
-from cloudshift_lab.training.capture import Capture
+from cloudshift_lab.training.capture import Capture, Lost
 from cloudshift_lab.training.copying import Copying
 from cloudshift_lab.training.parts import Part, Share
 
