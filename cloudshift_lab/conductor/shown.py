@@ -78,6 +78,7 @@ def show_run(
         losses=losses,
         ended_at=None if ended is None else ended.at,
         as_of=now,
+        saves=None if status is None else status.saves,
         origin=None if record.created.origin is None else record.created.origin.ref,
     )
 

@@ -32,6 +32,7 @@ from cloudshift_lab.lab.render.markup import (
     text_table,
 )
 from cloudshift_lab.lab.render.move import state_line, timeline_html
+from cloudshift_lab.lab.render.saves import saves_lines
 
 GLYPHS = {
     "starting": "…", "running": "●", "migrating": "◐", "stopping": "◌", "stopped": "■",
@@ -50,6 +51,7 @@ def run_text(view: RunView, prompt: str, move: MigrationView | None = None) -> s
         + f"   {number(view.tokens_per_s, 0)} tokens/s",
         f"  {rate(_price(view))}{_price_note(view)}   spent {format_usd(view.spent_micro_usd)}"
         f"   checkpoint {_checkpoint(view)}",
+        *(f"  {line}" for line in saves_lines(view.saves)),
         f"  {_as_of(view)}",
     ]
     if move is not None:
@@ -79,7 +81,7 @@ def run_html(view: RunView, move: MigrationView | None = None) -> str:
     )  # fmt: skip
     return box(
         f"run {view.name}", _headline(view), facts, _move_html(move), _trouble_html(view),
-        dim(_as_of(view)),
+        *(dim(line) for line in saves_lines(view.saves)), dim(_as_of(view)),
         *(next_command(line) for line in _next(view, "%cloudshift")),
     )  # fmt: skip
 
@@ -172,12 +174,15 @@ def _now(view: RunView) -> float:
 def _checkpoint(view: RunView) -> str:
     if view.checkpoint_step is None:
         return "none yet"
+    if view.checkpoint_at is None:
+        return f"step {view.checkpoint_step}"
     return f"step {view.checkpoint_step}, {age(view.checkpoint_at, _now(view))}"
 
 
 def _as_of(view: RunView) -> str:
     newest = age(view.progress_at, _now(view))
-    return f"as of {clock(_now(view))}, newest step {newest}"
+    origin = f"branched from {view.origin}; " if view.origin else ""
+    return f"{origin}as of {clock(_now(view))}, newest step {newest}"
 
 
 def _count(value: int | None) -> str:
