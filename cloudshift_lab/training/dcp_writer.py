@@ -24,6 +24,7 @@ from cloudshift_lab.checkpoint.boxes import TensorBox
 from cloudshift_lab.checkpoint.known import KnownChunks
 from cloudshift_lab.checkpoint.reader import open_checkpoint
 from cloudshift_lab.checkpoint.seal import seal
+from cloudshift_lab.checkpoint.tombs import tombstoned
 from cloudshift_lab.checkpoint.write import Staged, WrittenRank, write_rank
 from cloudshift_lab.core.errors import Unsupported, UsageError
 from cloudshift_lab.core.world import REAL_WORLD
@@ -42,14 +43,20 @@ _last_ticket = ""
 
 @dataclass(frozen=True)
 class _Ticket:
-    """What the coordinator tells each rank of one save; ``base`` is the newest committed step."""
+    """What the coordinator tells each rank of one save.
+
+    ``base`` is the newest committed step; ``dead_packs`` are about to be deleted, and ``since`` is
+    where the log stood before they were read.
+    """
 
     id: str
     rank: int
     world_size: int
     step: int
     generation: int
+    since: int
     base: tuple[str, str] | None
+    dead_packs: frozenset[str]
 
 
 class CasStorageWriter(StorageWriter):
@@ -129,8 +136,9 @@ class CasStorageWriter(StorageWriter):
             Fenced, Conflict: The run is somebody else's.
             UsageError: The run has such a step or a later one already.
         """
-        _, owned = self._open()
+        store, owned = self._open()
         state = owned.hold()
+        since, dead_packs = state.next_seq, tombstoned(store)
         last = state.last_commit
         step = self._step(None if last is None else last.step)
         owned.check_step(state, step)
@@ -138,9 +146,12 @@ class CasStorageWriter(StorageWriter):
         if last is not None and last.manifest_key and last.manifest_digest:
             base = (last.manifest_key, last.manifest_digest)
         tickets = [
-            _Ticket(REAL_WORLD.new_id("save"), rank, len(plans), step, state.generation, base)
+            _Ticket(
+                REAL_WORLD.new_id("save"), rank, len(plans), step, state.generation, since, base,
+                dead_packs,
+            )
             for rank in range(len(plans))
-        ]
+        ]  # fmt: skip
         self._ticket = tickets[0]
         return [
             dataclasses.replace(plan, storage_data=ticket)
@@ -156,14 +167,14 @@ class CasStorageWriter(StorageWriter):
         """
         ticket = _punch(plan.storage_data)
         store, _ = self._open()
-        known = None
+        known, base = None, None
         if ticket.base is not None:
             key, digest = ticket.base
             base = open_checkpoint(store, self._run_id, key, digest=digest)
             known = KnownChunks.from_checkpoint(base)
         written = write_rank(
             store, self._run_id, _stage(plan, planner, ticket), generation=ticket.generation,
-            known=known, threads=self._threads,
+            known=known, base=base, dead_packs=ticket.dead_packs, threads=self._threads,
         )  # fmt: skip
         done: Future[list[WriteResult]] = Future()
         done.set_result([WriteResult(_RECORD, written.new_bytes, written)])
@@ -174,6 +185,7 @@ class CasStorageWriter(StorageWriter):
 
         Raises:
             Fenced: Another process took the run over meanwhile; nothing was published.
+            Conflict: A collection swept the store meanwhile; nothing was published, save again.
         """
         ticket = self._ticket
         assert ticket is not None, "DCP plans before it finishes"
@@ -183,7 +195,7 @@ class CasStorageWriter(StorageWriter):
             world_size=ticket.world_size,
             written=[cast(WrittenRank, result.storage_data) for part in results for result in part],
         )  # fmt: skip
-        owned.commit(sealed, ticket.generation)
+        owned.commit(sealed, ticket.generation, since=ticket.since)
         self.saved_step = ticket.step
         metadata.storage_meta = self.storage_meta()
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cloudshift_lab.checkpoint.step import Checkpoint
 from cloudshift_lab.core.errors import Corrupt
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 KIND = "state_dict"
 _MAX_LIST = 1_000_000
 
@@ -22,7 +21,7 @@ class FlatState:
     """
 
     values: dict[str, object] = field(default_factory=dict)
-    paths: dict[str, Path] = field(default_factory=dict)
+    paths: dict[str, KeyPath] = field(default_factory=dict)
     nested: frozenset[str] = frozenset()
 
     def leaves(self) -> object:
@@ -62,9 +61,9 @@ def _of_rank(checkpoint: Checkpoint, rank: int) -> FlatState | None:
         return None
     try:
         values, paths, nested = found["values"], found["paths"], found["nested"]
-        if not isinstance(values, dict) or not isinstance(paths, dict):
-            raise TypeError("values and paths must be dictionaries")
-        return FlatState(dict(values), _checked_paths(paths), frozenset(map(str, nested)))
+        if not isinstance(values, dict):
+            raise TypeError("values must be a dictionary")
+        return FlatState(dict(values), checked_paths(paths), frozenset(map(str, nested)))
     except (KeyError, TypeError) as error:
         raise Corrupt(
             f"rank {rank}'s record of step {checkpoint.step} is malformed ({error}); "
@@ -72,9 +71,15 @@ def _of_rank(checkpoint: Checkpoint, rank: int) -> FlatState | None:
         ) from error
 
 
-def _checked_paths(paths: Mapping[object, object]) -> dict[str, Path]:
-    """Paths of names and small places: a hostile one would make a list that no memory holds."""
-    checked: dict[str, Path] = {}
+def checked_paths(paths: object) -> dict[str, KeyPath]:
+    """Paths of names and small places: a hostile one would make a list that no memory holds.
+
+    Raises:
+        TypeError: One is something else.
+    """
+    checked: dict[str, KeyPath] = {}
+    if not isinstance(paths, dict):
+        raise TypeError("paths must be a dictionary")
     for name, path in paths.items():
         if not isinstance(name, str) or not isinstance(path, tuple) or not path:
             raise TypeError("a path must be a tuple of keys")

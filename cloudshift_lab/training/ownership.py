@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from cloudshift_lab.checkpoint.reader import open_checkpoint
+from cloudshift_lab.checkpoint.saving import SavedAnswer
 from cloudshift_lab.checkpoint.seal import Sealed
-from cloudshift_lab.checkpoint.step import Checkpoint
 from cloudshift_lab.core.errors import Conflict, Fenced, NotFound, UsageError
 from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.core.world import REAL_WORLD, World
@@ -83,11 +82,17 @@ class Ownership:
                 f"back: save a later step than {step}, or save under another run id"
             )
 
-    def commit(self, sealed: Sealed, generation: int) -> LogRecord:
+    def commit(self, sealed: Sealed | SavedAnswer, generation: int, *, since: int) -> LogRecord:
         """Make a sealed step exist.
+
+        Args:
+            sealed: What exists from now on.
+            generation: Ours.
+            since: ``next_seq`` of the log before the save read the tombstones.
 
         Raises:
             Fenced: The run is not ours any more; nothing was published.
+            Conflict: A collection swept the store meanwhile; save again.
             Unavailable: No answer in time.
         """
         return self._log.commit(
@@ -96,6 +101,7 @@ class Ownership:
             manifest_key=sealed.manifest_key,
             manifest_digest=sealed.manifest_digest,
             nonce=self._world.new_id("commit"),
+            since=since,
         )
 
     def release(self) -> None:
@@ -145,9 +151,3 @@ class Ownership:
     @property
     def _claim_key(self) -> str:
         return f"runs/{self._run_id}/claim.json"
-
-
-def newest(store: Store, run_id: str, state: LogState) -> Checkpoint | None:
-    """The newest committed step, opened, to save against; None before the first."""
-    last = state.last_commit
-    return None if last is None else open_checkpoint(store, run_id, last)

@@ -106,11 +106,11 @@ def test_no_mock_and_no_pickle_anywhere() -> None:
     banned = re.compile(
         r"unittest\.mock|from mock |pickle\.loads?\(|torch\.load\(|allow_pickle=True"
     )
-    ours = Path(__file__)
+    exempt = {Path(__file__), PACKAGE / "training" / "trusted.py"}  # the one door for imports
     found = [
         relative(path)
         for path in [*MODULES, *(ROOT / "tests").rglob("*.py")]
-        if path != ours and banned.search(path.read_text())
+        if path not in exempt and banned.search(path.read_text())
     ]
     assert found == []
 
