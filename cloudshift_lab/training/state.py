@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -34,25 +33,6 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
-
-
-@dataclass
-class Gathered:
-    """A state by reference, nothing copied yet.
-
-    ``replicated`` is equal on all ranks and shared out between them; ``rank0`` are buffers, which
-    only agree after rank 0 has broadcast its own; ``own`` belongs to this rank alone.
-    """
-
-    replicated: dict[str, torch.Tensor] = field(default_factory=dict)
-    rank0: dict[str, torch.Tensor] = field(default_factory=dict)
-    own: dict[str, torch.Tensor] = field(default_factory=dict)
-    leaves: Leaves = field(default_factory=dict)
-
-    @property
-    def num_bytes(self) -> int:
-        everything = (*self.replicated.values(), *self.rank0.values(), *self.own.values())
-        return sum(tensor.nbytes for tensor in everything)
 
 
 class TrainingState:
@@ -120,13 +100,6 @@ class TrainingState:
         volatile = plan.volatile(self._volatile())
         mine = tuple(whole_part(name, tensor) for name, tensor in own.items())
         return Share(plan.steady, (*volatile, *mine), leaves, plan.catalog)
-
-    def gather(self, step: int) -> Gathered:
-        """References to the whole state after ``step``."""
-        share = self.share(step)
-        own: dict[str, torch.Tensor] = {}
-        self._own_leaves(own)
-        return Gathered(self._steady(), self._volatile(), own, cast(Leaves, share.leaves))
 
     def _current_plan(self) -> SharePlan:
         """The plan, made again if it is no longer of these tensors."""
