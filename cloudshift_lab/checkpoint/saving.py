@@ -53,6 +53,7 @@ class SaverJob(msgspec.Struct, frozen=True):
     that has rank 0 waits up to ``gather_s`` seconds for the others' shares. The store's options
     are those of ``home``'s ``cloud``, or ``store_options`` as raw JSON values; they may hold
     credentials, so the job's file is private. ``threads`` 0: as many as the machine can spare.
+    A request that a throttling store turns away is tried for ``patience_s`` seconds.
     """
 
     run_id: str
@@ -64,6 +65,7 @@ class SaverJob(msgspec.Struct, frozen=True):
     cloud: str | None = None
     threads: int = 0
     gather_s: float = 60.0
+    patience_s: float = 90.0
     store_options: dict[str, msgspec.Raw] | None = None
 
 
@@ -308,7 +310,7 @@ def open_saver_store(job: SaverJob) -> Store:
         options = store_options(load_clouds(Path(job.home)).find(job.cloud))
     else:
         options = {k: msgspec.json.decode(v) for k, v in (job.store_options or {}).items()}
-    return open_store(job.store_url, options)
+    return open_store(job.store_url, options, deadline_s=job.patience_s)
 
 
 def answer(encoder: Encoder, request: Request) -> Outcome | None:

@@ -37,6 +37,11 @@ class FaultyProxy:
         with self._lock:
             self._faults.extend(faults)
 
+    def calm(self) -> None:
+        """Let the faults that were not used be forgotten."""
+        with self._lock:
+            self._faults.clear()
+
     def __enter__(self) -> FaultyProxy:
         threading.Thread(target=self._accept, daemon=True).start()
         return self

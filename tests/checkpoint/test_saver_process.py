@@ -151,18 +151,36 @@ def test_a_saver_that_stands_still_is_ended_and_the_next_save_works(
     assert saver.pid != stopped
 
 
-def test_a_slow_saver_that_makes_progress_is_not_ended(
-    saver: SaverProcess, world: PatientWorld, tmp_path: Path
+SLOW_SAVER = """#!{python}
+import pathlib, time
+news = pathlib.Path({news!r})
+input()
+for number in (1, 2, 3):
+    while not (news / str(number)).exists():
+        time.sleep(0.01)
+    print('{{"type": "progress", "step": 7, "done_bytes": %d}}' % number, flush=True)
+while True:
+    time.sleep(1)
+"""
+
+
+def test_a_slow_saver_is_not_ended_while_there_is_news_of_it(
+    saver: SaverProcess, world: PatientWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for rank in range(2):
-        stage(tmp_path / "node", rank, 7, weights(7, rank, 4_000_000))
+    slow = tmp_path / "slow-saver"
+    slow.write_text(SLOW_SAVER.format(python=sys.executable, news=str(tmp_path)))
+    slow.chmod(0o700)
+    saver.close()
+    monkeypatch.setattr(sys, "executable", str(slow))
     saver.start(7)
-    world.time += 59.0
-    until(lambda: saver.poll() or saver.done_bytes or None)
-    world.time += 59.0
-    saved = saver.poll() if saver.busy else None
-    assert saved is None or isinstance(saved, SavedAnswer)
-    assert not saver.busy or isinstance(outcome(saver), SavedAnswer)
+    for number in (1, 2, 3):
+        world.time += 59.0
+        assert saver.poll() is None
+        (tmp_path / str(number)).touch()
+        until(lambda: saver.poll() or (saver.done_bytes == number) or None)  # noqa: B023
+    assert saver.busy
+    world.time += 60.0
+    assert isinstance(saver.poll(), FailedAnswer)
 
 
 def test_a_saver_is_nicer_than_the_ranks_and_dies_before_them_for_memory(
