@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -116,6 +117,7 @@ class Archive:
                 for line in found.lines
             ),
             run_name=tender.record.spec.name,
+            origin=_origin(tender) or found.origin,
             places={
                 tender.side(each).store.url: each.job.placement.cloud for each in reversed(attempts)
             },
@@ -192,10 +194,18 @@ class Archive:
     def _restore(self, ask: RestoreAsk) -> JobView:
         found = self.find(ask.ref)
         place_of(ask, found.ref)
-        python = found.tender.record.spec.python
+        job = found.attempt.job
 
         def work(task: Task) -> Restored:
-            return restore(found.open(), ask, ref=found.ref, python=python, task=task)
+            return restore(
+                found.open(),
+                ask,
+                ref=found.ref,
+                home=Path(job.home),
+                cloud=job.placement.cloud,
+                python=job.python,
+                task=task,
+            )
 
         return self._jobs.start("restore", f"restore {found.ref} as {ask.format}", work)
 
@@ -280,6 +290,11 @@ def _places(tender: RunTender) -> list[AttemptStarted]:
     for attempt in attempts:
         found.setdefault(attempt.job.store_url, attempt)
     return list(found.values())
+
+
+def _origin(tender: RunTender) -> str | None:
+    origin = tender.record.created.origin
+    return None if origin is None else f"{origin.ref} ({origin.run_id})"
 
 
 def _stores(tenders: Iterable[RunTender]) -> tuple[list[Store], dict[str, str]]:

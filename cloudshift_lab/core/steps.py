@@ -183,7 +183,6 @@ class Restored(msgspec.Struct, frozen=True, kw_only=True):
     step: str
     format: RestoreFormat
     path: str
-    num_tensors: int
     num_bytes: int
 
 

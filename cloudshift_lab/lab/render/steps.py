@@ -32,6 +32,12 @@ STEPS_HEAD = ("step", "state", "in packs", "only here")
 CHECK_HEAD = ("step", "where", "", "objects", "read")
 GC_HEAD = ("where", "runs", "steps kept", "garbage", "waiting", "deleted", "spared")
 JOB_HEAD = ("job", "what", "state", "progress", "began", "took")
+_CONTENTS = {
+    "npz": "every stored tensor, under the name it is stored with",
+    "safetensors": "the model's tensors, named as in its state_dict",
+    "state_dict": "model, optimizer and step",
+    "dcp": "model and optimizer",
+}
 _LOADERS = {
     "npz": "numpy.load({!r})",
     "safetensors": "safetensors.torch.load_file({!r})",
@@ -303,10 +309,11 @@ def verify_sheet(report: VerifyReport, prompt: str) -> Sheet:
 
 
 def restored_sheet(told: Restored) -> Sheet:
-    """Where a step was written, and how to open it."""
+    """Where a step was written, what of it, and how to open it."""
     title = f"{told.step} is written to {told.path}"
-    size = f"{told.num_tensors:,} tensors, {format_bytes(told.num_bytes)}, {told.format}"
-    return Sheet(title, title, notes=(size, f"open it: {_LOADERS[told.format].format(told.path)}"))
+    content, loader = _CONTENTS[told.format], _LOADERS[told.format].format(told.path)
+    size = f"{format_bytes(told.num_bytes)} {told.format}: {content}"
+    return Sheet(title, title, notes=(size, f"open it: {loader}"))
 
 
 def gc_sheet(report: GcReport, prompt: str) -> Sheet:
