@@ -14,6 +14,7 @@ from cloudshift_lab.checkpoint.dtypes import ElementType
 from cloudshift_lab.core.errors import Corrupt
 
 Bytes1d = npt.NDArray[np.uint8]
+Bytes2d = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.unsignedinteger[Any]]
 STORE, PLANES_ZSTD, SHUFFLE_ZSTD, XOR_PLANES_ZSTD, DERIVED, ADAMW_V, ADAMW_W = range(7)
 # A chunk may only refer to chunks of a lower level: nothing can refer to itself, and three steps
@@ -31,6 +32,7 @@ WORDS: dict[int, np.dtype[Any]] = {
 _PROBE_BLOCK, _PROBE_BLOCKS = 1024, 4
 # Share of equal pairs in random bytes is 1/256; at 7.9 bits of order-0 entropy it is 15 % more.
 _RANDOM_PAIRS = 1.15 / 256
+_SPLIT = 2**31
 _SCRATCH_BYTES = 2**20 + 64
 _local = threading.local()
 
@@ -147,6 +149,31 @@ def _worth_trying(data: Bytes1d) -> bool:
     return equal_pairs >= _RANDOM_PAIRS * pairs
 
 
+def entropy_floor(raw: Bytes1d, kind: ElementType) -> float:
+    """Bytes below which no coding of single bytes of the planes can get: what a bench compares.
+
+    The sum over the byte planes (floats rotated by one bit, as ``planes-zstd`` splits them) of
+    their order-0 entropy over the whole of ``raw``. Pass one tensor at a time, or the XOR of two
+    for the floor of their delta. What repeats (whole rows of zeros) can be coded in less.
+
+    Args:
+        raw: Bytes of a tensor, contiguous.
+        kind: Its element type.
+    """
+    words = raw.view(WORDS[kind.width])
+    plane = np.empty(len(words), dtype=np.uint8)
+    total = 0.0
+    for p in range(kind.width):
+        if kind.is_float:
+            _take_plane(words, p, plane)
+        else:
+            np.copyto(plane, raw[p :: kind.width])
+        counts = np.bincount(plane, minlength=256)
+        shares = counts[counts > 0] / max(1, len(plane))
+        total -= float(shares @ np.log2(shares)) * len(plane) / 8
+    return total
+
+
 def decode(blob: bytes | memoryview, codec: int, width: int, raw_len: int) -> Bytes1d:
     """Undo ``encode``; allocates nothing that ``raw_len`` does not allow.
 
@@ -180,33 +207,62 @@ def _decode_planes(blob: bytes | memoryview, width: int, raw_len: int) -> Bytes1
         raise Corrupt(f"chunk's planes do not add up; {_ADVICE}")
     columns = np.empty((num_words, width), dtype=np.uint8)
     for p, length in enumerate(lengths):
-        part = memoryview(blob)[at : at + length]
-        plane = part if length == num_words else _decompress(part, num_words)
-        columns[:, p] = np.frombuffer(plane, dtype=np.uint8)
+        columns[:, p] = _read_section(memoryview(blob)[at : at + length], num_words)
         at += length
+    return _rotated_back(columns).view(np.uint8)
+
+
+def _rotated_back(columns: Bytes2d) -> Words:
+    """Words from their bytes, one row each, rotated right by one bit; changes ``columns``."""
+    width = columns.shape[1]
     words = columns.reshape(-1).view(WORDS[width])
-    one, top = words.dtype.type(1), words.dtype.type(8 * width - 1)
-    restored = words >> one
-    words <<= top
-    restored |= words
-    flat: Bytes1d = restored.view(np.uint8)
-    return flat
+    restored = words >> words.dtype.type(1)
+    words <<= words.dtype.type(8 * width - 1)
+    np.bitwise_or(restored, words, out=restored)
+    rotated: Words = restored
+    return rotated
 
 
 def encode_sparse(words: Words) -> bytes:
     """Code words that are mostly zero: which are not, one bit each, then the planes of those.
 
     A byte plane of a delta has far less than one bit per word, which no Huffman code reaches;
-    bits packed by eight do.
+    bits packed by eight do. Planes that are mostly zero themselves are split in the same way.
     """
     mask = words != 0
-    bits = np.packbits(mask, bitorder="little")
-    frame: bytes = _zstd().literals.compress(bits)
-    if len(frame) >= len(bits):
-        frame = bits.tobytes()
     changed = words if mask.all() else words[mask]
-    head = struct.pack("<I", len(frame))
-    return head + frame + _encode_planes(changed.view(np.uint8), words.itemsize)
+    plane = _scratch("blob", len(changed))
+    sections = [_bits_section(mask)]
+    heads = [len(sections[0])]
+    for p in range(words.itemsize):
+        _take_plane(changed, p, plane)
+        section, is_split = _sparse_plane(plane)
+        heads.append(len(section) | _SPLIT * is_split)
+        sections.append(section)
+    return b"".join((struct.pack(f"<{len(heads)}I", *heads), *sections))
+
+
+def _sparse_plane(plane: Bytes1d) -> tuple[bytes, bool]:
+    """A plane as one section, or as which bytes are not zero and those; whichever is shorter."""
+    alone = _section(plane)
+    mask = plane != 0
+    if 2 * int(np.count_nonzero(mask)) > len(plane) or len(alone) < 64:
+        return alone, False
+    bits = _bits_section(mask)
+    split = struct.pack("<I", len(bits)) + bits + _section(plane[mask])
+    return (split, True) if len(split) < len(alone) else (alone, False)
+
+
+def _bits_section(mask: npt.NDArray[np.bool_]) -> bytes:
+    return _section(np.packbits(mask, bitorder="little"))
+
+
+def _section(data: Bytes1d) -> bytes:
+    """One zstd frame where that is shorter, else the bytes as they are."""
+    if not _worth_trying(data):
+        return data.tobytes()
+    frame: bytes = _zstd().literals.compress(data)
+    return frame if len(frame) < len(data) else data.tobytes()
 
 
 def decode_sparse(blob: bytes | memoryview, width: int, raw_len: int) -> Words:
@@ -215,22 +271,46 @@ def decode_sparse(blob: bytes | memoryview, width: int, raw_len: int) -> Words:
     Raises:
         Corrupt: The blob does not decode to exactly ``raw_len`` bytes.
     """
-    num_words = raw_len // width
-    num_bits = -(-num_words // 8)
-    if width not in (2, 4, 8) or raw_len % width or len(blob) < 4:
+    at = 4 * (width + 1)
+    if width not in WORDS or raw_len % width or len(blob) < at:
         raise Corrupt(f"delta of {len(blob)} bytes is cut off; {_ADVICE}")
-    (length,) = struct.unpack_from("<I", blob)
-    part = memoryview(blob)[4 : 4 + length]
-    if len(part) != length:
-        raise Corrupt(f"delta is cut off; {_ADVICE}")
-    bits = part if length == num_bits else _decompress(part, num_bits)
-    packed = np.frombuffer(bits, dtype=np.uint8)
-    mask = np.unpackbits(packed, count=num_words, bitorder="little").view(np.bool_)
-    num_changed = int(np.count_nonzero(mask))
-    changed = _decode_planes(memoryview(blob)[4 + length :], width, num_changed * width)
-    words = np.zeros(num_words, dtype=WORDS[width])
-    words[mask] = changed.view(WORDS[width])
+    heads = struct.unpack_from(f"<{width + 1}I", blob)
+    lengths = [heads[0], *(head & ~_SPLIT for head in heads[1:])]
+    if at + sum(lengths) != len(blob):
+        raise Corrupt(f"delta's planes do not add up; {_ADVICE}")
+    sections = []
+    for length in lengths:
+        sections.append(memoryview(blob)[at : at + length])
+        at += length
+    words = np.zeros(raw_len // width, dtype=WORDS[width])
+    mask = _bits(sections[0], len(words))
+    columns = np.empty((int(np.count_nonzero(mask)), width), dtype=np.uint8)
+    for p, section in enumerate(sections[1:]):
+        columns[:, p] = _read_plane(section, len(columns), is_split=bool(heads[p + 1] & _SPLIT))
+    words[mask] = _rotated_back(columns)
     return words
+
+
+def _read_plane(section: memoryview, num_bytes: int, *, is_split: bool) -> Bytes1d:
+    if not is_split:
+        return _read_section(section, num_bytes)
+    if len(section) < 4:
+        raise Corrupt(f"delta is cut off; {_ADVICE}")
+    (length,) = struct.unpack_from("<I", section)
+    mask = _bits(section[4 : 4 + length], num_bytes)
+    plane = np.zeros(num_bytes, dtype=np.uint8)
+    plane[mask] = _read_section(section[4 + length :], int(np.count_nonzero(mask)))
+    return plane
+
+
+def _bits(section: memoryview, count: int) -> npt.NDArray[np.bool_]:
+    packed = _read_section(section, -(-count // 8))
+    return np.unpackbits(packed, count=count, bitorder="little").view(np.bool_)
+
+
+def _read_section(section: memoryview, num_bytes: int) -> Bytes1d:
+    data = section if len(section) == num_bytes else _decompress(section, num_bytes)
+    return np.frombuffer(data, dtype=np.uint8)
 
 
 _ADVICE = "restore this object from another copy or use another step"
