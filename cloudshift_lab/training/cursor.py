@@ -6,20 +6,22 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import Sampler
 
 from cloudshift_lab.core.errors import UsageError
 
 _VERSION = 1
 _SEED_STRIDE = 1_000_003
+_KEPT_ORDERS = 2
 
 
-class Cursor(Sampler[list[int]]):
+class Cursor:
     """Deals every sample of an epoch exactly once, whatever world sizes share the epoch.
 
-    It holds no order and no place of one rank, only the epoch, the seed and how many samples all
-    ranks together have consumed. Each epoch's order follows from seed and epoch; a rank takes its
-    slice of the next global batch. ::
+    The epochs' orders, each a permutation that follows from seed and epoch, make one endless row;
+    the cursor is the number of samples that all ranks together have taken of it. The next global
+    batch is the next piece of the row, cut evenly between the ranks, so that the same batch is
+    trained on at every world size and no batch is ragged: one that reaches the end of an epoch
+    goes on in the next. ::
 
         cursor = Cursor(len(dataset), seed=0, rank=rank, world_size=world_size)
         session = Session(..., extra={"cursor": cursor})
@@ -28,10 +30,10 @@ class Cursor(Sampler[list[int]]):
 
     With a ``DataLoader`` pass ``batch_sampler=cursor.batches(GLOBAL_BATCH)`` and call
     ``cursor.advance(GLOBAL_BATCH)`` once per step: workers fetch ahead, and only what was trained
-    on counts as consumed.
+    on counts.
 
     Args:
-        num_samples: Length of the data set.
+        num_samples: Length of the data set; two permutations of it are held in memory.
         seed: Of the order; the same on every rank.
         rank: Of this process.
         world_size: Ranks of the job now.
@@ -55,47 +57,46 @@ class Cursor(Sampler[list[int]]):
         self.rank = rank
         self.world_size = world_size
         self.shuffle = shuffle
-        self.epoch = 0
         self.consumed = 0
-        self._order: tuple[int, int, torch.Tensor] | None = None
+        self._orders: dict[tuple[int, int], torch.Tensor] = {}
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next sample belongs to, from 0."""
+        return self.consumed // self.num_samples
 
     def take(self, global_batch: int) -> list[int]:
         """This rank's samples of the next global batch; every rank must call it.
 
-        The last batch of an epoch is smaller when ``global_batch`` does not divide it, so a rank
-        may get fewer samples, or none.
+        Ranks get equally many, or one more or less if their number does not divide the batch.
 
         Args:
-            global_batch: Samples of all ranks together, >= 1.
+            global_batch: Samples of all ranks together, at least one per rank.
+
+        Raises:
+            UsageError: A rank would get no sample.
         """
-        mine = self._slice(self.epoch, self.consumed, global_batch)
+        mine = self._slice(self.consumed, global_batch)
         self.advance(global_batch)
         return mine
 
     def batches(self, global_batch: int) -> Iterator[list[int]]:
-        """This rank's batches from here to the end of the epoch; consumes nothing by itself."""
-        for start in range(self.consumed, self.num_samples, self._checked(global_batch)):
-            yield self._slice(self.epoch, start, global_batch)
+        """This rank's batches from here on, without end; takes nothing by itself."""
+        start = self.consumed
+        while True:
+            yield self._slice(start, global_batch)
+            start += global_batch
 
     def advance(self, global_batch: int) -> None:
-        """One global batch was trained on; after the last one the next epoch begins."""
-        self.consumed += self._checked(global_batch)
-        if self.consumed >= self.num_samples:
-            self.epoch, self.consumed = self.epoch + 1, 0
-
-    def __iter__(self) -> Iterator[list[int]]:
-        """One sample per rank at a time, to the end of the epoch."""
-        return self.batches(self.world_size)
-
-    def __len__(self) -> int:
-        return (self.num_samples - self.consumed + self.world_size - 1) // self.world_size
+        """One global batch was trained on."""
+        self.consumed += global_batch
 
     def state_dict(self) -> dict[str, Any]:
         """The same on every rank and for every world size."""
         return {
             "version": _VERSION,
-            "epoch": self.epoch,
             "consumed": self.consumed,
+            "epoch": self.epoch,
             "seed": self.seed,
             "num_samples": self.num_samples,
             "shuffle": self.shuffle,
@@ -116,33 +117,45 @@ class Cursor(Sampler[list[int]]):
             raise UsageError(
                 f"the saved run had {state_dict['num_samples']} samples and this data set has "
                 f"{self.num_samples}, so the order cannot go on; use the same data, or leave the "
-                "cursor out of the extras to start a new epoch"
+                "cursor out of the extras to begin anew"
             )
-        self.epoch = int(state_dict["epoch"])
         self.consumed = int(state_dict["consumed"])
         self.seed = int(state_dict["seed"])
         self.shuffle = bool(state_dict["shuffle"])
 
-    def _slice(self, epoch: int, start: int, global_batch: int) -> list[int]:
-        """What this rank takes of samples ``start`` to ``start + global_batch`` of an epoch."""
-        stop = min(start + self._checked(global_batch), self.num_samples)
-        size, larger = divmod(stop - start, self.world_size)
+    def _slice(self, start: int, global_batch: int) -> list[int]:
+        """What this rank gets of the row's samples ``start`` to ``start + global_batch``."""
+        if global_batch < self.world_size:
+            raise UsageError(
+                f"a global batch of {global_batch} leaves some of {self.world_size} ranks without "
+                "a sample; pass at least one per rank"
+            )
+        size, larger = divmod(global_batch, self.world_size)
         first = start + self.rank * size + min(self.rank, larger)
-        last = first + size + (self.rank < larger)
+        return self._row(first, first + size + (self.rank < larger))
+
+    def _row(self, first: int, last: int) -> list[int]:
+        """Samples at these places of the endless row."""
+        samples: list[int] = []
+        while first < last:
+            epoch, inside = divmod(first, self.num_samples)
+            count = min(last - first, self.num_samples - inside)
+            samples += self._epoch(epoch, inside, inside + count)
+            first += count
+        return samples
+
+    def _epoch(self, epoch: int, first: int, last: int) -> list[int]:
         if not self.shuffle:
             return list(range(first, last))
-        mine: list[int] = self._shuffled(epoch)[first:last].tolist()
-        return mine
+        samples: list[int] = self._order(epoch)[first:last].tolist()
+        return samples
 
-    def _shuffled(self, epoch: int) -> torch.Tensor:
-        """The epoch's order, drawn once."""
-        if self._order is None or self._order[:2] != (self.seed, epoch):
-            draw = torch.Generator().manual_seed(self.seed * _SEED_STRIDE + epoch)
-            order = torch.randperm(self.num_samples, generator=draw)
-            self._order = (self.seed, epoch, order)
-        return self._order[2]
-
-    def _checked(self, global_batch: int) -> int:
-        if global_batch < 1:
-            raise UsageError(f"a global batch of {global_batch} samples; pass at least 1")
-        return global_batch
+    def _order(self, epoch: int) -> torch.Tensor:
+        """The epoch's order, drawn once; the one before it is kept, for who is still there."""
+        found = self._orders.get((self.seed, epoch))
+        if found is None:
+            draw = torch.Generator().manual_seed((self.seed * _SEED_STRIDE + epoch) % 2**63)
+            found = torch.randperm(self.num_samples, generator=draw)
+            kept = list(self._orders.items())[1 - _KEPT_ORDERS :]
+            self._orders = {**dict(kept), (self.seed, epoch): found}
+        return found

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -53,6 +54,27 @@ class Net(nn.Module):
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), x_BT[:, 1:].flatten())
 
 
+def trained(net: nn.Module) -> list[nn.Parameter]:
+    return [p for p in net.parameters() if p.requires_grad]
+
+
+def grouped(net: nn.Module) -> list[dict[str, object]]:
+    """Matrices and the rest, as everybody does."""
+    return [
+        {"params": [p for p in trained(net) if p.dim() > 1]},
+        {"params": [p for p in trained(net) if p.dim() < 2], "weight_decay": 0.0},
+    ]
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module, float], torch.optim.Optimizer]] = {
+    "adamw": lambda net, lr: torch.optim.AdamW(grouped(net), lr=lr),
+    "fused": lambda net, lr: torch.optim.AdamW(grouped(net), lr=lr, fused=True),
+    "sgd": lambda net, lr: torch.optim.SGD(grouped(net), lr=lr, momentum=0.9),
+    "adafactor": lambda net, lr: torch.optim.Adafactor(grouped(net), lr=lr, foreach=False),
+    "muon": lambda net, lr: torch.optim.Muon([p for p in trained(net) if p.dim() == 2], lr=lr),
+}
+
+
 class Job:
     """A model of one kind, its optimizer and its data, with values of their own."""
 
@@ -61,6 +83,7 @@ class Job:
         torch.manual_seed(seed)
         net = Net()
         self.model: nn.Module = net
+        kind, _, optimizer = kind.partition("+")
         if kind in ("fsdp2", "hsdp"):
             shape = (self.world,) if kind == "fsdp2" else (2, self.world // 2)
             mesh = init_device_mesh(
@@ -71,11 +94,7 @@ class Job:
             fully_shard(net, mesh=mesh)
         elif kind == "ddp":
             self.model = nn.parallel.DistributedDataParallel(net, bucket_cap_mb=0.002)
-        matrices = [p for p in net.parameters() if p.requires_grad and p.dim() > 1]
-        rest = [p for p in net.parameters() if p.requires_grad and p.dim() < 2]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": matrices}, {"params": rest, "weight_decay": 0.0}], lr=0.001 * seed
-        )
+        self.optimizer = OPTIMIZERS[optimizer or "adamw"](net, 0.001 * seed)
         self.cursor = Cursor(240, seed=5, rank=self.rank, world_size=self.world)
         self.state = TrainingState(
             self.model, self.optimizer, {"cursor": self.cursor},
