@@ -361,6 +361,92 @@ class LogContract:
         assert state.owner == "abcdef"[won.index(True)]
         assert state.next_seq == 1
 
+    def test_two_committers_of_one_generation_leave_one_commit(self, store: Store) -> None:
+        """A saver that was taken for dead and its successor, with different manifests."""
+        for _ in range(3):
+            run_id, _ = self.fresh(store)
+
+            def publish(digit: str, run_id: str = run_id) -> bool:
+                try:
+                    self.open_log(store, run_id).commit(
+                        generation=1, step=10, manifest_key=digit,
+                        manifest_digest=digit * 64, nonce=digit,
+                    )  # fmt: skip
+                except Fenced:
+                    return False
+                return True
+
+            won = at_once([partial(publish, digit) for digit in "abc"])
+            commits = self.open_log(store, run_id).sync().commits
+            assert won.count(True) == 1
+            assert [c.manifest_key for c in commits] == ["abc"[won.index(True)]]
+
+    def test_a_commit_that_races_a_takeover_is_before_it_or_fenced(self, store: Store) -> None:
+        for _ in range(3):
+            run_id, log = self.fresh(store)
+            self.commit(log, 1, 10)
+
+            def publish(run_id: str = run_id) -> bool:
+                try:
+                    self.commit(self.open_log(store, run_id), 1, 20)
+                except Fenced:
+                    return False
+                return True
+
+            def take_over(run_id: str = run_id) -> bool:
+                other = self.open_log(store, run_id)
+                other.acquire(generation=2, owner="b", nonce="acquire-b")
+                return True
+
+            won, _ = at_once([publish, take_over])
+            kinds = [r.kind for r in log.sync().records]
+            with_it = ["acquire", "commit", "commit", "acquire"]
+            assert kinds == (with_it if won else ["acquire", "commit", "acquire"])
+
+    def test_forgotten_steps_exist_no_longer_and_the_newest_stays(self, store: Store) -> None:
+        run_id, log = self.fresh(store)
+        for step in (10, 20, 30):
+            self.commit(log, 1, step)
+        other = self.open_log(store, run_id)
+        assert other.forget(steps=[10, 30, 99], nonce="forget-1") == (10,)
+        assert other.forget(steps=[10, 30, 99], nonce="forget-1") == (10,)
+        assert other.forget(steps=[10], nonce="forget-2") == ()
+        state = log.sync()
+        assert [commit.step for commit in state.commits] == [20, 30]
+        assert (state.owner, state.generation, state.next_seq) == ("a", 1, 5)
+        with pytest.raises(Fenced):
+            self.commit(log, 1, 10)
+
+    def test_a_sweep_refuses_the_saves_that_began_before_it(self, store: Store) -> None:
+        run_id, log = self.fresh(store)
+        began = log.sync().next_seq
+        state = self.open_log(store, run_id).sweep(collection="gc-1", nonce="sweep-1")
+        assert state.sweeps == (began,)
+
+        def publish(since: int) -> LogRecord:
+            return log.commit(
+                generation=1, step=10, manifest_key="m", manifest_digest="d" * 64, nonce="n",
+                since=since,
+            )  # fmt: skip
+
+        with pytest.raises(Conflict, match="save it again") as caught:
+            publish(began)
+        assert not isinstance(caught.value, Fenced)
+        assert publish(log.sync().next_seq).seq == 2
+        assert log.release(generation=1, nonce="release").seq == 3
+
+    def test_a_run_that_is_arriving_is_not_taken_before_its_step_is_there(
+        self, store: Store
+    ) -> None:
+        run_id = REAL_WORLD.new_id("run")
+        log = self.open_log(store, run_id)
+        base = LogBase(url="s3://elsewhere/lab", seq=7, digest="d" * 64)
+        log.acquire(generation=2, owner="b", nonce="arrive", base=base)
+        with pytest.raises(Conflict, match="let the conductor finish"):
+            self.open_log(store, run_id).acquire(generation=3, owner="c", nonce="early")
+        self.commit(log, 2, 10)
+        assert self.open_log(store, run_id).acquire(generation=3, owner="c", nonce="now").seq == 2
+
     def test_a_damaged_record_is_reported_and_not_skipped(self, store: Store) -> None:
         run_id, _ = self.fresh(store)
         store.put(log_key(run_id, 1), b'{"seq": 1, "kind"')

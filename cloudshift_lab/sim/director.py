@@ -31,6 +31,7 @@ class Director:
         """The whole history."""
         scene = self.scene
         self._submit(self._job(1, CLOUDS[0]))
+        scene.tidying.begin(list(scene.stores.values()))
         if not self._wait(lambda: scene.judge.last_step >= 3, 200.0):
             if scene.engine.is_alive(1):
                 scene.report("a run starts", "no step within 200 s, and the agent lives")

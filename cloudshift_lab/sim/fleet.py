@@ -15,6 +15,7 @@ from cloudshift_lab.storage.store import Store
 
 TICK_S = 1.0
 TTL_S = 30.0
+_SAVER_RATES = MischiefRates(crash=0.0, freeze=0.01, freeze_s=30.0, calm_at_s=150.0)
 
 
 @dataclass
@@ -146,6 +147,7 @@ class SimEngine:
         store = self._open_store(job.placement.cloud)
         ranks = SimRanks(self._scheduler, job, store, self._script, self._executed)
         saver = self.saver_type(self._scheduler, job, store, ranks)
+        saver.spawned = self._let_sleep
         process = Process(job, ranks, saver)
         name = f"agent-g{job.generation}.{len(lives) + 1}"
         lives.append(process)
@@ -155,6 +157,10 @@ class SimEngine:
             lambda: self.lose(job.generation, after_s=self._random.random() * 5.0),
             self._rates,
         )
+
+    def _let_sleep(self, saver: Actor) -> None:
+        """A saver may stop for a while at any line, and commit what it saved all the later."""
+        self._mischief.watch_over(saver, lambda: None, _SAVER_RATES)
 
     def _live(self, process: Process, name: str) -> None:
         job = process.job

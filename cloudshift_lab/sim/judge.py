@@ -11,7 +11,8 @@ from cloudshift_lab.core.errors import CloudshiftError
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.sim import model
 from cloudshift_lab.sim.faulty_store import Mutation
-from cloudshift_lab.sim.watch import LogWatch, Report
+from cloudshift_lab.sim.keepsake import Keepsake
+from cloudshift_lab.sim.watch import LogWatch, Report, log_record
 from cloudshift_lab.storage.log import LogRecord
 from cloudshift_lab.storage.memory import MemoryStore
 
@@ -37,19 +38,29 @@ class Judge:
 
     def __post_init__(self) -> None:
         self.log = LogWatch(self.run_id, self.report)
-        self._kept: dict[str, set[str]] = {url: set() for url in self.inner}
+        self._kept = Keepsake()
         self._checked: set[tuple[str, str]] = set()
 
     def see(self, mutation: Mutation) -> None:
         """Judge one effect on a store in the moment it happens."""
-        record = self.log.see(mutation)
-        if record is not None and record.kind == "commit":
-            self._check_commit(mutation.url, record)
-        elif mutation.before is not None and mutation.key in self._kept[mutation.url]:
+        self.log.see(mutation)
+        record = log_record(mutation)
+        if record is not None:
+            self._see_record(mutation, *record)
+        elif mutation.key.startswith("pins/"):
+            self._kept.see_pin(mutation)
+        elif mutation.before is not None and self._kept.names(mutation.url, mutation.key):
             self.report(
                 "what a commit names stays",
                 f"{mutation.url}/{mutation.key} was changed by {mutation.actor}",
             )
+
+    def _see_record(self, mutation: Mutation, run_id: str, record: LogRecord) -> None:
+        if record.kind == "commit":
+            self._check_commit(mutation.url, run_id, record)
+            self._kept.keep(mutation.url, run_id, record)
+        elif record.kind == "forget":
+            self._kept.forget(mutation.url, run_id, record.steps)
 
     def executed(self, job: JobSpec, step: int, weights: model.Weights) -> None:
         """Judge one training step in the moment it ends."""
@@ -96,21 +107,21 @@ class Judge:
             self.report("a new owner begins after the last commit", f"{step} <= {committed}")
         self.last_step, self.last_by = step, generation
 
-    def _check_commit(self, url: str, record: LogRecord) -> None:
+    def _check_commit(self, url: str, run_id: str, record: LogRecord) -> None:
         """A committed step must be whole in the store of its log, from this moment on."""
         assert record.manifest_key is not None and record.manifest_digest is not None
         key, digest, store = record.manifest_key, record.manifest_digest, self.inner[url]
         if (url, key) in self._checked:
             return
         self._checked.add((url, key))
-        name = f"step {record.step} of g{record.generation} at {url}"
+        name = f"step {record.step} of {run_id} g{record.generation} at {url}"
         try:
-            report = verify(store, self.run_id, key, digest, level=2)
+            report = verify(store, run_id, key, digest, level=2)
             if not report.ok:
                 self.report("a committed step is whole", f"{name}: {report.problems[0]}")
                 return
-            checkpoint = open_checkpoint(store, self.run_id, record, concurrency=1)
-            self._kept[url] |= set(checkpoint.object_keys())
+            checkpoint = open_checkpoint(store, run_id, record, concurrency=1)
+            self._kept.learn(url, key, checkpoint.object_keys())
             step, weights = model.read_weights(checkpoint)
         except CloudshiftError as error:
             self.report("a committed step is whole", f"{name}: {error.message}")

@@ -118,8 +118,8 @@ class _Contender:
             self._contend()
             return
         act: Callable[[], None] = self.random.choices(
-            [self._commit, self._hand_over, self._call_off, self._release],
-            weights=[12, 3, 2, 0.3],
+            [self._commit, self._hand_over, self._call_off, self._release, self._tidy],
+            weights=[12, 3, 2, 0.3, 3],
         )[0]
         act()
 
@@ -133,6 +133,9 @@ class _Contender:
             if given.owner == self.name:
                 base = LogBase(url=url, seq=given.seq, digest=given.digest)
                 self._take(state.home_url, given.generation, base)
+        elif state.awaits_step:
+            if state.owner == self.name:  # we died between the two records of an arrival
+                self._take(url, state.generation, None)
         elif self.random.random() < 0.3:
             self._take(url, state.generation + 1, None)
 
@@ -144,6 +147,8 @@ class _Contender:
         commits = [record for log in self.logs.values() for record in log.sync().commits]
         self.step = max((record.step or 0 for record in commits), default=0)
         self.generation = generation
+        if log.sync().awaits_step:
+            self._commit()
 
     def _commit(self) -> None:
         self.step += 1
@@ -174,6 +179,16 @@ class _Contender:
         except Conflict:
             return
         self.scene.watch.check_acked(url, record)
+
+    def _tidy(self) -> None:
+        """As retention and a collection do, in any log and owner or not."""
+        log = self.logs[self.random.choice(URLS)]
+        steps = [record.step or 0 for record in log.sync().commits]
+        nonce = self.world.new_id("tidy")
+        if self.random.random() < 0.5:
+            log.forget(steps=steps, nonce=nonce)
+            return
+        log.sweep(collection="gc-1", nonce=nonce)
 
     def _release(self) -> None:
         self._acked(

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from cloudshift_lab.agent.node import NodeAgent
 from cloudshift_lab.agent.protocols import RanksProtocol, Saved, SaverProtocol
 from cloudshift_lab.agent.tenure import Tenure
+from cloudshift_lab.checkpoint.gc import mark
+from cloudshift_lab.checkpoint.tombs import tombstone_key
 from cloudshift_lab.conductor.effects import MoveEffects
 from cloudshift_lab.core.errors import Conflict, NotFound, Unavailable, UsageError
 from cloudshift_lab.core.run import JobSpec
@@ -14,6 +16,7 @@ from cloudshift_lab.core.wire import to_json
 from cloudshift_lab.core.world import World
 from cloudshift_lab.migration import Effect, EffectDone, Saga
 from cloudshift_lab.sim import model
+from cloudshift_lab.sim.collector import Collector
 from cloudshift_lab.sim.fleet import TTL_S, SimEngine
 from cloudshift_lab.sim.log_history import UnfencedLog
 from cloudshift_lab.sim.ranks import SimSaver
@@ -122,10 +125,57 @@ class HastyEffects(MoveEffects):
         return self._done(effect, detail="nothing can have happened")
 
 
+class HastyCollector(Collector):
+    """'gc-no-grace': deletes what it has just found to be garbage, and looks only once."""
+
+    def collect(self) -> None:
+        found = mark(self._store, world=self._world, concurrency=1)
+        if found.tomb is not None:
+            for key in found.tomb.keys:
+                self._store.delete(key)
+            self._store.delete(tombstone_key(found.tomb.id))
+
+
+class _DeafTenure(Tenure):
+    def commit(
+        self, saved: Saved, nonce: str, *, since: int | None, is_last: bool
+    ) -> LogRecord | None:
+        del since
+        return super().commit(saved, nonce, since=None, is_last=is_last)
+
+
+class DeafAgent(NodeAgent):
+    """'gc-deaf-save': commits what it saved although the store was swept meanwhile."""
+
+    def __init__(
+        self,
+        job: JobSpec,
+        *,
+        store: Store,
+        source_store: Store | None,
+        world: World,
+        ranks: RanksProtocol,
+        saver: SaverProtocol,
+        ttl_s: float = TTL_S,
+    ) -> None:
+        super().__init__(
+            job, store=store, source_store=source_store, world=world, ranks=ranks, saver=saver,
+            ttl_s=ttl_s,
+        )  # fmt: skip
+        self._tenure = _DeafTenure(store, job, world, ttl_s)
+        self._saves._tenure = self._tenure
+
+
+class _DeafEngine(SimEngine):
+    agent_type = DeafAgent
+
+
 PLANTS: dict[str, Bug] = {
     "ref-before-chunks": Bug(engine=_HastyEngine),
     "no-fencing": Bug(engine=_UnfencedEngine),
     "cleanup-after-ambiguous": Bug(effects=HastyEffects),
+    "gc-no-grace": Bug(collector=HastyCollector),
+    "gc-deaf-save": Bug(engine=_DeafEngine),
 }
 
 

@@ -13,6 +13,7 @@ from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.world import World
 from cloudshift_lab.engines.engine import Engine
 from cloudshift_lab.migration import Saga
+from cloudshift_lab.sim.collector import Collector, Tidying
 from cloudshift_lab.sim.faulty_store import FaultRates, FaultyStore, Mutation
 from cloudshift_lab.sim.fleet import SimEngine
 from cloudshift_lab.sim.judge import Judge
@@ -51,6 +52,7 @@ class Bug:
 
     engine: type[SimEngine] = SimEngine
     effects: type[MoveEffects] = MoveEffects
+    collector: type[Collector] = Collector
 
 
 @dataclass
@@ -125,6 +127,7 @@ class Scene:
             mischief=self.mischief, rates=_AGENT_RATES, script=self.script,
             executed=self._executed, lost=self.judge.lost,
         )  # fmt: skip
+        self.tidying = Tidying(self.scheduler, self.mischief, RUN_ID, collector_type=bug.collector)
         self.move: Move | None = None
         self.jobs: dict[int, JobSpec] = {}
         self._conductor_lives = 0

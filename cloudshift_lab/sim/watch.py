@@ -27,6 +27,14 @@ class Violation(msgspec.Struct, frozen=True):
     at_s: float
 
 
+def log_record(mutation: Mutation) -> tuple[str, LogRecord] | None:
+    """Whose log a mutation is in, and the record that landed; None for any other object."""
+    match = _LOG_KEY.fullmatch(mutation.key)
+    if match is None or mutation.data is None:
+        return None
+    return match["run"], from_json(mutation.data, LogRecord, what=mutation.key)
+
+
 class LogWatch:
     """The ownership of one run over all its logs, as the records alone tell it.
 
@@ -80,7 +88,9 @@ class LogWatch:
             if record.migration_id in self._moved:
                 self._report("a cancel never follows the handover", f"{record.migration_id}")
             self._cancelled.add(record.migration_id or "")
-        else:
+        elif record.kind == "forget":
+            self._judge_forget(url, record)
+        elif record.kind != "sweep":
             self._judge_owner(url, record)
 
     def _judge_acquire(self, url: str, record: LogRecord) -> None:
@@ -131,6 +141,11 @@ class LogWatch:
         if last is not None and record.step is not None and record.step < last:
             self._report("committed steps never go back", f"{_name(url, record)} after {last}")
         self.commits.append((url, record))
+
+    def _judge_forget(self, url: str, record: LogRecord) -> None:
+        newest = [commit.step for at, commit in self.commits if at == url][-1:]
+        if not record.steps or set(newest) & set(record.steps):
+            self._report("the newest step is never forgotten", f"{record.steps} at {url}")
 
     def _judge_handover(self, url: str, record: LogRecord) -> None:
         if record.migration_id in self._cancelled:

@@ -65,6 +65,7 @@ class RunLog:
 
         Raises:
             Fenced: A newer owner has the run, or it went on in another store.
+            Conflict: The run is arriving here: an owner now would begin without its newest step.
             Unavailable: No answer in time; ask again with the same nonce.
         """
 
@@ -353,6 +354,12 @@ class RunLog:
                 raise self._fenced(state, generation)
         elif generation <= state.generation or (state.home_url is not None and base is None):
             raise self._fenced(state, generation)
+        elif state.awaits_step and base is None:
+            raise Conflict(
+                f"run {self._run_id} has just moved here and the step it continues from has not "
+                "been committed yet; let the conductor finish the move, then resume",
+                run=self._run_id, generation=generation,
+            )  # fmt: skip
 
     def _fenced(self, state: LogState, generation: int) -> Fenced:
         where = f" in {state.home_url}" if state.home_url else ""

@@ -77,6 +77,16 @@ class LogState:
     def last_commit(self) -> LogRecord | None:
         return self.commits[-1] if self.commits else None
 
+    @property
+    def awaits_step(self) -> bool:
+        """Whether the log continues another one whose sealed step was not committed here yet."""
+        for record in reversed(self.records):
+            if record.kind == "commit":
+                return False
+            if record.base is not None:
+                return True
+        return False
+
     def by_nonce(self, nonce: str) -> LogRecord | None:
         """The record that an earlier, perhaps unanswered, attempt has landed."""
         return next((r for r in reversed(self.records) if r.nonce == nonce), None)

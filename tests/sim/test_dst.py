@@ -26,7 +26,7 @@ def test_sixty_histories_keep_every_promise() -> None:
     assert min(report.faults_by_kind[kind] for kind in ("before", "after", "late", "outage")) > 0
 
 
-@pytest.mark.parametrize("seed", [51, 381, 601, 1409, 2483, 2539])
+@pytest.mark.parametrize("seed", [51, 381, 601, 1283, 1409, 2483, 2539])
 def test_a_history_that_once_showed_a_bug_stays_clean(seed: int) -> None:
     assert run_move_history(seed).violations == []
 
@@ -37,16 +37,19 @@ def test_a_history_that_once_showed_a_bug_stays_clean(seed: int) -> None:
         ("ref-before-chunks", 3, "a committed step is whole"),
         ("no-fencing", 40, "commit by the owner only"),
         ("cleanup-after-ambiguous", 60, "the outcome of a move is the log's"),
+        ("gc-no-grace", 40, "what a commit names stays"),
+        ("gc-deaf-save", 120, "what a commit names stays"),
     ],
 )
 def test_a_planted_bug_is_found(bug: str, num_seeds: int, invariant: str) -> None:
-    report = run_histories(range(num_seeds), bug=bug, quiet=True)
-    assert report.num_violations > 0
-    assert invariant in report.by_invariant
+    reports = (run_histories([seed], bug=bug, quiet=True) for seed in range(num_seeds))
+    assert any(invariant in report.by_invariant for report in reports)
 
 
 def test_every_planted_bug_has_its_test() -> None:
-    assert set(PLANTS) == {"ref-before-chunks", "no-fencing", "cleanup-after-ambiguous"}
+    assert set(PLANTS) == {
+        "ref-before-chunks", "no-fencing", "cleanup-after-ambiguous", "gc-no-grace", "gc-deaf-save",
+    }  # fmt: skip
 
 
 def test_a_seed_replays_the_same_history() -> None:

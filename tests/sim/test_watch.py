@@ -8,7 +8,8 @@ import pytest
 from cloudshift_lab.core.wire import to_json
 from cloudshift_lab.sim.faulty_store import Mutation
 from cloudshift_lab.sim.watch import LogWatch
-from cloudshift_lab.storage.log import LogBase, LogRecord, RecordKind, log_key
+from cloudshift_lab.storage.log import LogBase, LogRecord, log_key
+from cloudshift_lab.storage.logstate import RecordKind
 
 A, B = "memory://a", "memory://b"
 
@@ -31,6 +32,8 @@ def record(seq: int, kind: RecordKind, generation: int, owner: str, **rest: obje
     return msgspec.convert(fields, LogRecord)
 
 
+FORGOT = record(2, "forget", 1, "ada", steps=[4])
+SWEPT = record(3, "sweep", 7, "nobody", collection="gc-1")
 FIRST = record(0, "acquire", 1, "ada")
 STEP = record(1, "commit", 1, "ada", step=5)
 GIVEN = record(2, "handover", 2, "bob", to_url=B, migration_id="m1")
@@ -50,6 +53,10 @@ def test_an_honest_move_passes() -> None:
     assert after((A, FIRST), (A, STEP), (A, GIVEN), (B, TAKEN), (B, step)) == []
 
 
+def test_anybody_may_forget_an_older_step_and_announce_a_sweep() -> None:
+    assert after((A, FIRST), (A, STEP), (A, FORGOT), (A, SWEPT)) == []
+
+
 @pytest.mark.parametrize(
     ("url", "forged", "invariant"),
     [
@@ -61,6 +68,8 @@ def test_an_honest_move_passes() -> None:
         (B, record(0, "acquire", 2, "eve"), "one home at a time"),
         (A, record(3, "commit", 1, "ada", step=6), "log has no holes"),
         (A, record(2, "commit", 1, "ada", step=6, nonce="commit-1-1"), "one record per request"),
+        (A, record(2, "forget", 1, "ada", steps=[5]), "the newest step is never forgotten"),
+        (A, record(2, "forget", 1, "ada"), "the newest step is never forgotten"),
         (A, record(2, "release", 1, "eve"), "release by the owner only"),
         (A, record(2, "handover", 9, "bob", to_url=B, migration_id="m"),
          "handover by the owner only"),
