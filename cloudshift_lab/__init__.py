@@ -8,8 +8,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 _API = frozenset(
-    {"Migration", "Run", "ScriptFailed", "approve", "cost", "migrate", "migration", "reject",
-     "resume", "run", "runs", "status", "stop", "targets", "train"}
+    {"Migration", "Run", "ScriptFailed", "approve", "branch", "cost", "diff", "du", "gc", "jobs",
+     "log", "migrate", "migration", "reject", "restore", "resume", "run", "runs", "status", "stop",
+     "targets", "train", "verify"}
 )  # fmt: skip
 
 

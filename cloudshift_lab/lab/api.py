@@ -7,7 +7,9 @@ from collections.abc import Mapping
 
 from cloudshift_lab.core.money import to_micro_usd
 from cloudshift_lab.core.run import ApprovePolicy, RunSpec
+from cloudshift_lab.core.steps import RestoreFormat
 from cloudshift_lab.core.views import Target
+from cloudshift_lab.lab import stored
 from cloudshift_lab.lab.desk import Desk
 from cloudshift_lab.lab.objects import Migration, Report, Run, ScriptFailed
 from cloudshift_lab.lab.render import card
@@ -23,10 +25,17 @@ __all__ = [
     "Run",
     "ScriptFailed",
     "approve",
+    "branch",
     "cost",
+    "diff",
+    "du",
+    "gc",
+    "jobs",
+    "log",
     "migrate",
     "migration",
     "reject",
+    "restore",
     "resume",
     "run",
     "runs",
@@ -34,6 +43,7 @@ __all__ = [
     "stop",
     "targets",
     "train",
+    "verify",
 ]
 
 
@@ -158,6 +168,71 @@ def resume(name: str | None = None) -> Run:
 def cost(name: str | None = None) -> Report:
     """What a run has cost so far, line by line."""
     return run(name).cost()
+
+
+def log(name: str | None = None, *, last: int = 20) -> Report:
+    """The newest ``last`` stored steps of a run (0: all), also those in clouds it has left.
+
+    ``report.data`` is a ``core.steps.History``; likewise below.
+    """
+    return stored.log(_desk(), name, last=last)
+
+
+def diff(before: str, after: str, *, top: int = 15) -> Report:
+    """What changed between two stored steps: ``cs.diff("gpt@100", "gpt@200")``.
+
+    Waits; Ctrl-C leaves the work to the conductor (see :func:`jobs`).
+
+    Raises:
+        NotFound: No such run or step.
+    """
+    return stored.diff(_desk(), [before, after], _silent, top=top)
+
+
+def branch(
+    step: str, *, name: str | None = None, seed: int | None = None, on: str | None = None
+) -> Run:
+    """A new run from a stored step (``"gpt@400"``); it shares all stored chunks.
+
+    Raises:
+        NotFound: No such run or step.
+        UsageError: The name is taken, or ``on`` keeps its state in another store.
+    """
+    return stored.branch(_desk(), step, name=name, seed=seed, on=on)
+
+
+def restore(step: str, to: str, *, format: RestoreFormat | None = None) -> Report:  # noqa: A002
+    """Write a stored step to a file or folder; the format is by the file's ending, if not given.
+
+    Raises:
+        UsageError: Something is there already.
+        NotFound: No such run or step.
+    """
+    return stored.restore(_desk(), step, _silent, to=to, format_=format)
+
+
+def verify(step: str | None = None, *, quick: bool = False) -> Report:
+    """Prove that a stored step, or every step of a run, is whole; ``quick`` decodes nothing."""
+    return stored.verify(_desk(), step, _silent, is_quick=quick)
+
+
+def du(name: str | None = None) -> Report:
+    """What one run takes up, step by step, or everything in every store."""
+    return stored.du(_desk(), name, _silent)
+
+
+def gc(name: str | None = None, *, dry_run: bool = False, now: bool = False) -> Report:
+    """Collect what no stored step needs: marked first, deleted an hour later, or at once."""
+    return stored.gc(_desk(), name, _silent, is_dry_run=dry_run, is_now=now)
+
+
+def jobs(job: str | None = None, *, cancel: bool = False) -> Report:
+    """The conductor's long jobs; or the result of one; or cancel it."""
+    return stored.jobs(_desk(), job, _silent, is_cancel=cancel)
+
+
+def _silent(_line: str | None) -> None:
+    """A program's wait is not shown."""
 
 
 def targets() -> tuple[Target, ...]:

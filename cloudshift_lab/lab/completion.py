@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from cloudshift_lab.lab.grammar import VERBS, Argument, Verb, find_verb, verb_names
 
@@ -12,11 +13,22 @@ _MAGIC = re.compile(r"^\s*(?:[\w.,\s]+=\s*)?(%{1,2})cloudshift(\s.*)?$", re.DOTA
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Names that existed when somebody last looked."""
+    """Names that existed when somebody last looked.
+
+    ``steps`` are those known of each run, by its name and by its id, newest first.
+    """
 
     runs: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     migrations: tuple[str, ...] = ()
+    steps: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    jobs: tuple[str, ...] = ()
+
+    def refs(self) -> tuple[str, ...]:
+        """Every step as it is typed, the newest of each run also by that word."""
+        return tuple(
+            f"{run}@{step}" for run in self.runs for step in ("latest", *self.steps.get(run, ()))
+        )
 
 
 @dataclass(frozen=True)
@@ -79,8 +91,14 @@ def _values(item: Argument, catalogue: Catalogue) -> tuple[str, ...]:
         return item.choices
     if item.name == "topic":
         return tuple(verb.name for verb in VERBS)
-    if item.kind == "run":
-        return catalogue.runs
-    if item.kind == "target":
-        return catalogue.targets
-    return catalogue.migrations if item.kind == "migration" else ()
+    known: dict[str, tuple[str, ...]] = {
+        "run": catalogue.runs,
+        "target": catalogue.targets,
+        "migration": catalogue.migrations,
+        "job": catalogue.jobs,
+    }
+    if item.kind == "step":
+        return catalogue.refs()
+    if item.kind == "step or run":
+        return (*catalogue.runs, *catalogue.refs())
+    return known.get(item.kind, ())

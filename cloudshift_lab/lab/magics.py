@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.completer import (
@@ -15,6 +16,7 @@ from IPython.core.completer import (
 from IPython.core.magic import Magics, line_cell_magic, magics_class
 
 from cloudshift_lab import __version__
+from cloudshift_lab.conductor.client import Client
 from cloudshift_lab.core.errors import CloudshiftError
 from cloudshift_lab.core.home import load_clouds
 from cloudshift_lab.core.run import FINAL_STATES, RunView
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 PROMPT = "%cloudshift"
+_RUNS_WITH_STEPS = 5
+_STEPS_OFFERED = 12
 
 
 @magics_class
@@ -76,13 +80,29 @@ class Memory:
         with contextlib.ExitStack() as held:
             held.callback(self._busy.release)
             held.enter_context(contextlib.suppress(CloudshiftError, OSError))
-            old = self.catalogue
             targets = load_clouds(self._desk.root).targets()
-            self.catalogue = Catalogue(old.runs, targets, old.migrations)
+            self.catalogue = replace(self.catalogue, targets=targets)
             client = self._desk.peek()
-            runs = tuple(word for run in client.runs() for word in (run.name, run.run_id))
-            moves = tuple(move.migration_id for move in client.migrations())
-            self.catalogue = Catalogue(tuple(dict.fromkeys(runs)), targets, moves)
+            runs = client.runs()
+            names = (word for run in runs for word in (run.name, run.run_id))
+            self.catalogue = replace(
+                self.catalogue,
+                runs=tuple(dict.fromkeys(names)),
+                migrations=tuple(move.migration_id for move in client.migrations()),
+                jobs=tuple(job.job_id for job in client.jobs()),
+            )
+            for run in runs[:_RUNS_WITH_STEPS]:
+                self._look_at_steps(client, run)
+
+    def _look_at_steps(self, client: Client, run: RunView) -> None:
+        """Note a run's steps, unless nothing was saved since the last look."""
+        known = self.catalogue.steps.get(run.run_id, ())
+        if run.checkpoint_step is None or run.checkpoint_step in known[:1]:
+            return
+        lines = client.history(run.run_id, last=_STEPS_OFFERED).lines
+        found = tuple(line.step for line in reversed(lines))
+        steps = {**self.catalogue.steps, run.run_id: found, run.name: found}
+        self.catalogue = replace(self.catalogue, steps=steps)
 
 
 def load(shell: InteractiveShell) -> None:

@@ -4,8 +4,9 @@ from cloudshift_lab.lab.completion import Catalogue, Offer, complete
 from cloudshift_lab.lab.grammar import verb_names
 
 NAMES = Catalogue(
-    runs=("gpt", "run-1"), targets=("local:here", "gcp-sim:us-central1"), migrations=("mig-1",)
-)
+    runs=("gpt", "run-1"), targets=("local:here", "gcp-sim:us-central1"), migrations=("mig-1",),
+    steps={"gpt": (400, 380)}, jobs=("job-1",),
+)  # fmt: skip
 
 
 def words(before: str) -> tuple[str, ...]:
@@ -68,3 +69,22 @@ def test_choices_are_offered() -> None:
 
 def test_an_unknown_verb_offers_nothing() -> None:
     assert words("%cloudshift frobnicate ") == ()
+
+
+def test_steps_come_where_a_step_is_meant() -> None:
+    assert words("%cloudshift branch gpt@") == ("gpt@latest", "gpt@400", "gpt@380")
+    assert complete("%cloudshift diff gpt@380 gpt@4", NAMES) == Offer("gpt@4", ("gpt@400",))
+    assert words("%cloudshift restore run-1@") == ("run-1@latest",)
+
+
+def test_a_run_or_a_step_comes_where_both_are_meant() -> None:
+    assert words("%cloudshift verify g") == ("gpt", "gpt@latest", "gpt@400", "gpt@380")
+
+
+def test_jobs_and_formats_come_where_they_are_meant() -> None:
+    assert words("%cloudshift jobs ")[0] == "job-1"
+    assert "safetensors" in words("%cloudshift restore gpt@400 --format ")
+
+
+def test_nothing_is_offered_for_a_path() -> None:
+    assert words("%cloudshift restore gpt@400 --to ") == ()
