@@ -124,6 +124,19 @@ def test_a_save_is_of_its_step_although_the_next_one_runs_while_it_is_copied(
     assert weights(around, 3) == {3.0}
 
 
+def test_a_loop_left_right_after_a_save_keeps_it_whatever_is_done_to_the_weights(
+    around: AroundUs,
+) -> None:
+    job = Job()
+    for step in job.session.steps(100):
+        job.train()
+        job.session.step()
+        if step == 3:
+            break
+    job.model.weight.data.fill_(99.0)
+    assert weights(around, 3) == {3.0}
+
+
 def test_a_torn_save_is_not_announced_and_made_again_at_once(
     around: AroundUs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
