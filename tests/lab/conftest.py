@@ -20,6 +20,7 @@ from cloudshift_lab.core.errors import NotFound, StaleDecision, UsageError
 from cloudshift_lab.core.placement import Placement
 from cloudshift_lab.core.plan import Bill, BillItem, Decision, MigrationView, PhaseTime, Plan
 from cloudshift_lab.core.run import RunSpec, RunView
+from cloudshift_lab.core.steps import History, JobView, StepLine
 from cloudshift_lab.core.views import Check, CostLine, CostView, Health, Series, Target
 
 NOW = 1_764_000_000.0
@@ -126,6 +127,16 @@ class ScriptedService:
         decided = msgspec.structs.replace(move, phase=phase, decision=decision)
         self.moves[self.moves.index(move)] = decided
         return decided
+
+    def jobs(self) -> tuple[JobView, ...]:
+        return ()
+
+    def history(self, run: str, *, last: int | None) -> History:
+        step = self.run(run).checkpoint_step
+        lines = () if step is None else (
+            StepLine(step=step, at=NOW, generation=1, urls=(), manifest_key="", manifest_digest=""),
+        )  # fmt: skip
+        return History(run_id=run, lines=lines)
 
     def targets(self) -> tuple[Target, ...]:
         return (Target(GCP.target, "GCP (simulated)", 330_000, simulated=True),)

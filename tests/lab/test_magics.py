@@ -155,6 +155,9 @@ def test_tab_offers_names_it_has_looked_up_before(service, shell, make_run) -> N
     memory.look()
     assert memory.catalogue.runs == ("first", "run-1")
     assert memory.catalogue.targets == ("local:here",)
+    assert memory.catalogue.refs() == (
+        "first@latest", "first@100", "run-1@latest", "run-1@100",
+    )  # fmt: skip
 
 
 def test_tab_works_through_the_shells_own_completer(shell) -> None:
