@@ -16,7 +16,10 @@ _WORD = re.compile(r"\w+|\s+|[^\w\s]")
 
 
 class Shape(NamedTuple):
-    """Layers, width, heads, words of the vocabulary, tokens of context, sequences per step."""
+    """Layers, width, heads, words of the vocabulary, tokens of context, sequences per step.
+
+    ``classes``: what is predicted is the next word's number modulo that; 0: the number itself.
+    """
 
     layers: int
     dim: int
@@ -24,6 +27,7 @@ class Shape(NamedTuple):
     vocab: int
     block: int
     batch: int
+    classes: int = 0
 
 
 class Block(nn.Module):
@@ -54,14 +58,16 @@ class GPT(nn.Module):
         self.tokens = nn.Embedding(shape.vocab, shape.dim)
         self.places = nn.Embedding(shape.block, shape.dim)
         self.blocks = nn.Sequential(*(Block(shape) for _ in range(shape.layers)))
-        self.norm, self.head = nn.LayerNorm(shape.dim), nn.Linear(shape.dim, shape.vocab)
-        for table in (self.tokens, self.places):
-            nn.init.normal_(table.weight, std=0.02)
+        self.classes = shape.classes or shape.vocab
+        self.norm, self.head = nn.LayerNorm(shape.dim), nn.Linear(shape.dim, self.classes)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
 
     def forward(self, x_BT: torch.Tensor, y_BT: torch.Tensor) -> torch.Tensor:  # noqa: N803
         x_BTD = self.tokens(x_BT) + self.places.weight[: x_BT.shape[1]]  # noqa: N806
         logits_BTV = self.head(self.norm(self.blocks(x_BTD)))  # noqa: N806
-        return F.cross_entropy(logits_BTV.flatten(0, 1).float(), y_BT.flatten())
+        return F.cross_entropy(logits_BTV.flatten(0, 1).float(), y_BT.flatten() % self.classes)
 
 
 def build(shape: Shape, seed: int = 0) -> GPT:

@@ -30,8 +30,9 @@ class Goal(msgspec.Struct, frozen=True):
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One measured figure.
 
-    ``samples`` are what ``value`` was computed from, in ``unit``. ``passed`` is None for a figure
-    without a goal: a rival's, or one that explains another; and for a time of a tiny run.
+    ``samples`` are what ``value`` was computed from, in ``unit``; of a saving in percent, the raw
+    and the stored bytes. ``passed`` is None for a figure
+    without a goal: a rival's, or one that explains another; and where a tiny run says nothing.
     """
 
     name: str
@@ -41,25 +42,25 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     goal: Goal | None = None
     passed: bool | None = None
     note: str = ""
-    timed: bool = False
+    full_only: bool = False
 
 
 def row(
     name: str, value: float, unit: str, *, samples: Sequence[float] = (), goal: Goal | None = None,
-    note: str = "", timed: bool = False,
+    note: str = "", full_only: bool = False,
 ) -> Row:  # fmt: skip
-    """A row that has been held against its goal; ``timed`` says that the machine decides it."""
+    """A row that has been held against its goal; ``full_only``: a tiny run says nothing of it."""
     passed = None if goal is None else goal.holds(value)
     return Row(
         name=name, value=value, unit=unit, samples=tuple(samples), goal=goal, passed=passed,
-        note=note, timed=timed,
+        note=note, full_only=full_only,
     )  # fmt: skip
 
 
 def untimed(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """The same rows, with no verdict on those that the machine decides."""
+    """The same rows, with no verdict on what a tiny run says nothing of."""
     return tuple(
-        msgspec.structs.replace(each, passed=None) if each.timed else each for each in rows
+        msgspec.structs.replace(each, passed=None) if each.full_only else each for each in rows
     )
 
 

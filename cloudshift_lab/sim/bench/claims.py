@@ -1,0 +1,202 @@
+"""The README's claims about speed, bytes and integrity, written from recorded results alone.
+
+python -m cloudshift_lab.sim.bench.claims [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from cloudshift_lab.core.errors import Corrupt, NotFound, UsageError
+from cloudshift_lab.core.money import format_bytes
+from cloudshift_lab.core.wire import from_json
+from cloudshift_lab.sim.bench.rows import Goal, Result, Row
+from cloudshift_lab.sim.bench.table import number
+
+RESULTS = Path("tests/bench/results")
+README = Path("README.md")
+BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
+_GOALS = {"at most": "≤", "at least": "≥", "exactly": "exactly"}
+
+
+class Claim(NamedTuple):
+    """A sentence and the rows that it rests on, the first of which has the goal.
+
+    ``others`` are shown beside it, each with a word of what it is.
+    """
+
+    bench: str
+    text: str
+    row: str
+    others: tuple[tuple[str, str], ...] = ()
+
+
+CLAIMS = (
+    Claim("checkpoint", "Training hardly waits for a save", "ours: stall p50", (
+        ("dcp.async_save", "dcp.async_save: stall p50"),
+        ("torch.save + fsync", "torch.save + fsync: stall p50"),
+    )),
+    Claim("checkpoint", "... nor does the slowest", "ours: stall p99"),
+    Claim("checkpoint", "A save costs a fraction of the training time that `dcp.async_save` costs",
+          "ours: lost training time / dcp.async_save's", (
+        ("ours", "ours: lost training time per save"),
+        ("dcp.async_save", "dcp.async_save: lost training time per save"),
+        ("scatter without any save", "no save: scatter of as many steps"),
+    )),
+    Claim("checkpoint", "... and of what `torch.save` costs",
+          "ours: lost training time / torch.save + fsync's", (
+        ("torch.save", "torch.save + fsync: lost training time per save"),
+    )),
+    Claim("checkpoint", "The saver hashes and codes a state, per processor second",
+          "ours: raw state per processor second of the saver"),
+    Claim("checkpoint", "Saving takes one copy of the state in memory, and little besides",
+          "ours: extra host memory"),
+    Claim("checkpoint", "After a restore every loss is the same, bit by bit",
+          "ours: losses that differ after a restore"),
+    Claim("restore", "Restoring from a store 30 ms away (simulated) is faster than DCP's "
+          "FsspecReader, 5 MiB read ahead", "ours is faster than DCP with 5 MiB ahead", (
+        ("ours", "ours: restore"),
+        ("DCP", "DCP FsspecReader, 5 MiB ahead: restore"),
+    )),
+    Claim("restore", "... and with 50 MiB read ahead, as s3fs does now",
+          "ours is faster than DCP with 50 MiB ahead"),
+    Claim("restore", "It reads hardly more than is stored", "ours: bytes read / stored", (
+        ("DCP", "DCP FsspecReader, 5 MiB ahead: bytes read / stored"),
+    )),
+    Claim("corruption", "No damage goes unnoticed", "ours: silent corruptions", (
+        ("DCP, of 200", "DCP: silent corruptions"),
+    )),
+    Claim("codec", "fp32 AdamW takes fewer bytes than it has, and is at the entropy floor",
+          "fp32 AdamW: above the entropy floor", (("saved", "fp32 AdamW: saved"),)),
+    Claim("codec", "... bf16 with an fp32 master", "bf16 + fp32 master: above the entropy floor",
+          (("saved", "bf16 + fp32 master: saved"),)),
+    Claim("codec", "... pure bf16", "pure bf16: above the entropy floor",
+          (("saved", "pure bf16: saved"),)),
+    Claim("codec", "... a fine-tune with a large, sparse embedding",
+          "fine-tune, sparse embedding: above the entropy floor",
+          (("saved", "fine-tune, sparse embedding: saved"),)),
+    Claim("codec", "A cut-over one step after a save moves far fewer bytes",
+          "fp32 AdamW, one step later: saved"),
+    Claim("codec", "A later save of a LoRA run stores far fewer bytes", "LoRA, later save: saved"),
+)  # fmt: skip
+
+
+def main(argv: list[str]) -> int:
+    """Rewrite the table between the README's markers. ``--check`` only says whether it would."""
+    parser = argparse.ArgumentParser(prog="claims", description=main.__doc__)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--readme", type=Path, default=README)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args(argv)
+    before = options.readme.read_text(encoding="utf-8")
+    after = rewritten(before, claims_table(read_results(options.results)))
+    if options.check:
+        return 0 if before == after else 1
+    options.readme.write_text(after, encoding="utf-8")
+    return 0
+
+
+def read_results(folder: Path) -> dict[str, Result]:
+    """The recorded result of every benchmark that a claim rests on.
+
+    Raises:
+        NotFound: One is missing; says how to make it.
+        UsageError: One is of a tiny run.
+        Corrupt: One is no such file.
+    """
+    found = {}
+    for bench in dict.fromkeys(claim.bench for claim in CLAIMS):
+        path = folder / f"{bench}.json"
+        if not path.exists():
+            raise NotFound(
+                f"{path} is missing; run: python -m cloudshift_lab bench {bench} --json {path}"
+            )
+        found[bench] = from_json(path.read_bytes(), Result, what=str(path))
+        if found[bench].size != "full":
+            raise UsageError(f"{path} is of a {found[bench].size} run; record a full one")
+    return found
+
+
+def claims_table(results: Mapping[str, Result]) -> str:
+    """The table, and below it where and when it was measured.
+
+    Raises:
+        Corrupt: A result lacks a row that a claim rests on.
+    """
+    lines = ["| claim | measured | goal | |", "|---|---|---|---|"]
+    lines += [_line(claim, results[claim.bench]) for claim in CLAIMS]
+    return "\n".join([*lines, "", *_origins(results), ""])
+
+
+def rewritten(readme: str, table: str) -> str:
+    """A README with the table between its markers.
+
+    Raises:
+        UsageError: It has no markers, or has them twice.
+    """
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
+        raise UsageError(f"the README needs one line '{BEGIN}' and one line '{END}' after it")
+    head, _, rest = readme.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    return f"{head}{BEGIN}\n{table}{END}{tail}"
+
+
+def _line(claim: Claim, result: Result) -> str:
+    rows = {row.name: row for row in result.rows}
+    first = _row(rows, claim.row, result)
+    beside = [f"{what} {_figure(_row(rows, name, result))}" for what, name in claim.others]
+    figure = f"{_figure(first)} ({', '.join(beside)})" if beside else _figure(first)
+    missed = "**goal missed**" if first.passed is False else ""
+    return f"| {claim.text} | {figure} | {_goal(first)} | {missed} |"
+
+
+def _row(rows: Mapping[str, Row], name: str, result: Result) -> Row:
+    if name not in rows:
+        raise Corrupt(
+            f"the result of {result.bench} at {result.commit} has no row '{name}'; measure it again"
+        )
+    return rows[name]
+
+
+def _figure(row: Row) -> str:
+    if row.unit == "bytes":
+        return format_bytes(int(row.value))
+    unit = "times" if row.unit == "x" else row.unit
+    return f"{number(row.value)} {unit}"
+
+
+def _goal(row: Row) -> str:
+    goal: Goal | None = row.goal
+    if goal is None:
+        return ""
+    limit = msgspec.structs.replace(row, value=goal.limit)
+    return f"{_GOALS[goal.order]} {_figure(limit)}"
+
+
+def _origins(results: Mapping[str, Result]) -> list[str]:
+    groups: dict[str, list[str]] = {}
+    for name, result in results.items():
+        here = result.machine
+        versions = ", ".join(
+            f"{k} {result.versions[k]}" for k in ("torch",) if k in result.versions
+        )
+        where = (
+            f"at commit `{result.commit}` on {here.num_cpus} CPU cores ({here.cpu}), "
+            f"{versions}, {result.date.split(' ')[0]}"
+        )
+        groups.setdefault(where, []).append(f"`bench {name}`")
+    return [
+        f"Measured {where}: {', '.join(names)} (`python -m cloudshift_lab bench NAME`; every "
+        f"sample is in `{RESULTS}`)."
+        for where, names in groups.items()
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
