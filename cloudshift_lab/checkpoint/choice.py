@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -228,12 +229,12 @@ def _best_step(trio: _Trio, number: int, raws: Sequence[Bytes1d], step_number: i
     old_w, old_m, old_v = (raw.view("<f4") for raw in raws)
     steps = list(trio.param.steps(step_number))
     sizes = {
-        (rate, order): len(encode_w(w, m, v, old_w, step, order=order).blob)
+        (rate, order): _size(encode_w(w, m, v, old_w, step, order=order))
         for rate, step in enumerate(steps)
         for order in ORDERS
     }
     rate, order = min(sizes, key=lambda key: sizes[key])
-    v_size = len(encode_v(v, m, old_m, old_v, steps[0]).blob)
+    v_size = _size(encode_v(v, m, old_m, old_v, steps[0]))
     return _Best(
         rate, order,
         is_good_for_v=_gains(trio.v, number, v_size),
@@ -241,7 +242,11 @@ def _best_step(trio: _Trio, number: int, raws: Sequence[Bytes1d], step_number: i
     )  # fmt: skip
 
 
-def _gains(box: ShareBox, number: int, size: int) -> bool:
+def _size(encoded: Encoded | None) -> float:
+    return math.inf if encoded is None else len(encoded.blob)
+
+
+def _gains(box: ShareBox, number: int, size: float) -> bool:
     raw = box.chunk(number)
     return len(encode(raw, box.kind).blob) - size >= MIN_GAIN * len(raw)
 
@@ -263,7 +268,7 @@ def _replay_recipes(
 
 
 def _code_v(step: Step) -> Code:
-    def code(raw: Bytes1d, m: Bytes1d, old_m: Bytes1d, old_v: Bytes1d) -> Encoded:
+    def code(raw: Bytes1d, m: Bytes1d, old_m: Bytes1d, old_v: Bytes1d) -> Encoded | None:
         v, *others = (x.view("<f4") for x in (raw, m, old_m, old_v))
         return encode_v(v, others[0], others[1], others[2], step)
 
@@ -271,7 +276,7 @@ def _code_v(step: Step) -> Code:
 
 
 def _code_w(step: Step, order: int) -> Code:
-    def code(raw: Bytes1d, m: Bytes1d, v: Bytes1d, old_w: Bytes1d) -> Encoded:
+    def code(raw: Bytes1d, m: Bytes1d, v: Bytes1d, old_w: Bytes1d) -> Encoded | None:
         w, *others = (x.view("<f4") for x in (raw, m, v, old_w))
         return encode_w(w, others[0], others[1], others[2], step, order=order)
 

@@ -113,8 +113,8 @@ def _is_adamw(values: object) -> bool:
     )
 
 
-def encode_v(v: Floats, m: Floats, old_m: Floats, old_v: Floats, step: Step) -> Encoded:
-    """Second moments as what differs from the replayed ones.
+def encode_v(v: Floats, m: Floats, old_m: Floats, old_v: Floats, step: Step) -> Encoded | None:
+    """Second moments as what differs from the replayed ones; None if these have a NaN.
 
     Args:
         v: After the step.
@@ -129,7 +129,7 @@ def encode_v(v: Floats, m: Floats, old_m: Floats, old_v: Floats, step: Step) -> 
 
 def encode_w(
     w: Floats, m: Floats, v: Floats, old_w: Floats, step: Step, *, order: int
-) -> Encoded:  # fmt: skip
+) -> Encoded | None:  # fmt: skip
     """Weights as what differs from the replayed ones; see ``encode_v``."""
     scalars = w_scalars(step)
     return _encoded(ADAMW_W, w, replayed_w(m, v, old_w, scalars, order), (order, *scalars))
@@ -144,7 +144,9 @@ def w_scalars(step: Step) -> Scalars:
 
 def _encoded(
     codec: int, values: Floats, replayed: Floats, head: tuple[int, float, float, float, float]
-) -> Encoded:  # fmt: skip
+) -> Encoded | None:  # fmt: skip
+    if np.isnan(replayed).any():
+        return None  # which payload a NaN gets is up to the hardware
     residual = replayed.view("<u4")
     residual ^= values.view("<u4")
     return Encoded(codec, 4, _SCALARS.pack(*head) + encode_sparse(residual))

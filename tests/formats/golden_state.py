@@ -42,3 +42,66 @@ def golden_leaves(step: int, rank: int) -> dict[object, object]:
         "groups": {0: ["weight"], 1: ["$odd", {"$t": "a key that looks like a tag"}]},
         "cursor": {"samples": 10**6 * step, "negative_zero": -0.0},
     }
+
+
+BETAS, LEARNING_RATE, EPSILON, DECAY = (0.9, 0.95), 6e-4, 1e-8, 0.1
+
+
+def golden_state_v2(step: int) -> dict[str, tuple[str, np.ndarray]]:
+    """Steps 11 and 12 of a small job: an AdamW step lies between them, give or take some bits."""
+    w, m, v = (trained_part(part, step) for part in range(3))
+    master = np.full((700, 375), 0.5, dtype=np.float32)
+    master[:, :9] = normalish(700 * 9, 5).reshape(700, 9)
+    tuned = (mixed(120 * 160, 8) % np.uint64(9)).astype("<u2") + np.uint16(0x3F80)
+    lot = mixed(120 * 160, 9) % np.uint64(100)
+    tuned += ((lot < 30) + np.uint16(0x500) * (lot < 3)).astype("<u2") * np.uint16(step - 11)
+    counts = np.arange(5000, dtype="<i8") + (np.arange(5000) % 50 == 0) * (step - 11)
+    return {
+        "model/weight": ("float32", w.reshape(80, 150)),
+        "optimizer/weight/exp_avg": ("float32", m.reshape(80, 150)),
+        "optimizer/weight/exp_avg_sq": ("float32", v.reshape(80, 150)),
+        "optimizer/weight/step": ("float32", np.array(step, dtype="<f4")),
+        "weight.half": ("float16", w.reshape(80, 150).astype("<f2")),
+        "master": ("float32", master),
+        "master.half": ("bfloat16", to_nearest_bfloat16(master)),
+        "tuned": ("bfloat16", tuned.reshape(120, 160)),
+        "counts": ("int64", counts),
+        "bytes": ("uint8", (mixed(3000, step) >> np.uint64(40)).astype(np.uint8)),
+    }
+
+
+def to_nearest_bfloat16(array: np.ndarray) -> np.ndarray:
+    bits = array.view("<u4").astype("<u8")
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+
+
+def trained_part(part: int, step: int) -> np.ndarray:
+    """Weights, first or second moments: dyadic numbers, so that every machine makes the same."""
+    w, m, v = (normalish(12_000, 40 + p) for p in range(3))
+    v = v * v + np.float32(2**-20)
+    if step == 11:
+        return (w, m, v)[part]
+    grad = normalish(12_000, 50)
+    tenth, twentieth = np.float32(1 - BETAS[0]), np.float32(1 - BETAS[1])
+    m = m + tenth * (grad - m)
+    v = v * np.float32(BETAS[1]) + (twentieth * grad) * grad
+    if part < 2:
+        w = w * np.float32(1 - LEARNING_RATE * DECAY)
+        change = m * np.float32(-LEARNING_RATE / 0.7175704635189999)
+        w = w + change / (np.sqrt(v) / np.float32(0.6779674861948495) + np.float32(EPSILON))
+    return (w, m, v)[part]
+
+
+def normalish(count: int, salt: int) -> np.ndarray:
+    """Floats with few mantissa bits that are exactly sums of four uniform ones, about ±0.1."""
+    quarters = mixed(4 * count, salt).reshape(4, count) % np.uint64(4096)
+    total = quarters.astype(np.int64).sum(axis=0) - 8190
+    return total.astype(np.float32) / np.float32(2**16)
+
+
+def golden_leaves_v2(step: int, rank: int) -> dict[object, object]:
+    values = {
+        "lr": LEARNING_RATE, "betas": BETAS, "eps": EPSILON, "weight_decay": DECAY,
+        "amsgrad": False, "decoupled_weight_decay": True,
+    }  # fmt: skip
+    return {"step": step, "optimizer": {"groups": [{"names": ["weight"], "values": values}]}}

@@ -28,15 +28,17 @@ def read_step(root: Path, run: str, step: int | None = None) -> tuple[dict, dict
     commit = newest_commit(root, run, step)
     folder = (root / commit["manifest_key"]).parent
     manifest = json.loads(checked(root / commit["manifest_key"], commit["manifest_digest"]))
-    assert manifest["format"] == "cloudshift-manifest" and manifest["version"] == 1
+    assert manifest["format"] == "cloudshift-manifest" and manifest["version"] in (1, 2)
     tensors, filled, leaves = {}, {}, {}
     for ref in manifest["ranks"]:
         stem = f"rank-{ref['rank']}of{manifest['world_size']}"
         record = json.loads(checked(folder / f"{stem}.{ref['blake3']}.json", ref["blake3"]))
-        assert record["format"] == "cloudshift-rank" and record["version"] == 1
+        assert record["format"] == "cloudshift-rank" and record["version"] in (1, 2)
+        assert record["version"] <= manifest["version"]
         assert all(record[k] == manifest[k] for k in ("run_id", "step", "generation", "world_size"))
         digest = record["index"]["blake3"]
         index = safetensors_columns(checked(folder / f"{stem}.{digest}.index", digest))
+        assert ("refs" in index) == (record["version"] == 2)
         read_boxes(root, record, index, tensors, filled)
         leaves[ref["rank"]] = leaf(record["leaves"])
     assert all(mask.all() for mask in filled.values()), "the step has holes"
@@ -89,7 +91,8 @@ def read_boxes(root: Path, record: dict, index: dict, tensors: dict, filled: dic
             tensor[where] = np.frombuffer(raw, dtype).reshape(dims)
             mask[where] = True
             row += 1
-    assert row == len(index["raw_len"]), "boxes and chunk table do not fit"
+    bases = int(index["bases"][0]) if "bases" in index else 0
+    assert row + bases == len(index["raw_len"]), "boxes and chunk table do not fit"
 
 
 def pieces(box: dict):
@@ -111,25 +114,129 @@ def read_chunk(root: Path, record: dict, index: dict, row: int) -> bytes:
     with (root / "packs" / pack[:2] / f"{pack}.pack").open("rb") as file:
         file.seek(start)
         blob = file.read(length)
-    codec, width = int(index["codec"][row]), int(index["width"][row])
-    raw = decode(blob, codec, width, int(index["raw_len"][row]))
+    codec, width, raw_len = (int(index[name][row]) for name in ("codec", "width", "raw_len"))
+    operands = [
+        operand(root, record, index, row, j, size)
+        for j, size in enumerate(OPERANDS.get(codec, lambda n: [])(raw_len))
+    ]
+    raw = decode(blob, codec, width, raw_len, operands)
     assert blake3(raw).digest() == index["id"][row].tobytes(), "a chunk differs from its id"
     return raw
 
 
-def decode(blob: bytes, codec: int, width: int, raw_len: int) -> bytes:
+LEVELS = {0: 0, 1: 0, 2: 0, 3: 1, 5: 1, 6: 2, 4: 3}
+OPERANDS = {
+    3: lambda n: [n],
+    4: lambda n: [2 * n],
+    5: lambda n: [n, n, n],
+    6: lambda n: [n, n, n],
+}
+
+
+def operand(root: Path, record: dict, index: dict, row: int, j: int, size: int) -> bytes:
+    first, skip = int(index["refs"][row, j]), int(index["skip"][row])
+    found = b""
+    for at in range(first, first + 64):
+        if len(found) >= skip + size:
+            break
+        assert LEVELS[int(index["codec"][at])] < LEVELS[int(index["codec"][row])], "a cycle"
+        found += read_chunk(root, record, index, at)
+    assert len(found) >= skip + size, "a base that is too short"
+    return found[skip : skip + size]
+
+
+def decode(blob: bytes, codec: int, width: int, raw_len: int, operands: list) -> bytes:
     if codec == 0:
         return blob
+    if codec == 1:
+        return planes(blob, width, raw_len)
     if codec == 2:
         return unshuffle([unzstd(blob, raw_len)], width).tobytes()
-    assert codec == 1, f"unknown codec {codec}"
-    lengths, at, planes = np.frombuffer(blob[: 4 * width], "<u4").tolist(), 4 * width, []
+    if codec == 3:
+        return xor(sparse(blob, width, raw_len), operands[0])
+    if codec == 4:
+        return rounded(blob, operands[0])
+    assert codec in (5, 6), f"unknown codec {codec}"
+    predict = second_moments if codec == 5 else weights
+    scalars = np.frombuffer(blob[4:20], "<f4")
+    arrays = [np.frombuffer(operand, "<f4") for operand in operands]
+    return xor(sparse(blob[20:], width, raw_len), predict(blob[0], scalars, *arrays).tobytes())
+
+
+def planes(blob: bytes, width: int, raw_len: int) -> bytes:
+    lengths, at, parts = np.frombuffer(blob[: 4 * width], "<u4").tolist(), 4 * width, []
     for length in lengths:
-        part, at = blob[at : at + length], at + length
-        planes.append(part if length == raw_len // width else unzstd(part, raw_len // width))
-    words = unshuffle(planes, width).view(f"<u{width}")
-    one, top = words.dtype.type(1), words.dtype.type(8 * width - 1)
-    return ((words >> one) | (words << top)).tobytes()
+        parts.append(section(blob[at : at + length], raw_len // width))
+        at += length
+    return rotated_right(unshuffle(parts, width).view(f"<u{width}")).tobytes()
+
+
+def sparse(blob: bytes, width: int, raw_len: int) -> bytes:
+    heads = np.frombuffer(blob[: 4 * width + 4], "<u4").tolist()
+    at, sections = 4 * width + 4, []
+    for head in heads:
+        sections.append(blob[at : at + head % 2**31])
+        at += head % 2**31
+    assert at == len(blob)
+    mask = bits(sections[0], raw_len // width)
+    parts = [
+        split_plane(part, mask.sum()) if head >> 31 else section(part, mask.sum())
+        for head, part in zip(heads[1:], sections[1:], strict=True)
+    ]
+    words = np.zeros(raw_len // width, f"<u{width}")
+    words[mask] = rotated_right(unshuffle(parts, width).view(f"<u{width}"))
+    return words.tobytes()
+
+
+def split_plane(stored: bytes, count: int) -> bytes:
+    length = int.from_bytes(stored[:4], "little")
+    mask = bits(stored[4 : 4 + length], count)
+    plane = np.zeros(count, np.uint8)
+    plane[mask] = np.frombuffer(section(stored[4 + length :], mask.sum()), np.uint8)
+    return plane.tobytes()
+
+
+def bits(stored: bytes, count: int) -> np.ndarray:
+    packed = np.frombuffer(section(stored, -(-count // 8)), np.uint8)
+    return np.unpackbits(packed, count=count, bitorder="little").astype(bool)
+
+
+def section(stored: bytes, size: int) -> bytes:
+    return stored if len(stored) == size else unzstd(stored, size)
+
+
+def xor(a: bytes, b: bytes) -> bytes:
+    return (np.frombuffer(a, np.uint8) ^ np.frombuffer(b, np.uint8)).tobytes()
+
+
+def rounded(blob: bytes, source: bytes) -> bytes:
+    if blob == b"\x02":
+        return np.frombuffer(source, "<f4").astype("<f2").tobytes()
+    assert blob == b"\x01", "an unknown rounding"
+    word = np.frombuffer(source, "<u4").astype("<u8")
+    return ((word + 0x7FFF + ((word >> 16) & 1)) >> 16).astype("<u2").tobytes()
+
+
+def second_moments(order: int, scalars: np.ndarray, m: np.ndarray, *old: np.ndarray) -> np.ndarray:
+    a, b, c, _ = scalars
+    assert order == 0
+    old_m, old_v = old
+    g = (m.astype("f8") - old_m.astype("f8")) / np.float64(a) + old_m
+    g = g.astype("<f4")
+    return old_v * b + (g * c) * g
+
+
+def weights(order: int, scalars: np.ndarray, m: np.ndarray, *others: np.ndarray) -> np.ndarray:
+    a, b, c, d = scalars
+    v, old_w = others
+    q = np.sqrt(v) / b + c
+    assert order in (0, 1)
+    return old_w * a + ((m * d) / q if order == 0 else (m / q) * d)
+
+
+def rotated_right(words: np.ndarray) -> np.ndarray:
+    one, top = words.dtype.type(1), words.dtype.type(8 * words.itemsize - 1)
+    return (words >> one) | (words << top)
 
 
 def unshuffle(planes: list[bytes], width: int) -> np.ndarray:
