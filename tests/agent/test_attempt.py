@@ -324,3 +324,44 @@ def test_a_rank_that_raises_is_named_though_another_hangs_and_heeds_no_signal(
     assert "raise ValueError" in lines[2]
     wait_ended(machine.engine, handle)
     assert machine.engine.observe(handle).returncode == 1
+
+
+def test_saves_by_the_clock_are_of_steps_that_all_ranks_agree_upon(machine: Machine) -> None:
+    job = machine.job(
+        REAL_WORLD.new_id("clock"), save_policy="1s", env={"STEPS": "100000", "SLOW_FROM": "1"}
+    )
+    machine.submit(job)
+    first = machine.until(job, lambda status: (status.committed_step or 0) > 0)
+    later = machine.until(job, lambda s: (s.committed_step or 0) > (first.committed_step or 0))
+    assert later.saves.policy == "every 1.0 s"
+    assert later.saves.save_s is not None and later.saves.raw_bytes > 0
+    opened = open_run(machine.stores["here"], job.run_id)
+    assert (opened.coverage, opened.world_size) == ("complete", 2)
+    assert machine.order(job, "stop").step is not None
+
+
+def test_training_goes_on_beside_a_saver_that_stands_still_and_the_next_one_saves(
+    machine: Machine,
+) -> None:
+    job = machine.job(REAL_WORLD.new_id("still"), env={"STEPS": "100000", "SLOW_FROM": "1"})
+    machine.submit(job)
+    before = machine.until(job, lambda status: (status.committed_step or 0) >= 10)
+    saver = pid_of(job.run_id, "checkpoint.saving")
+    os.kill(saver, signal.SIGSTOP)
+    reached = machine.until(job, lambda s: (s.step or 0) >= (before.step or 0) + 40)
+    assert reached.state == "running"
+    os.kill(saver, signal.SIGKILL)
+    after = machine.until(job, lambda s: (s.committed_step or 0) > (reached.committed_step or 0))
+    assert any("the saver was killed" in warning for warning in after.warnings)
+    assert pid_of(job.run_id, "checkpoint.saving") != saver
+    assert machine.order(job, "stop").step is not None
+
+
+def pid_of(run_id: str, module: str) -> int:
+    """The one process of a run that runs a module."""
+    found = [
+        pid for pid in processes_of(run_id)
+        if module.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]  # fmt: skip
+    assert len(found) == 1
+    return found[0]
