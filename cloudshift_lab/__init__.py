@@ -9,8 +9,8 @@ __version__ = "0.1.0"
 
 _API = frozenset(
     {"Migration", "Run", "ScriptFailed", "approve", "branch", "cost", "diff", "du", "gc", "jobs",
-     "log", "migrate", "migration", "reject", "restore", "resume", "run", "runs", "status", "stop",
-     "targets", "train", "verify"}
+     "log", "migrate", "migration", "reject", "repair", "restore", "resume", "run", "runs",
+     "status", "stop", "targets", "train", "verify"}
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from cloudshift_lab.checkpoint.gc import GRACE_S, collect
 from cloudshift_lab.checkpoint.history import du, history
 from cloudshift_lab.checkpoint.pins import list_pins
 from cloudshift_lab.checkpoint.reader import Checkpoint, open_checkpoint
+from cloudshift_lab.checkpoint.repair import StepVerdict, repair
 from cloudshift_lab.checkpoint.verify import verify
 from cloudshift_lab.conductor.jobs import Jobs, Task
 from cloudshift_lab.conductor.records import AttemptStarted
@@ -30,9 +31,12 @@ from cloudshift_lab.core.steps import (
     History,
     JobAsk,
     JobView,
+    RepairAsk,
+    RepairReport,
     RestoreAsk,
     Restored,
     StepCheck,
+    StepRepair,
     UsageAsk,
     UsageReport,
     VerifyAsk,
@@ -164,6 +168,8 @@ class Archive:
             return self._verify(ask)
         if isinstance(ask, RestoreAsk):
             return self._restore(ask)
+        if isinstance(ask, RepairAsk):
+            return self._repair(ask)
         return self._usage(ask) if isinstance(ask, UsageAsk) else self._collect(ask)
 
     def _diff(self, ask: DiffAsk) -> JobView:
@@ -251,6 +257,36 @@ class Archive:
 
         return self._jobs.start("gc", title, work)
 
+    def _repair(self, ask: RepairAsk) -> JobView:
+        tender = self._registry.find(ask.run)
+        name = tender.record.spec.name
+
+        def work(task: Task) -> RepairReport:
+            stores, places = _stores([tender])
+            made = [
+                repair(
+                    store,
+                    tender.run_id,
+                    other=[each for each in stores if each is not store],
+                    world=self._world,
+                    dry_run=ask.is_dry_run,
+                    progress=task.tell,
+                )
+                for store in stores
+            ]
+            told = list(zip((places[store.url] for store in stores), made, strict=True))
+            return RepairReport(
+                run_id=tender.run_id,
+                run_name=name,
+                is_dry_run=ask.is_dry_run,
+                steps=tuple(_verdict(place, v) for place, report in told for v in report.steps),
+                healed={place: report.healed for place, report in told if report.healed},
+                bad={place: report.bad for place, report in told if report.bad},
+                num_bytes=sum(report.num_bytes for report in made),
+            )
+
+        return self._jobs.start("repair", f"repair {name}", work)
+
     def _asked(self, verb: str, run: str | None) -> tuple[tuple[RunTender, ...], str]:
         """The runs that are meant, and the job's title."""
         if run is None:
@@ -290,6 +326,17 @@ def _places(tender: RunTender) -> list[AttemptStarted]:
     for attempt in attempts:
         found.setdefault(attempt.job.store_url, attempt)
     return list(found.values())
+
+
+def _verdict(place: str, verdict: StepVerdict) -> StepRepair:
+    return StepRepair(
+        place=place,
+        step=verdict.step,
+        state=verdict.state,
+        lost=verdict.lost,
+        num_tensors=verdict.num_tensors,
+        problem=verdict.problem,
+    )
 
 
 def _origin(tender: RunTender) -> str | None:

@@ -215,6 +215,37 @@ class GcReport(msgspec.Struct, frozen=True, kw_only=True):
     as_of: float
 
 
+class StepRepair(msgspec.Struct, frozen=True, kw_only=True):
+    """What is left of a step in one store: ``whole``, ``damaged`` (``lost`` tensors cannot be read
+    whole) or ``gone``; ``problem`` says why.
+    """
+
+    place: str
+    step: int
+    state: str
+    lost: tuple[str, ...] = ()
+    num_tensors: int = 0
+    problem: str = ""
+
+
+class RepairReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of ``repair``: objects ``healed`` from other copies, and still ``bad``, by cloud."""
+
+    run_id: str
+    run_name: str
+    is_dry_run: bool
+    steps: tuple[StepRepair, ...]
+    healed: dict[str, tuple[str, ...]]
+    bad: dict[str, tuple[str, ...]]
+    num_bytes: int
+
+    @property
+    def newest_whole(self) -> int | None:
+        """The newest step that can be restored; None when there is none."""
+        whole = (each.step for each in self.steps if each.state == "whole")
+        return max(whole, default=None)
+
+
 class DiffAsk(msgspec.Struct, frozen=True, tag="diff"):
     """Compare two steps, each ``RUN@STEP``."""
 
@@ -251,7 +282,14 @@ class GcAsk(msgspec.Struct, frozen=True, tag="gc"):
     is_now: bool = False
 
 
-JobAsk = DiffAsk | UsageAsk | VerifyAsk | RestoreAsk | GcAsk
+class RepairAsk(msgspec.Struct, frozen=True, tag="repair"):
+    """Heal what can be healed of a run's steps, from other packs and other stores."""
+
+    run: str
+    is_dry_run: bool = False
+
+
+JobAsk = DiffAsk | UsageAsk | VerifyAsk | RestoreAsk | GcAsk | RepairAsk
 
 
 class BranchAsk(msgspec.Struct, frozen=True):

@@ -35,6 +35,7 @@ __all__ = [
     "migrate",
     "migration",
     "reject",
+    "repair",
     "restore",
     "resume",
     "run",
@@ -224,6 +225,11 @@ def du(name: str | None = None) -> Report:
 def gc(name: str | None = None, *, dry_run: bool = False, now: bool = False) -> Report:
     """Collect what no stored step needs: marked first, deleted an hour later, or at once."""
     return stored.gc(_desk(), name, _silent, is_dry_run=dry_run, is_now=now)
+
+
+def repair(name: str | None = None, *, dry_run: bool = False) -> Report:
+    """Heal what can be healed of a run's damaged steps, and say what is lost."""
+    return stored.repair(_desk(), name, _silent, is_dry_run=dry_run)
 
 
 def jobs(job: str | None = None, *, cancel: bool = False) -> Report:

@@ -192,6 +192,12 @@ VERBS: tuple[Verb, ...] = (
         ),
     ),
     Verb(
+        "repair",
+        "heal damaged steps from other copies, and say what is lost",
+        (RUN, Argument("--dry-run", "switch", "only say what could be healed"), JSON),
+        ("Copies are looked for in the run's other packs and in the clouds it has been in.",),
+    ),
+    Verb(
         "du",
         "what runs and steps take up in the stores",
         (

@@ -20,6 +20,8 @@ from cloudshift_lab.core.steps import (
     GcAsk,
     GcReport,
     JobView,
+    RepairAsk,
+    RepairReport,
     RestoreAsk,
     Restored,
     RestoreFormat,
@@ -150,12 +152,19 @@ def gc(desk: Desk, name: str | None, show: Show, *, is_dry_run: bool, is_now: bo
     return _finish(desk, job, show, GcReport, lambda r: steps.gc_sheet(r, desk.prompt))
 
 
+def repair(desk: Desk, name: str | None, show: Show, *, is_dry_run: bool) -> Report:
+    """Heal what can be healed of a run's steps, and say what is lost."""
+    job = desk.client().ask(RepairAsk(desk.find_run(name).run_id, is_dry_run=is_dry_run))
+    return _finish(desk, job, show, RepairReport, lambda r: steps.repair_sheet(r, desk.prompt))
+
+
 _SHEETS: dict[str, tuple[type, Callable[..., Sheet]]] = {
     "diff": (DiffReport, lambda r, _prompt: steps.diff_sheet(r, 15)),
     "restore": (Restored, lambda r, _prompt: steps.restored_sheet(r)),
     "verify": (VerifyReport, steps.verify_sheet),
     "du": (UsageReport, lambda r, prompt: steps.usage_sheet(r, prompt, run=None)),
     "gc": (GcReport, steps.gc_sheet),
+    "repair": (RepairReport, steps.repair_sheet),
 }
 
 
@@ -271,6 +280,11 @@ def _gc(request: Request) -> Shown:
     )
 
 
+def _repair(request: Request) -> Shown:
+    args = request.args
+    return repair(request.desk, args.run, request.stage.progress(), is_dry_run=args.dry_run)
+
+
 def _jobs(request: Request) -> Shown:
     args = request.args
     return jobs(request.desk, args.job, request.stage.progress(), is_cancel=args.cancel)
@@ -284,5 +298,6 @@ ACTIONS: dict[str, Callable[[Request], Shown | None]] = {
     "verify": _verify,
     "du": _du,
     "gc": _gc,
+    "repair": _repair,
     "jobs": _jobs,
 }

@@ -29,6 +29,8 @@ from cloudshift_lab.core.steps import (
     GcReport,
     JobAsk,
     JobView,
+    RepairAsk,
+    RepairReport,
     RestoreAsk,
     Restored,
     UsageAsk,
@@ -242,6 +244,31 @@ def test_a_collection_says_what_is_garbage_then_takes_it(desk: Desk, saved: str)
     (swept,) = desk.result(GcAsk(is_now=True), GcReport).stores
     assert swept.deleted == dry.marked
     assert desk.service._archive.find("gpt@20").open().tensor("model/w") is not None
+
+
+def test_repair_says_what_is_lost_and_heals_from_a_cloud_the_run_was_in(
+    desk: Desk, saved: str, serve_move: Callable[[str], None]
+) -> None:
+    serve_move(saved)
+    here, there = desk.store(), desk.store("gcp-sim")
+    packs = {
+        step: pack_key(desk.service._archive.find(f"gpt@{step}").open().manifest.packs[0].blake3)
+        for step in (10, 30)
+    }
+    whole = {step: (here if step == 10 else there).get(key) for step, key in packs.items()}
+    here.put(packs[10], b"damaged")
+    there.put(packs[30], b"damaged")
+    here.put(packs[30], whole[30])
+    report = desk.result(RepairAsk("gpt", is_dry_run=True), RepairReport)
+    assert there.get(packs[30]) == b"damaged"
+    report = desk.result(RepairAsk("gpt"), RepairReport)
+    states = {(each.place, each.step): each.state for each in report.steps}
+    assert states["gcp-sim", 30] == "whole"
+    assert states["aws-sim", 10] == "damaged"
+    assert there.get(packs[30]) == whole[30]
+    assert report.healed == {"gcp-sim": (packs[30],)}
+    assert packs[10] in report.bad["aws-sim"]
+    assert report.newest_whole == 30
 
 
 def test_a_pinned_step_is_shown_with_its_pin(desk: Desk, saved: str) -> None:

@@ -22,11 +22,14 @@ from cloudshift_lab.core.steps import (
     History,
     JobView,
     LeafDiff,
+    RepairAsk,
+    RepairReport,
     RestoreAsk,
     Restored,
     RunUsage,
     StepCheck,
     StepLine,
+    StepRepair,
     StepUsage,
     TensorDiff,
     Usage,
@@ -105,6 +108,15 @@ RESULTS: dict[type, object] = {
                       due_at=NOW + 3600),
         ),
         places={URL: "aws-sim"}, is_dry_run=False, as_of=NOW,
+    ),
+    RepairAsk: RepairReport(
+        run_id="run-1", run_name="first", is_dry_run=False, num_bytes=13_000_000,
+        steps=(
+            StepRepair(place="aws-sim", step=120, state="damaged", num_tensors=9,
+                       lost=tuple(f"model/{n}" for n in range(7))),
+            StepRepair(place="aws-sim", step=100, state="whole", num_tensors=9),
+        ),
+        healed={"aws-sim": ("a", "b")}, bad={"aws-sim": ("c",)},
     ),
     RestoreAsk: Restored(step="first@120", format="npz", path="/data/o.npz", num_bytes=9_300_000),
 }  # fmt: skip
@@ -288,6 +300,17 @@ def test_verify_names_the_damage_and_what_to_do(jobs: Jobs) -> None:
     assert jobs.asked[-1] == VerifyAsk("run-1@120", 1)
 
 
+def test_repair_says_what_was_healed_what_is_lost_and_where_to_go_on(jobs: Jobs) -> None:
+    out = call("repair", "first")[1]
+    assert jobs.asked == [RepairAsk("run-1")]
+    assert "first: 2 objects healed, 1 lost" in out
+    assert "7 of 9" in out
+    assert "model/4 and 2 more tensors" in out
+    assert "next: cloudshift branch first@100" in out
+    call("repair", "--dry-run")
+    assert jobs.asked[-1] == RepairAsk("run-1", is_dry_run=True)
+
+
 def test_du_shows_runs_or_one_runs_steps(jobs: Jobs) -> None:
     out = call("du")[1]
     assert jobs.asked == [UsageAsk(None)]
@@ -376,6 +399,7 @@ def test_python_has_the_same_verbs(jobs: Jobs) -> None:
     assert cs.diff("first@100", "first@120").data.diff.after == 120
     assert cs.branch("first@120").run_id == "run-2"
     assert cs.verify("first").data.level == 2
+    assert cs.repair("first").data.newest_whole == 100
     assert cs.du().data.stores[0].pack_bytes == 70
     assert cs.gc(dry_run=True).data.stores[0].marked == 3
     assert cs.restore("first@120", "o.npz").data.path == "/data/o.npz"

@@ -64,6 +64,11 @@ def age(at: float | None, now: float) -> str:
     return f"{format_duration(max(0.0, now - at))} old"
 
 
+def ago(at: float, now: float) -> str:
+    """How long ago something was: ``3 min 5 s ago``."""
+    return f"{format_duration(max(0.0, now - at))} ago"
+
+
 def rate(price_micro_usd_per_h: int) -> str:
     """A price per hour."""
     return f"{format_usd(price_micro_usd_per_h)}/h"

@@ -12,6 +12,7 @@ from cloudshift_lab.core.steps import (
     GcReport,
     History,
     JobView,
+    RepairReport,
     Restored,
     RunUsage,
     StepLine,
@@ -20,7 +21,7 @@ from cloudshift_lab.core.steps import (
     UsageReport,
     VerifyReport,
 )
-from cloudshift_lab.lab.render.figures import age, clock
+from cloudshift_lab.lab.render.figures import ago, clock
 from cloudshift_lab.lab.render.sheet import Sheet, Table
 
 HISTORY_HEAD = ("step", "saved", "ranks", "state", "stored", "new", "where", "")
@@ -30,6 +31,8 @@ LEAF_HEAD = ("value", "before", "after")
 RUNS_HEAD = ("run", "id", "steps", "state", "in packs", "only here")
 STEPS_HEAD = ("step", "state", "in packs", "only here")
 CHECK_HEAD = ("step", "where", "", "objects", "read")
+REPAIR_HEAD = ("step", "where", "", "lost tensors", "")
+_STATES = {"whole": "✓ whole", "damaged": "✗ damaged", "gone": "✗ gone"}
 GC_HEAD = ("where", "runs", "steps kept", "garbage", "waiting", "deleted", "spared")
 JOB_HEAD = ("job", "what", "state", "progress", "began", "took")
 _CONTENTS = {
@@ -77,7 +80,7 @@ def _history_row(line: StepLine, view: History) -> tuple[str, ...]:
     remarks = [*(f"pinned: {name}" for name in line.pins)]
     remarks += ["last save of its attempt"] if line.is_final else []
     remarks += [line.coverage] if line.coverage not in ("", "complete") else []
-    saved = age(line.at, view.as_of)
+    saved = ago(line.at, view.as_of)
     if line.problem:
         return (f"{line.step:,}", saved, "-", "-", "-", "-", where, f"✗ {line.problem}")
     return (
@@ -308,6 +311,38 @@ def verify_sheet(report: VerifyReport, prompt: str) -> Sheet:
     )
 
 
+def repair_sheet(report: RepairReport, prompt: str) -> Sheet:
+    """What was healed and what is left of each step."""
+    name = report.run_name
+    rows = [
+        (f"{each.step:,}", each.place, _STATES.get(each.state, each.state),
+         f"{len(each.lost):,} of {each.num_tensors:,}" if each.lost else "", each.problem)
+        for each in sorted(report.steps, key=lambda each: -each.step)
+    ]  # fmt: skip
+    healed, bad = (sum(map(len, found.values())) for found in (report.healed, report.bad))
+    would = "could be healed" if report.is_dry_run else "healed"
+    broken = [each for each in report.steps if each.state != "whole"]
+    title = f"{name}: {healed:,} objects {would}, {bad:,} lost"
+    if not healed and not bad and not broken:
+        title = f"{name}: nothing is damaged"
+    following = [f"{prompt} repair {name}"] if report.is_dry_run and healed else []
+    if broken and report.newest_whole is not None:
+        following.append(f"{prompt} branch {name}@{report.newest_whole}")
+    lost = tuple(
+        f"step {each.step} in {each.place} has lost {', '.join(each.lost[:5])}"
+        + (f" and {len(each.lost) - 5:,} more tensors" if len(each.lost) > 5 else "")
+        for each in broken if each.lost
+    )  # fmt: skip
+    return Sheet(
+        label=f"repair of {name}",
+        title=title,
+        tables=(Table(REPAIR_HEAD, rows, frozenset({0})),),
+        notes=(f"{format_bytes(report.num_bytes)} checked",),
+        troubles=lost,
+        following=tuple(following),
+    )
+
+
 def restored_sheet(told: Restored) -> Sheet:
     """Where a step was written, what of it, and how to open it."""
     title = f"{told.step} is written to {told.path}"
@@ -350,7 +385,7 @@ def jobs_sheet(views: Sequence[JobView], prompt: str) -> Sheet:
         return Sheet("jobs", "no jobs: diff, restore, gc, du, verify and repair make them")
     rows = [
         (view.job_id, view.title, view.state, progress_words(view),
-         age(view.started_at, view.as_of), _took(view))
+         ago(view.started_at, view.as_of), _took(view))
         for view in views
     ]  # fmt: skip
     running = [view.job_id for view in views if view.ended_at is None]
@@ -365,7 +400,8 @@ def progress_words(view: JobView) -> str:
     if not view.total:
         return ""
     in_bytes = view.unit == "bytes"
-    whole = format_bytes(view.total) if in_bytes else f"{view.total:,} {view.unit}"
+    unit = view.unit.removesuffix("s") if view.total == 1 else view.unit
+    whole = format_bytes(view.total) if in_bytes else f"{view.total:,} {unit}"
     if view.state == "done":
         return whole
     return f"{view.done / view.total:.0%} of {whole}" if in_bytes else f"{view.done:,} of {whole}"
