@@ -19,6 +19,7 @@ from cloudshift_lab.checkpoint.layout import (
     fetch_verified,
     pack_key,
     parse_document,
+    parse_manifest_key,
     prepare_root,
     step_dir,
 )
@@ -97,6 +98,48 @@ def seal(
     key = place.manifest_key(digest)
     store.put(key, data)
     return Sealed(step, key, digest, coverage, manifest.raw_bytes, manifest.stored_bytes, holes)
+
+
+def seal_again(
+    store: Store, run_id: str, manifest_key: str, digest: str, late: Sequence[WrittenRank], *,
+    concurrency: int = 1,
+) -> Sealed:  # fmt: skip
+    """Seal a partial (or degraded) step anew, now that records of more ranks have arrived.
+
+    The new manifest has another hash, hence another key; the old one stays. Nothing protects a
+    partial step from a collection: commit with the ``since`` of the save that began it.
+
+    Args:
+        store: Where the ranks wrote.
+        run_id: Whose step it is.
+        manifest_key: Of the earlier seal.
+        digest: Its blake3.
+        late: What ``write_rank`` returned to the late ranks; ranks it has already are left out.
+        concurrency: Size questions to the store at a time.
+
+    Returns:
+        The new seal; its coverage says whether it may be committed.
+
+    Raises:
+        Corrupt: The manifest is damaged, a record does not belong here, or an object is missing.
+        Unavailable, Denied, Exhausted: As the store reported; call again.
+    """
+    place = parse_manifest_key(run_id, manifest_key, digest)
+    data = fetch_verified(store, manifest_key, digest)
+    manifest = parse_document(data, Manifest, manifest_key)
+    world = manifest.world_size
+    early = {
+        ref.rank: WrittenRank(
+            rank=ref.rank, record_key=place.record_key(ref.rank, world, ref.blake3),
+            digest=ref.blake3, size=ref.size, raw_bytes=0, stored_bytes=0, new_bytes=0,
+        )
+        for ref in manifest.ranks
+    }  # fmt: skip
+    return seal(
+        store, run_id, place.step, generation=place.generation, world_size=world,
+        written=[*early.values(), *(rank for rank in late if rank.rank not in early)],
+        partial="keep", concurrency=concurrency,
+    )  # fmt: skip
 
 
 def _read_back(store: Store, place: StepDir, world_size: int, written: WrittenRank) -> RankRecord:

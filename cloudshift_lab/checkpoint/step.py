@@ -122,23 +122,27 @@ class Checkpoint:
             )
         return found
 
-    def tensor(self, name: str) -> Array:
+    def tensor(self, name: str, *, allow_partial: bool = False) -> Array:
         """A whole global tensor; bfloat16 as uint16, float8 as uint8.
 
         Raises:
+            UsageError: The step is partial, and ``allow_partial`` was not said.
             NotFound: No such tensor, or elements of it are nowhere (partial step).
             Corrupt: Stored bytes differ from their hash.
         """
         region = whole(self.spec(name).global_shape)
-        return self.box(name, region.offset, region.shape)
+        return self.box(name, region.offset, region.shape, allow_partial=allow_partial)
 
-    def box(self, name: str, offset: Ints, shape: Ints) -> Array:
+    def box(
+        self, name: str, offset: Ints, shape: Ints, *, allow_partial: bool = False
+    ) -> Array:  # fmt: skip
         """Any part of a global tensor. Raises as ``tensor`` does, and UsageError if outside it."""
-        return self.read_many([BoxRequest(name, offset, shape)])[0]
+        return self.read_many([BoxRequest(name, offset, shape)], allow_partial=allow_partial)[0]
 
     def read_many(
         self, requests: Sequence[BoxRequest], concurrency: int = CONCURRENCY, *,
         out: Sequence[npt.NDArray[np.uint8]] | None = None, threads: int | None = None,
+        allow_partial: bool = False,
     ) -> list[Array]:  # fmt: skip
         """Read many boxes with one plan: each blob once, neighbouring ranges merged.
 
@@ -148,15 +152,22 @@ class Checkpoint:
                 the result.
             out: Per request a writable C-contiguous byte buffer to fill; None: new memory.
             threads: Threads that decode and hash while more arrives; None: as the machine has.
+            allow_partial: Read from a step with holes too; what is asked for must be there whole.
 
         Returns:
             One array per request, in order.
 
         Raises:
-            UsageError: A box outside its tensor, or a buffer of the wrong size.
+            UsageError: A box outside its tensor, a buffer of the wrong size, or a partial step.
             NotFound: No such tensor, or elements of it are nowhere (partial step).
             Corrupt: Stored bytes differ from their hash, also when read again.
         """
+        if self.coverage == "partial" and not allow_partial:
+            raise UsageError(
+                f"step {self.step} is partial: ranks are missing; use another step, or name the "
+                "tensors you need with allow_partial=True",
+                step=self.step,
+            )
         wanted = [self._wanted(request) for request in requests]
         # Coverage first: a hostile manifest may claim a tensor that no memory holds.
         sources = [self._sources(box) for box in wanted]

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from cloudshift_lab.checkpoint import Staged, TensorBox, seal, stage_arrays, write_rank
+from cloudshift_lab.checkpoint.seal import seal_again
 from cloudshift_lab.core.errors import Corrupt, NotFound, UsageError
 from cloudshift_lab.storage.memory import MemoryStore
 
@@ -43,14 +44,15 @@ def test_a_partial_step_that_was_asked_for_reads_what_it_has(arrays, stage, open
     sealed = close(store, written, 3, partial="keep")
     assert sealed.coverage == "partial"
     checkpoint = opened(store, sealed)
-    assert (
-        checkpoint.box("layer.weight", (0, 0), (300, 301)) == arrays["layer.weight"][:300]
-    ).all()
-    assert checkpoint.tensor("adam.step") == arrays["adam.step"]
+    with pytest.raises(UsageError, match="allow_partial=True"):
+        checkpoint.tensor("adam.step")
+    box = checkpoint.box("layer.weight", (0, 0), (300, 301), allow_partial=True)
+    assert (box == arrays["layer.weight"][:300]).all()
+    assert checkpoint.tensor("adam.step", allow_partial=True) == arrays["adam.step"]
     with pytest.raises(NotFound, match="does not hold all of"):
-        checkpoint.tensor("layer.weight")
+        checkpoint.tensor("layer.weight", allow_partial=True)
     with pytest.raises(NotFound):
-        checkpoint.box("layer.weight", (299, 0), (2, 301))
+        checkpoint.box("layer.weight", (299, 0), (2, 301), allow_partial=True)
 
 
 def test_a_late_record_completes_a_partial_step(arrays, stage, opened):
@@ -62,6 +64,28 @@ def test_a_late_record_completes_a_partial_step(arrays, stage, opened):
     assert complete.coverage == "complete"
     assert complete.manifest_key != partial.manifest_key
     assert (opened(store, complete).tensor("layer.weight") == arrays["layer.weight"]).all()
+
+
+def test_a_partial_step_is_sealed_again_when_the_late_record_arrives(arrays, stage, opened):
+    store = MemoryStore()
+    written = write_all(store, stage, arrays, 4, ranks=[0, 2])
+    partial = close(store, written, 4, partial="keep")
+    seen = (partial.manifest_key, partial.manifest_digest)
+    still = seal_again(store, RUN, *seen, write_all(store, stage, arrays, 4, ranks=[2, 3]))
+    assert still.coverage == "partial"
+    late = write_all(store, stage, arrays, 4, ranks=[1, 3])
+    sealed = seal_again(store, RUN, *seen, late)
+    assert (sealed.coverage, sealed.holes) == ("complete", ())
+    assert sealed == close(store, written + late, 4)
+    assert (opened(store, sealed).tensor("layer.weight") == arrays["layer.weight"]).all()
+
+
+def test_a_late_record_of_another_step_is_not_sealed_in(arrays, stage):
+    store = MemoryStore()
+    partial = close(store, write_all(store, stage, arrays, 2, ranks=[0]), 2, partial="keep")
+    other = write_all(store, stage, arrays, 2, step=2, ranks=[1])
+    with pytest.raises(Corrupt, match="never mix"):
+        seal_again(store, RUN, partial.manifest_key, partial.manifest_digest, other)
 
 
 def test_replicas_cover_for_a_missing_rank(arrays, opened):
