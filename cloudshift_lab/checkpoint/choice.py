@@ -60,6 +60,7 @@ def choose(
         known: Chunks that will be reused as they are.
         concurrency: Requests at a time.
     """
+    boxes = [box for box in boxes if box.num_chunks]  # an empty one has its neighbour's first row
     chosen = _derived(boxes)
     if base is None:
         return chosen

@@ -414,12 +414,15 @@ def test_zero_dimensional_and_empty_tensors_go_through_a_save_with_a_base():
         "scalar": np.array(-0.0, np.float32),
         "empty": np.zeros((0, 4), np.float32),
         "half.empty": np.zeros((0, 4), np.uint16),
+        "half": bf16(normal(300, 100)),
         "nan": np.array([np.nan, -np.nan, -0.0], np.float64),
     }
     store = MemoryStore()
     base, _ = save_state(store, state, 1)
-    delta, _ = save_state(store, state | {"scalar": np.array(0.0, np.float32)}, 2, base=base)
-    assert_whole(store, delta, state | {"scalar": np.array(0.0, np.float32)})
+    after = state | {"scalar": np.array(0.0, np.float32), "half": state["half"] + np.uint16(1)}
+    delta, _ = save_state(store, after, 2, base=base)
+    assert XOR_PLANES_ZSTD in codecs_of(delta)
+    assert_whole(store, delta, after)
 
 
 def test_the_floor_is_the_entropy_of_the_planes():
