@@ -45,7 +45,7 @@ def export_state_dict(
     url: str, run_id: str, path: Path | str, *, step: Step = "latest",
     store_options: Mapping[str, object] | None = None, progress: Progress | None = None,
 ) -> int:  # fmt: skip
-    """Write one file that ``torch.load(path, weights_only=True)`` opens.
+    """Write one file that torch opens with ``weights_only=True``, as it does unless told otherwise.
 
     Of a training session: ``{"model", "optimizer", "step"}``, as both ``load_state_dict`` take
     them. Of anything else the dictionary that was saved. Arrays of numpy become tensors. The whole

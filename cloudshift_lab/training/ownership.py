@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Collection
+from pathlib import Path
+
 import msgspec
+from blake3 import blake3
 
 from cloudshift_lab.checkpoint.saving import SavedAnswer
 from cloudshift_lab.checkpoint.seal import Sealed
@@ -24,7 +29,19 @@ class Claim(msgspec.Struct, frozen=True):
 
 def new_owner(run_id: str, world: World = REAL_WORLD) -> str:
     """A name that is used once in the world, for one process that owns a run by itself."""
-    return f"{run_id}:{_OWNER}:{world.new_id('process')}"
+    return f"{run_id}:{_OWNER}:{_this_machine()}:{world.new_id('process')}"
+
+
+def is_of_this_machine(owner: str) -> bool:
+    """Whether a process of this machine gave itself that name."""
+    return f":{_OWNER}:{_this_machine()}:" in owner
+
+
+def _this_machine() -> str:
+    """This machine since its last start, without telling its name."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    started = boot.read_text() if boot.exists() else ""
+    return blake3(f"{socket.gethostname()}\n{started}".encode()).hexdigest()[:12]
 
 
 class Ownership:
@@ -103,6 +120,15 @@ class Ownership:
             nonce=self._world.new_id("commit"),
             since=since,
         )
+
+    def forget(self, steps: Collection[int]) -> None:
+        """Make committed steps exist no longer; no-op for none.
+
+        Raises:
+            Unavailable: No answer in time; nothing is lost by asking again.
+        """
+        if steps:
+            self._log.forget(steps=steps, nonce=self._world.new_id("forget"))
 
     def release(self) -> None:
         """Give the run back; no-op when it is not ours.

@@ -1,0 +1,119 @@
+"""Everything a rank needs to save without an agent: a place, copies, a saver, the commit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import torch
+from torch import nn
+
+from cloudshift_lab.checkpoint.keep import KeepPolicy
+from cloudshift_lab.checkpoint.saver_process import SaverProcess
+from cloudshift_lab.checkpoint.saving import SaverJob
+from cloudshift_lab.core.errors import CloudshiftError, UsageError
+from cloudshift_lab.core.wire import to_json
+from cloudshift_lab.storage.store import Store
+from cloudshift_lab.training.arena import Arena
+from cloudshift_lab.training.background import Background
+from cloudshift_lab.training.capture import Capture, Lost
+from cloudshift_lab.training.place import Place
+from cloudshift_lab.training.tenancy import Ranks, take_run
+
+
+class Works:
+    """Made at the first save and closed at the end.
+
+    Args:
+        store: Where to.
+        run_id: Whose steps.
+        ranks: This one among all.
+        keep: Which steps to keep.
+        options: fsspec options of the store, for the saver process.
+        attached: Optimizers and the model, for copies that overlap with training.
+
+    Raises:
+        Conflict: Another process saves this run.
+        Exhausted: No room in the shared memory.
+    """
+
+    def __init__(
+        self, store: Store, run_id: str, ranks: Ranks, *, keep: KeepPolicy,
+        options: Mapping[str, object], attached: Sequence[torch.optim.Optimizer | nn.Module],
+    ) -> None:  # fmt: skip
+        self._run_id = run_id
+        self._place = Place(store.url, run_id, ranks.rank)
+        try:
+            self._tenancy = take_run(store, run_id, ranks)
+            saver = self._start_saver(store, ranks, options)
+        except BaseException:
+            self._place.remove()
+            raise
+        self.background = Background(
+            store, run_id, self._tenancy.owned, saver, keep=keep,
+            generation=self._tenancy.generation, incarnation=self._tenancy.incarnation,
+        )  # fmt: skip
+        self._arena = Arena(
+            self._place.path, ranks.rank, ranks.world_size,
+            released=lambda: self.background.released_step,
+        )  # fmt: skip
+        optimizers = [part for part in attached if isinstance(part, torch.optim.Optimizer)]
+        model = next((part for part in attached if isinstance(part, nn.Module)), None)
+        self.capture = Capture(self._arena, optimizers, model)
+        self._last_step = self._tenancy.last_step
+
+    @property
+    def saver_pid(self) -> int | None:
+        """The saver's process id; None while there is none."""
+        return self.background.saver_pid
+
+    def check_step(self, step: int) -> None:
+        """Note a step that is to be saved.
+
+        Raises:
+            UsageError: It, or a later one, was saved before.
+        """
+        if step <= self._last_step:
+            raise UsageError(
+                f"run '{self._run_id}' has step {self._last_step} already and steps never go back: "
+                f"save a later one than {step}, or save under another run id"
+            )
+        self._last_step = step
+
+    def is_staged(self, step: int) -> bool:
+        """Whether the copy of a step is complete.
+
+        Raises:
+            CloudshiftError: It was lost.
+        """
+        if self._arena.staged_step == step:
+            return True
+        if self.capture.lost != Lost.NOTHING:
+            raise CloudshiftError(
+                f"step {step} was not saved: its copy was torn or could not be finished; save again"
+            )
+        return False
+
+    def close(self) -> None:
+        """Finish what is under way, and give the run and the memory back."""
+        try:
+            self.capture.close()
+            self.background.close()
+            if self._tenancy.owned is not None:
+                self._tenancy.owned.release()
+        finally:
+            self._place.remove()
+
+    def _start_saver(
+        self, store: Store, ranks: Ranks, options: Mapping[str, object]
+    ) -> SaverProcess:
+        job = SaverJob(
+            run_id=self._run_id,
+            generation=self._tenancy.generation,
+            world_size=ranks.world_size,
+            ranks=(ranks.rank,),
+            store_url=store.url,
+            store_options={key: msgspec.Raw(to_json(value)) for key, value in options.items()},
+        )
+        place = self._place.path
+        return SaverProcess(job, place / "job.json", place, place / "saver.log")

@@ -1,0 +1,111 @@
+"""What each rank does in the tests: python checkpoints_ranks.py save|check|timed|odd KIND URL."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from cloudshift_lab.core.errors import UsageError
+from cloudshift_lab.training.checkpoints import CheckpointManager, PerRank
+
+ROWS = 31
+
+
+def build(kind: str, seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    model: nn.Module = nn.Sequential(nn.Linear(8, ROWS), nn.GELU(), nn.Linear(ROWS, 5))
+    if kind == "fsdp2":
+        fully_shard(model)
+    elif kind == "ddp":
+        model = nn.parallel.DistributedDataParallel(model)
+    return model, torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    torch.manual_seed(5)
+    model(torch.randn(4, 8)).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def flat(state: Any, path: str = "") -> dict[str, np.ndarray]:
+    """Every tensor of a state, whole, by name."""
+    if isinstance(state, dict):
+        found: dict[str, np.ndarray] = {}
+        for key, value in state.items():
+            found |= flat(value, f"{path}.{key}")
+        return found
+    if isinstance(state, DTensor):
+        state = state.full_tensor()
+    return {path: state.numpy(force=True).copy()} if isinstance(state, torch.Tensor) else {}
+
+
+def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:
+    inner = getattr(model, "module", model)
+    return flat({"model": dict(inner.state_dict()), "optimizer": optimizer.state_dict()})
+
+
+def save(kind: str, url: str) -> None:
+    model, optimizer = build(kind, 0)
+    manager = CheckpointManager(url, "ranks", save_policy="1")
+    manager.attach(optimizer, model)
+    state = {"model": model, "optimizer": optimizer, "who": PerRank(dist.get_rank())}
+    for step in (1, 2, 3):
+        train(model, optimizer)
+        manager.save(step, state)
+    manager.wait_until_finished()
+    whole = everything(model, optimizer)
+    if dist.get_rank() == 0:
+        np.savez(url.removeprefix("file://") + ".npz", **whole)
+    manager.close()
+
+
+def check(kind: str, url: str) -> None:
+    model, optimizer = build(kind, 7)
+    state: dict[str, Any] = {"model": model, "optimizer": optimizer, "who": PerRank(-1)}
+    manager = CheckpointManager(url, "ranks")
+    assert manager.restore("latest", state) == 3
+    assert state["who"].value == dist.get_rank()
+    found, saved = everything(model, optimizer), np.load(url.removeprefix("file://") + ".npz")
+    assert found.keys() == set(saved) and len(found) > 10
+    for name, array in found.items():
+        assert array.dtype == saved[name].dtype and (array == saved[name]).all(), name
+    train(model, optimizer)
+
+
+def timed(kind: str, url: str) -> None:
+    model, optimizer = build(kind, 0)
+    manager = CheckpointManager(url, "ranks", save_policy="1s")
+    step, stop = 0, torch.zeros(1)
+    while not stop.item():
+        step += 1
+        train(model, optimizer)
+        manager.save(step, {"model": model, "optimizer": optimizer})
+        time.sleep(0.05)
+        stop.fill_(float(dist.get_rank() == 0 and len(manager.all_steps()) >= 2))
+        dist.broadcast(stop, 0)
+    manager.close()
+
+
+def odd(kind: str, url: str) -> None:
+    del kind
+    manager = CheckpointManager(url, "ranks", save_policy="1")
+    try:
+        manager.save(1, {f"mine-{dist.get_rank()}": torch.ones(2)})
+    except UsageError as error:
+        print(error.message, flush=True)
+
+
+if __name__ == "__main__":
+    action, kind, url = sys.argv[1:]
+    dist.init_process_group("gloo")
+    {"save": save, "check": check, "timed": timed, "odd": odd}[action](kind, url)
+    dist.destroy_process_group()
