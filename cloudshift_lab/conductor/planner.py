@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cloudshift_lab.conductor.claim import Claim, claim_run
+from cloudshift_lab.conductor.forecast import Carried, Forecaster
 from cloudshift_lab.conductor.moves import Move, Surroundings, target_job
 from cloudshift_lab.conductor.places import placement_at
 from cloudshift_lab.conductor.pricing import Measured, Place, handover_s, plan_move
@@ -32,9 +33,21 @@ class MovePlanner:
         self._around = around
         self._registry = registry
         self._telemetry = telemetry
+        self._forecaster = Forecaster()
 
-    def open(self, tender: RunTender, cloud: Cloud, offer: Offer, *, expires_s: float) -> Move:
-        """Keep a new, priced plan.
+    def close(self) -> None:
+        """Make no more plans."""
+        self._forecaster.close()
+
+    def look_ahead(self, tender: RunTender, target: Store) -> Carried:
+        """What a move to ``target`` would carry; waits for the stores a few seconds at most."""
+        source = tender.side(tender.owner).store
+        return self._forecaster.ask(source, target, tender.run_id)
+
+    def open(
+        self, tender: RunTender, cloud: Cloud, offer: Offer, *, expires_s: float, carried: Carried
+    ) -> Move:
+        """Keep a new, priced plan; ``carried`` is what :meth:`look_ahead` said.
 
         Raises:
             Conflict, UsageError: The run cannot move now.
@@ -55,7 +68,7 @@ class MovePlanner:
             (migration_id, tender.run_id),
             self._place_of(owner),
             target,
-            self._measure(tender),
+            self._measure(tender, carried),
             generation=owner.job.generation,
             now=self._around.world.now(),
             expires_s=expires_s,
@@ -89,7 +102,7 @@ class MovePlanner:
             url=attempt.job.store_url,
         )
 
-    def _measure(self, tender: RunTender) -> Measured:
+    def _measure(self, tender: RunTender, carried: Carried) -> Measured:
         status = tender.status
         tokens_per_s = self._telemetry.throughput_tokens_per_s(tender.run_id)
         source = tender.owner.job.placement.cloud
@@ -110,6 +123,8 @@ class MovePlanner:
             ),
             provision_s=known[-1] if known else None,
             handover_s=handovers[-1] if handovers else None,
+            carried=carried.forecast,
+            not_measured=carried.why_not,
         )
 
     def refuse_foreign(self, tender: RunTender, store: Store) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from cloudshift_lab.conductor.forecast import Forecast
 from cloudshift_lab.core.money import HOUR_S, format_bytes
 from cloudshift_lab.core.placement import Cloud, Offer, Placement
 from cloudshift_lab.core.plan import Plan
@@ -25,6 +27,8 @@ class Measured:
     ``egress_used_bytes`` is what earlier moves carried out of the source cloud this month;
     ``provision_s`` what the newest move needed to get its ranks ready, ``handover_s`` what its
     pause took beside carrying bytes (drain, proof, commit, restore); None before the first.
+    ``carried`` is what a move will carry, measured on the run's last saves, or None and in
+    ``not_measured`` why: then one copy of the newest checkpoint is counted.
     """
 
     state_bytes: int = 0
@@ -34,6 +38,8 @@ class Measured:
     egress_used_bytes: int = 0
     provision_s: float | None = None
     handover_s: float | None = None
+    carried: Forecast | None = None
+    not_measured: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ def handover_s(saga: Saga) -> float:
 
 def _inputs(source: Place, target: Place, measured: Measured) -> MoveInputs:
     stays = source.url == target.url
-    num_bytes = 0 if stays else measured.stored_bytes or measured.state_bytes
+    carried = _Carried(0, 0, 0, "") if stays else _carried(measured)
     ratio, reason = _throughput(source.offer, target.offer)
     provision_s, handover_s = measured.provision_s, measured.handover_s
     return MoveInputs(
@@ -106,20 +112,41 @@ def _inputs(source: Place, target: Place, measured: Measured) -> MoveInputs:
         source_get_micro_usd_per_1000=source.cloud.get_micro_usd_per_1000,
         target_put_micro_usd_per_1000=target.cloud.put_micro_usd_per_1000,
         state_bytes=measured.state_bytes,
-        transfer_bytes=num_bytes,
+        transfer_bytes=carried.num_bytes,
+        transfer_reason=carried.reason,
         tokens_per_s_source=measured.tokens_per_s,
         throughput_ratio_target=ratio,
         throughput_reason=reason,
         pause_s=estimate_pause_s(
-            num_bytes,
+            carried.within,
             measured.step_s,
             restore_s=ASSUMED_HANDOVER_S if handover_s is None else handover_s,
         ).seconds,
-        transfer_s=estimate_transfer_s(num_bytes).seconds,
+        transfer_s=estimate_transfer_s(carried.before).seconds,
         provision_s=ASSUMED_PROVISION_S if provision_s is None else provision_s,
         simulated=source.cloud.simulated or target.cloud.simulated,
         as_of=target.offer.as_of,
     )
+
+
+class _Carried(NamedTuple):
+    """Bytes in all, those copied while the source trains, those that the pause waits for."""
+
+    num_bytes: int
+    before: int
+    within: int
+    reason: str
+
+
+def _carried(measured: Measured) -> _Carried:
+    """What a move will carry: as measured, else one copy of the newest checkpoint or the state."""
+    found = measured.carried
+    if found is not None:
+        return _Carried(found.num_bytes, found.before, found.within, found.basis)
+    size = measured.stored_bytes or measured.state_bytes
+    why = measured.not_measured
+    told = f"What a move carries was not measured ({why}); one checkpoint is counted."
+    return _Carried(size, size, size, told if why else "")
 
 
 def _throughput(source: Offer, target: Offer) -> tuple[float, str]:

@@ -87,6 +87,7 @@ class ConductorService:
     def close(self) -> None:
         """Stop looking after runs; they and their agents go on."""
         self._jobs.close()
+        self._planner.close()
         self._ticker.stop()
         self.telemetry.close()
 
@@ -278,8 +279,9 @@ class ConductorService:
         store = self.places.store(cloud.name, cloud.store_url)
         probe_store(store, world=self._world)
         self._planner.refuse_foreign(tender, store)
+        carried = self._planner.look_ahead(tender, store)
         with self._planning:
-            move = self._planner.open(tender, cloud, offer, expires_s=expires_s)
+            move = self._planner.open(tender, cloud, offer, expires_s=expires_s, carried=carried)
         if policy == "auto":
             self._approve_by_policy(move)
         self._ticker.wake()

@@ -11,6 +11,8 @@ from cloudshift_lab.market.lines import egress_item, requests_item
 def reasons(inputs: MoveInputs, bill: Bill) -> tuple[str, ...]:
     """The sentences under the total, most important first."""
     found = [_break_even(bill), *_flips(inputs, bill)]
+    if inputs.transfer_reason:
+        found.append(inputs.transfer_reason)
     if inputs.remaining_s is None:
         found.append("How long the run still takes is unknown, so one hour of training is counted.")
     if inputs.is_source_reserved:
