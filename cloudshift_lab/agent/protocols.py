@@ -107,6 +107,9 @@ class SaverProtocol(Protocol):
     def poll(self) -> Outcome | None:
         """The outcome of the save, once; None while there is none."""
 
+    def abandon(self) -> None:
+        """Have the save under way end soon, as failed with ``Conflict``: another matters more."""
+
     def learn(self, manifest_key: str, manifest_digest: str) -> None:
         """A manifest was committed: its chunks need not be uploaded again."""
 

@@ -47,6 +47,8 @@ class Saves:
         self._losses: dict[int, float | None] = {}
         self._pending: tuple[Saved, str] | None = None
         self._since: int | None = None
+        self._saving: int | None = None
+        self._abandoned: int | None = None
         self._num_failures = 0
         self._num_refusals = 0
         self._refusal: SaveFailed | None = None
@@ -74,7 +76,7 @@ class Saves:
         outcome = self._saver.poll()
         if isinstance(outcome, Saved):
             self._pending = (outcome, self._world.new_id("commit"))
-        elif isinstance(outcome, SaveFailed):
+        elif isinstance(outcome, SaveFailed) and outcome.step != self._abandoned:
             self._put_off(outcome)
         if self._pending is not None and self._is_time():
             self._commit(view, *self._pending)
@@ -82,6 +84,8 @@ class Saves:
             assert view.staged_step is not None
             self._since = self._tenure.position()
             self._saver.start(view.staged_step)
+            self._saving, self._abandoned = view.staged_step, None
+        self._give_way(view)
         self._cadence.tick(view, is_saving=self.is_owed(view))
         if view.staged_last and self._newest and view.staged_step == self._newest.step:
             self.closing = self._newest
@@ -104,6 +108,13 @@ class Saves:
             self._losses[step] = view.staged_loss
         lost_s = None if self._cadence.cost is None else self._cadence.cost.lost_s
         self._board.update_saves(policy=self._cadence.words, lost_s=lost_s)
+
+    def _give_way(self, view: RanksView) -> None:
+        """Training waits for the last state: an earlier one that is being saved gives way to it."""
+        is_last = view.staged_last and view.staged_step not in (None, self._saving)
+        if is_last and self._saver.busy and self._abandoned != self._saving:
+            self._abandoned = self._saving
+            self._saver.abandon()
 
     def is_owed(self, view: RanksView) -> bool:
         """Whether the ranks left a complete state behind that is not committed yet."""

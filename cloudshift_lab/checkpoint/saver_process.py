@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from cloudshift_lab.checkpoint.saving import (
+    AbandonRequest,
     Answer,
     FailedAnswer,
     LearnRequest,
@@ -79,6 +80,11 @@ class SaverProcess:
         self._saving, self.done_bytes = step, 0
         self._moved_at = self._world.monotonic()
         self._send(SaveRequest(step, incarnation))
+
+    def abandon(self) -> None:
+        """Have the save under way end soon, as failed with ``Conflict``; too late is no error."""
+        if self._saving is not None and self._process is not None:
+            self._write(self._process, AbandonRequest(self._saving))
 
     def poll(self) -> Outcome | None:
         """The outcome of the save, once; None while there is none. Never waits."""

@@ -17,6 +17,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 from typing import BinaryIO
 
 import msgspec
@@ -31,7 +32,14 @@ from cloudshift_lab.checkpoint.seal import seal
 from cloudshift_lab.checkpoint.tombs import tombstoned
 from cloudshift_lab.checkpoint.upload import UploadStore
 from cloudshift_lab.checkpoint.write import Staged, WrittenRank, write_rank
-from cloudshift_lab.core.errors import CloudshiftError, Corrupt, Exhausted, NotFound, Unavailable
+from cloudshift_lab.core.errors import (
+    CloudshiftError,
+    Conflict,
+    Corrupt,
+    Exhausted,
+    NotFound,
+    Unavailable,
+)
 from cloudshift_lab.core.home import load_clouds, store_options
 from cloudshift_lab.core.lineage import die_with_parent
 from cloudshift_lab.core.staging import NUM_SLOTS, StagedHead, StagedRank, staged_file
@@ -83,6 +91,12 @@ class LearnRequest(msgspec.Struct, frozen=True, tag="learn"):
     manifest_digest: str
 
 
+class AbandonRequest(msgspec.Struct, frozen=True, tag="abandon"):
+    """Give up the save of this step, if it is under way: another one matters more."""
+
+    step: int
+
+
 class ProgressAnswer(msgspec.Struct, frozen=True, tag="progress"):
     """The save goes on; ``done_bytes`` of the raw state are behind it."""
 
@@ -121,7 +135,7 @@ class FailedAnswer(msgspec.Struct, frozen=True, tag="failed"):
     message: str
 
 
-Request = SaveRequest | LearnRequest
+Request = SaveRequest | LearnRequest | AbandonRequest
 Outcome = SavedAnswer | WrittenAnswer | FailedAnswer
 Answer = ProgressAnswer | SavedAnswer | WrittenAnswer | FailedAnswer
 _REQUESTS = msgspec.json.Decoder(Request)
@@ -313,7 +327,7 @@ def open_saver_store(job: SaverJob) -> Store:
     return open_store(job.store_url, options, deadline_s=job.patience_s)
 
 
-def answer(encoder: Encoder, request: Request) -> Outcome | None:
+def answer(encoder: Encoder, request: SaveRequest | LearnRequest) -> Outcome | None:
     """Serve one request; a failure is an answer, not an end."""
     if isinstance(request, LearnRequest):
         encoder.learn(request.manifest_key, request.manifest_digest)
@@ -349,10 +363,21 @@ class Channel:
         self._world = world
         self._lock = threading.Lock()
         self._told_at = float("-inf")
+        self._abandoned: int | None = None
         self.step = -1
 
+    def abandon(self, step: int | None) -> None:
+        """Let the save of a step end with the next thing that moves; None: let all go on."""
+        self._abandoned = step
+
     def moved(self, done_bytes: int) -> None:
-        """Something has moved; safe to call from several threads."""
+        """Something has moved; safe to call from several threads.
+
+        Raises:
+            Conflict: The save was abandoned.
+        """
+        if self._abandoned is not None and self._abandoned == self.step:
+            raise Conflict(f"step {self.step} gave way to a newer one; that one is saved instead")
         with self._lock:
             now = self._world.monotonic()
             if now - self._told_at >= PROGRESS_EVERY_S:
@@ -378,13 +403,27 @@ def main(arguments: Sequence[str]) -> None:
     job = from_json(Path(job_file).read_bytes(), SaverJob, what=job_file)
     channel = Channel(pipe)
     encoder = Encoder(job, Path(node_dir), open_saver_store(job), moved=channel.moved)
-    for line in sys.stdin.buffer:
-        request = _REQUESTS.decode(line)
+    requests: SimpleQueue[SaveRequest | LearnRequest | None] = SimpleQueue()
+    threading.Thread(target=_listen, args=(channel, requests), daemon=True).start()
+    while (request := requests.get()) is not None:
         if isinstance(request, SaveRequest):
             channel.step = request.step
         outcome = answer(encoder, request)
         if outcome is not None:
             channel.say(outcome)
+
+
+def _listen(channel: Channel, requests: SimpleQueue[SaveRequest | LearnRequest | None]) -> None:
+    """Hear the owner also during a save; its silence for good is the end."""
+    for line in sys.stdin.buffer:
+        request = _REQUESTS.decode(line)
+        if isinstance(request, AbandonRequest):
+            channel.abandon(request.step)
+            continue
+        if isinstance(request, SaveRequest):
+            channel.abandon(None)
+        requests.put(request)
+    requests.put(None)
 
 
 def _claim_output() -> BinaryIO:

@@ -15,7 +15,7 @@ from cloudshift_lab.agent.protocols import (
 )
 from cloudshift_lab.checkpoint import KnownChunks, open_checkpoint, seal, write_rank
 from cloudshift_lab.checkpoint.gc import tombstoned
-from cloudshift_lab.core.errors import CloudshiftError, Unavailable
+from cloudshift_lab.core.errors import CloudshiftError, Conflict, Unavailable
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.save_policy import fixed_steps
 from cloudshift_lab.sim import model
@@ -230,6 +230,7 @@ class SimSaver:
         self._ranks = ranks
         self._actor: Actor | None = None
         self._busy = False
+        self._saving = -1
         self._outcome: Saved | SaveFailed | None = None
         self._known = KnownChunks()
         self._learnt: tuple[str, str] | None = None
@@ -238,7 +239,7 @@ class SimSaver:
 
     def start(self, step: int) -> None:
         staged = self._ranks.staged[step]
-        self._busy, self._outcome = True, None
+        self._busy, self._outcome, self._saving = True, None, step
         self._saves += 1
         name = f"saver-g{self._job.generation}.{self._saves}"
         self._actor = self._scheduler.spawn(name, lambda: self._live(staged.step, staged.weights))
@@ -252,6 +253,11 @@ class SimSaver:
         outcome, self._outcome = self._outcome, None
         self._busy = self._busy and outcome is None
         return outcome
+
+    def abandon(self) -> None:
+        if self._outcome is None and self._actor is not None:
+            self._scheduler.crash(self._actor)
+            self._outcome = SaveFailed(self._saving, Conflict.__name__, "it gave way to another")
 
     def learn(self, manifest_key: str, manifest_digest: str) -> None:
         self._learnt = (manifest_key, manifest_digest)

@@ -127,6 +127,8 @@ class InlineSaver:
         self.failures: list[SaveFailed] = []
         self.started: list[int] = []
         self.learned: list[str] = []
+        self.abandoned = 0
+        self.is_slow = False
         self.closed = False
 
     @property
@@ -141,8 +143,15 @@ class InlineSaver:
             self._outcome = save_step(self._store, self._job.run_id, step, self._job.generation)
 
     def poll(self) -> Saved | SaveFailed | None:
+        if self.is_slow:
+            return None
         outcome, self._outcome = self._outcome, None
         return outcome
+
+    def abandon(self) -> None:
+        self.abandoned += 1
+        self.is_slow = False
+        self._outcome = SaveFailed(self.started[-1], "Conflict", "it gave way")
 
     def learn(self, manifest_key: str, manifest_digest: str) -> None:
         self.learned.append(manifest_digest)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cloudshift_lab.checkpoint import open_checkpoint
@@ -149,6 +150,28 @@ def test_a_saver_that_stands_still_is_ended_and_the_next_save_works(
     saver.start(7)
     assert isinstance(outcome(saver), SavedAnswer)
     assert saver.pid != stopped
+
+
+def test_a_save_that_is_abandoned_ends_and_the_more_important_one_is_saved(
+    saver: SaverProcess, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(1).standard_normal((2, 2_000_000), dtype=np.float32)
+    for rank in range(2):
+        stage(tmp_path / "node", rank, 7, {f"model/w{rank}": noise[rank]})
+        stage(tmp_path / "node", rank, 8, weights(8, rank), slot=1)
+    assert saver.pid is not None
+    os.kill(saver.pid, signal.SIGSTOP)
+    saver.start(7)
+    saver.abandon()
+    os.kill(saver.pid, signal.SIGCONT)
+    failed = outcome(saver)
+    assert isinstance(failed, FailedAnswer)
+    assert (failed.step, failed.error_kind) == (7, "Conflict")
+    saver.start(8)
+    assert isinstance(outcome(saver), SavedAnswer)
+    saver.abandon()
+    saver.start(7)
+    assert isinstance(outcome(saver), SavedAnswer), "an abandoned step may be saved after all"
 
 
 SLOW_SAVER = """#!{python}
