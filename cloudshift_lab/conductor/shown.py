@@ -142,6 +142,7 @@ def show_cost(tender: RunTender, places: Places, now: float) -> CostView:
         price_micro_usd_per_h=0 if record.ended is not None else record.price_micro_usd_per_h(),
         simulated=any(line.simulated for line in lines),
         as_of=now,
+        saves=None if tender.status is None else tender.status.saves,
     )
 
 

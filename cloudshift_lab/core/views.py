@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from cloudshift_lab.core.run import SaveStats
+
 
 class Health(msgspec.Struct, frozen=True):
     """The conductor's answer to ``GET /v1/health``."""
@@ -69,6 +71,7 @@ class CostView(msgspec.Struct, frozen=True):
     price_micro_usd_per_h: int
     simulated: bool
     as_of: float
+    saves: SaveStats | None = None
 
 
 class Changes(msgspec.Struct, frozen=True):

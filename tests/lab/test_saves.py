@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from cloudshift_lab.core.run import SaveStats
-from cloudshift_lab.lab.render import card
+from cloudshift_lab.core.views import CostView
+from cloudshift_lab.lab.render import card, reports
 from cloudshift_lab.lab.render.saves import saves_lines
 
 SAVES = SaveStats(
@@ -32,3 +33,12 @@ def test_the_card_says_it_as_text_and_as_html(make_run) -> None:
     view = make_run(saves=SAVES)
     for shown in (card.run_text(view, "%cloudshift"), card.run_html(view)):
         assert "587.0 MB" in shown and "every 4 min (Young/Daly" in shown
+
+
+def test_what_a_run_has_cost_is_told_with_what_its_checkpoints_cost() -> None:
+    view = CostView(
+        run_id="run-1", lines=(), total_micro_usd=0, price_micro_usd_per_h=0, simulated=False,
+        as_of=1e9, saves=SAVES,
+    )  # fmt: skip
+    for shown in (reports.cost_text(view), reports.cost_html(view)):
+        assert "every 4 min (Young/Daly" in shown and "0.2 s of training lost" in shown

@@ -16,6 +16,7 @@ from cloudshift_lab.lab.render.markup import (
     tag,
     text_table,
 )
+from cloudshift_lab.lab.render.saves import saves_lines
 
 COST_HEAD = ("spent on", "where", "amount", "basis")
 CHECK_HEAD = ("", "check", "found", "what to do")
@@ -25,7 +26,7 @@ TARGET_HEAD = ("target", "price", "what it is")
 def cost_text(view: CostView) -> str:
     """What a run has cost, line by line, as text."""
     lines = text_table(COST_HEAD, _cost_rows(view), frozenset({2}))
-    return "\n".join([*lines, _cost_note(view)])
+    return "\n".join([*lines, *saves_lines(view.saves), _cost_note(view)])
 
 
 def cost_html(view: CostView) -> str:
@@ -35,7 +36,7 @@ def cost_html(view: CostView) -> str:
         tag("div", tag("strong", f"Cost of {view.run_id}"),
             simulated_badge(simulated=view.simulated)),
         table(COST_HEAD, _cost_rows(view), frozenset({2})),
-        dim(_cost_note(view)),
+        *(dim(line) for line in saves_lines(view.saves)), dim(_cost_note(view)),
     )  # fmt: skip
 
 
