@@ -50,7 +50,7 @@ def deal(holders: Iterable[Holder], world_size: int) -> list[dict[str, list[Loca
     Returns:
         Per rank the boxes that it stages, by name. Boxes that only one rank holds come first; the
         replicated ones are cut at grid lines into pieces and dealt from the largest to whoever of
-        their holders carries least.
+        their holders carries least; a piece of a weight goes with those of its moments.
     """
     tensors = list(holders)
     total = sum(holder.num_bytes for holder in tensors)
@@ -65,11 +65,25 @@ def deal(holders: Iterable[Holder], world_size: int) -> list[dict[str, list[Loca
             else:
                 load[box.ranks[0]] += box.num_bytes
                 dealt[box.ranks[0]].setdefault(box.name, []).append(box.box)
-    for box in sorted(shared, key=lambda b: (-b.num_bytes, b.name, b.box.region.offset)):
-        rank = min(box.ranks, key=load.__getitem__)
-        load[rank] += box.num_bytes
-        dealt[rank].setdefault(box.name, []).append(box.box)
+    families: dict[tuple[str, Region, Ints], list[_Box]] = {}
+    for box in shared:
+        families.setdefault((_family(box.name), box.box.region, box.ranks), []).append(box)
+    sizes = {key: sum(box.num_bytes for box in boxes) for key, boxes in families.items()}
+    for key in sorted(families, key=lambda k: (-sizes[k], k[0], k[1].offset)):
+        rank = min(key[2], key=load.__getitem__)
+        load[rank] += sizes[key]
+        for box in families[key]:
+            dealt[rank].setdefault(box.name, []).append(box.box)
     return dealt
+
+
+def _family(name: str) -> str:
+    """One for a weight and what its optimizer keeps of it: ``wte`` of ``optimizer/wte/exp_avg``.
+
+    One rank stages the same part of all of them, so that a step of the optimizer can be replayed.
+    """
+    kind, _, rest = name.partition("/")
+    return rest.rpartition("/")[0] if kind == "optimizer" else rest
 
 
 def _boxes(holder: Holder) -> Iterator[_Box]:

@@ -1,7 +1,8 @@
-"""A small GPT on the Python standard library's own text, with DistributedDataParallel.
+"""A small GPT on the Python standard library's own text, replicated or sharded over the ranks.
 
 Runs by itself (``python gpt.py``), under torchrun, and as a run that can be moved. The knobs are
-environment variables: GPT_STEPS, GPT_LAYERS, GPT_DIM, GPT_HEADS, GPT_BATCH, GPT_BLOCK, GPT_LR.
+environment variables: GPT_STEPS, GPT_LAYERS, GPT_DIM, GPT_HEADS, GPT_BATCH, GPT_BLOCK, GPT_LR, and
+GPT_SHARD=1 for ``fully_shard`` (FSDP2) instead of DistributedDataParallel.
 """
 
 import hashlib
@@ -29,7 +30,7 @@ STEPS, LAYERS, DIM, HEADS = (
     knob("DIM", 192),
     knob("HEADS", 6),
 )
-BATCH, BLOCK = knob("BATCH", 4), knob("BLOCK", 128)
+BATCH, BLOCK, SHARD = knob("BATCH", 4), knob("BLOCK", 128), knob("SHARD", 0)
 LR = float(os.environ.get("GPT_LR", "1e-3"))
 SEED = int(os.environ.get("CLOUDSHIFT_SEED", "0"))
 CORPUS_BYTES = 2_000_000
@@ -84,15 +85,31 @@ def batch(data: torch.Tensor, step: int, rank: int, world: int) -> tuple[torch.T
     return chunk[:, :-1], chunk[:, 1:]
 
 
+def spread(model: GPT) -> nn.Module:
+    """The model on all ranks: each holds it whole, or a part of every layer."""
+    if not SHARD:
+        return DistributedDataParallel(model)
+    from torch.distributed.fsdp import fully_shard
+
+    for block in model.blocks:
+        fully_shard(block)
+    fully_shard(model)
+    return model
+
+
+def whole(param: torch.Tensor) -> torch.Tensor:
+    """All elements of a parameter; every rank must ask."""
+    full: torch.Tensor = param.full_tensor() if hasattr(param, "full_tensor") else param
+    return full.detach()
+
+
 def main() -> None:
     """Train; print a hash of the final weights."""
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     torch.manual_seed(SEED)
-    model: nn.Module = GPT()
-    if world > 1:
-        model = DistributedDataParallel(model)
+    model = spread(GPT()) if world > 1 else GPT()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
     data = corpus()
 
@@ -106,8 +123,8 @@ def main() -> None:
         optimizer.zero_grad()
         session.step(loss=loss, tokens=BATCH * BLOCK)
 
+    weights = b"".join(whole(p).numpy().tobytes() for p in model.parameters())
     if rank == 0:
-        weights = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
         print(f"weights {hashlib.sha256(weights).hexdigest()}", flush=True)
     if dist.is_initialized():
         dist.destroy_process_group()
