@@ -310,14 +310,17 @@ def _read_roots(
 
 def _manifest(store: Store, run_id: str, key: str, digest: str) -> Manifest:
     """A root's manifest; one that cannot be read stops the collection, it may need anything."""
-    parse_manifest_key(run_id, key, digest)
     try:
-        return parse_document(fetch_verified(store, key, digest), Manifest, key)
+        place = parse_manifest_key(run_id, key, digest)
+        manifest = parse_document(fetch_verified(store, key, digest), Manifest, key)
+        if (manifest.run_id, manifest.step, manifest.generation) != place:
+            raise Corrupt(f"{key} is the manifest of another step", key=key)
     except (Corrupt, NotFound) as error:
         raise Corrupt(
             f"nothing was collected: {error.message}; repair run {run_id}, or forget that step",
             key=key, run=run_id,
         ) from error  # fmt: skip
+    return manifest
 
 
 def _is_left_over(log: LogState, step: int, generation: int) -> bool:

@@ -53,7 +53,8 @@ def open_checkpoint(
     place = parse_manifest_key(run_id, key, digest)
     data = fetch_verified(store, key, digest)
     manifest = parse_document(data, Manifest, key)
-    if (manifest.run_id, manifest.step, manifest.generation) != place:
+    said = manifest.step if isinstance(commit, str) else commit.step
+    if (manifest.run_id, manifest.step, manifest.generation) != place or said != manifest.step:
         raise Corrupt(f"{key} is the manifest of another step; use another step")
     records, tables = _read_ranks(store, place, manifest, concurrency)
     parts = list(zip(records, tables, strict=True))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
+import msgspec
+
 from cloudshift_lab.core.errors import Conflict, Corrupt, Fenced, NotFound, Unavailable
 from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.core.world import REAL_WORLD, World
@@ -287,9 +289,9 @@ class RunLog:
     def _parse(self, seq: int, data: bytes) -> LogRecord:
         key = log_key(self._run_id, seq)
         record = from_json(data, LogRecord, what=f"{self._store.url}/{key}")
-        if record.seq != seq:
+        if record.seq != seq or record.check not in ("", record.stamp):
             raise Corrupt(
-                f"{self._store.url}/{key} says it is record {record.seq}; restore it from a copy",
+                f"{self._store.url}/{key} is damaged or not record {seq}; restore it from a copy",
                 key=key,
             )
         return record
@@ -329,6 +331,7 @@ class RunLog:
         record = draft(state, at)
         if record.seq < state.next_seq:
             return record
+        record = msgspec.structs.replace(record, check=record.stamp)
         if not self._store.create(log_key(self._run_id, record.seq), to_json(record)):
             return None
         self._records.append(record)

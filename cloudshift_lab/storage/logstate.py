@@ -28,6 +28,7 @@ class LogRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     ``generation`` of a handover is already the new owner's: the old one is fenced from there on.
     ``forget`` and ``sweep`` change no ownership and may be anybody's: ``steps`` exist no longer;
     ``collection`` is about to be deleted from the store, so a save begun before is to be repeated.
+    ``check`` tells a flipped bit at rest; records of former versions have none.
     """
 
     seq: int
@@ -45,6 +46,13 @@ class LogRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     base: LogBase | None = None
     steps: tuple[int, ...] = ()
     collection: str | None = None
+    check: str = ""
+
+    @property
+    def stamp(self) -> str:
+        """What ``check`` must say: a short hash of all other fields."""
+        rest = msgspec.structs.replace(self, check="")
+        return str(blake3(to_json(rest)).hexdigest(length=8))
 
     @property
     def digest(self) -> str:
