@@ -93,7 +93,7 @@ def plan_move(
 
 def handover_s(saga: Saga) -> float:
     """What a finished move's pause took beside carrying its bytes, seconds."""
-    carrying_s = estimate_transfer_s(2 * saga.bytes_moved).seconds
+    carrying_s = estimate_transfer_s(2 * saga.pause_bytes).seconds
     return max(0.0, (saga.pause_s or 0.0) - carrying_s)
 
 

@@ -65,6 +65,7 @@ class Saga(msgspec.Struct, frozen=True):
     ``effect`` is what is pending now, ``failures`` how often it has failed in a row.
     ``commit_attempted`` is set before the first try to hand over: from then on only the log knows.
     ``error`` is the first failure, or the newest one of an effect that is being retried.
+    ``pause_bytes`` are those of ``bytes_moved`` that nobody trained during.
     """
 
     plan: Plan
@@ -82,6 +83,7 @@ class Saga(msgspec.Struct, frozen=True):
     error: str | None = None
     drained_at: float | None = None
     pause_s: float | None = None
+    pause_bytes: int = 0
 
     @property
     def is_final(self) -> bool:
@@ -271,6 +273,8 @@ def _learn(saga: Saga, event: EffectDone) -> Saga:
             manifest_digest=event.manifest_digest,
             drained_at=event.step_at,
         )
+    if event.effect == "copy":
+        return msgspec.structs.replace(saga, pause_bytes=saga.pause_bytes + event.num_bytes)
     if event.effect == "commit":
         return msgspec.structs.replace(saga, commit_seq=event.seq)
     if event.effect == "go" and event.step_at is not None and saga.drained_at is not None:

@@ -142,7 +142,7 @@ def assert_moved(scene: Scene, saga: Saga) -> None:
 def test_a_move_hands_the_run_over_once_and_names_what_was_carried(scene: Scene) -> None:
     saga = scene.play()
     assert_moved(scene, saga)
-    assert saga.bytes_moved == 1000
+    assert (saga.bytes_moved, saga.pause_bytes) == (1000, 500)
     assert saga.pause_s is not None and saga.pause_s > 0
     assert saga.commit_seq == 2
     base = scene.log("gcp-sim").sync().records[0].base

@@ -84,7 +84,8 @@ def state_line(view: MigrationView) -> str:
     if view.pause_s is not None:
         words.append(f"pause {format_duration(view.pause_s)}")
     if view.bytes_moved:
-        words.append(f"{format_bytes(view.bytes_moved)} moved")
+        expected = format_bytes(view.plan.bill.transfer_bytes)
+        words.append(f"{format_bytes(view.bytes_moved)} moved ({expected} expected)")
     if view.error:
         words.append(view.error)
     return " · ".join(words)
