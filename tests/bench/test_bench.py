@@ -11,7 +11,6 @@ from cloudshift_lab.sim.bench.rows import Result
 CERTAIN = {
     "checkpoint": {
         "ours: extra host memory",
-        "ours: copies that had to block",
         "ours: losses that differ after a restore",
     },
     "restore": {"ours: bytes read / stored", "ours: tensors that differ"},

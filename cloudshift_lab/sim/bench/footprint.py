@@ -45,3 +45,13 @@ class PeakMemory:
                 self.peak_bytes = max(self.peak_bytes, private_bytes(self._pid))
             except (FileNotFoundError, ProcessLookupError):
                 return  # it has ended: what it had is known
+
+
+def children(pid: int) -> dict[int, tuple[str, ...]]:
+    """Command lines of a process's children, by their process ids."""
+    listed = (path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children"))
+    found = {}
+    for child in " ".join(listed).split():
+        words = Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0")
+        found[int(child)] = tuple(words)
+    return found
