@@ -41,26 +41,27 @@ class Slot:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._layout: Layout | None = None
+        self._layout: tuple[Layout, Layout] | None = None
+        self._steady: tuple[Part, ...] = ()
         self._parts: tuple[Part, ...] = ()
         self._plans: dict[str, Copying] = {}
         self._places: tuple[torch.Tensor, ...] = ()
         self.boxes: tuple[StagedBox, ...] = ()
         self.step: int | None = None
 
-    def arrange(self, parts: Sequence[Part]) -> None:
+    def arrange(self, steady: tuple[Part, ...], volatile: tuple[Part, ...]) -> None:
         """Have places for these parts; memory is taken only when their layout is a new one.
 
         Raises:
             Exhausted: The shared memory is full; the slot is empty then.
         """
-        layout = tuple(
-            (p.name, dtype_name(p.tensor), p.global_shape, p.offset, tuple(p.tensor.shape))
-            for p in parts
-        )
+        known = self._layout[0] if self._layout is not None and steady is self._steady else None
+        layout = (_lay(steady) if known is None else known, _lay(volatile))
+        self._steady = steady
         if layout == self._layout:
             return
         self.give_back()
+        parts = (*steady, *volatile)
         boxes, end = _boxes(parts)
         memory = map_new_file(self._path, max(end, 1))
         self._places = tuple(
@@ -142,10 +143,12 @@ class Arena:
 
         Raises:
             Exhausted: The shared memory is full.
+            UsageError: A leaf that a checkpoint cannot hold: better now than at the first save.
         """
+        encode_leaves(share.leaves)
         if self._is_free(0):
             self._withdraw(0)
-            self._slots[0].arrange((*share.steady, *share.volatile))
+            self._slots[0].arrange(share.steady, share.volatile)
 
     def stage(self, step: int, share: Share, *, is_last: bool) -> None:
         """Copy a share now and announce it.
@@ -172,8 +175,7 @@ class Arena:
             UsageError: A leaf that a checkpoint cannot hold.
         """
         leaves = msgspec.Raw(encode_leaves(share.leaves))
-        parts = (*share.steady, *share.volatile)
-        number = self._choose(parts, is_last=is_last)
+        number = self._choose(share, is_last=is_last)
         slot = self._slots[number]
         staged = StagedRank(
             step=step,
@@ -225,25 +227,25 @@ class Arena:
         staged_file(self._node_dir, self._rank, number).unlink(missing_ok=True)
         self._slots[number].step = None
 
-    def _choose(self, parts: Sequence[Part], *, is_last: bool) -> int:
-        """The number of a free slot with places for these parts."""
+    def _choose(self, share: Share, *, is_last: bool) -> int:
+        """The number of a free slot with places for this share."""
         if self._is_free(0):
             if self._is_free(1):
                 self._withdraw(1)
                 self._slots[1].give_back()
-            return self._take(0, parts)
+            return self._take(0, share)
         if not is_last:
             raise Conflict(f"step {self._slots[0].step} is not saved yet; capture again when it is")
         if self._is_free(1):
             try:
-                return self._take(1, parts)
+                return self._take(1, share)
             except Exhausted as error:
                 self._say(f"{error.message}; meanwhile waiting for the save before")
-        return self._take(self._wait_for_release(), parts)
+        return self._take(self._wait_for_release(), share)
 
-    def _take(self, number: int, parts: Sequence[Part]) -> int:
+    def _take(self, number: int, share: Share) -> int:
         self._withdraw(number)
-        self._slots[number].arrange(parts)
+        self._slots[number].arrange(share.steady, share.volatile)
         return number
 
     def _wait_for_release(self) -> int:
@@ -325,6 +327,13 @@ def pin(memory: mmap.mmap, num_bytes: int) -> None:
             f"{format_bytes(num_bytes)} of memory cannot be pinned (CUDA error {int(failure)}); "
             "raise the limit of locked memory (ulimit -l)"
         )
+
+
+def _lay(parts: Sequence[Part]) -> Layout:
+    return tuple(
+        (p.name, dtype_name(p.tensor), p.global_shape, p.offset, tuple(p.tensor.shape))
+        for p in parts
+    )
 
 
 def _boxes(parts: Sequence[Part]) -> tuple[tuple[StagedBox, ...], int]:
