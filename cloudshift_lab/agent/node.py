@@ -390,18 +390,21 @@ class NodeAgent:
         )
 
     def _give_back(self) -> None:
-        """Release the run; a log that refuses must not keep an attempt from its end.
+        """Forget what the policy says, release the run; a refusal must not keep us from the end.
 
         Raises:
             Fenced: The run is not ours any more.
             Unavailable: The store is away; to be tried again.
         """
-        try:
-            self._tenure.release()
-        except (Fenced, Unavailable):
-            raise
-        except CloudshiftError as error:
-            self._board.warn(error.message)
+        if not self._tenure.owned:
+            return
+        for part in (self._retention.finish, self._tenure.release):
+            try:
+                part()
+            except (Fenced, Unavailable):
+                raise
+            except CloudshiftError as error:
+                self._board.warn(error.message)
 
     def _refuse_foreign(self) -> None:
         if not self._tenure.owned:

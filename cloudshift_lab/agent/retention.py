@@ -99,6 +99,18 @@ class Retention:
         else:
             self._collect(now)
 
+    def finish(self) -> None:
+        """The attempt ends: a last look, so that what stays is what the policy says.
+
+        Raises:
+            CloudshiftError: The store, a log or a pin.
+        """
+        if self._is_news:
+            self._forget()
+            self._is_news = False
+        while (uncounted := self._uncounted()) is not None:
+            self._count(uncounted)
+
     def pause(self) -> None:
         """Something more important: a collection that runs is given up and begun again later."""
         if self._collector is not None and self._collector.busy:

@@ -173,3 +173,26 @@ def test_a_store_that_is_away_while_steps_are_forgotten_is_a_warning(world: Manu
 def test_a_policy_that_cannot_be_read_never_starts(world: ManualWorld, keep: str) -> None:
     with pytest.raises(ValueError, match="which steps to keep"):
         Kept(world, keep=keep)
+
+
+def test_a_short_run_ends_with_the_steps_that_its_policy_names(world: ManualWorld) -> None:
+    attempt = Kept(world, keep="1")
+    attempt.commit(10, 20, 30, apart_s=0)
+    assert attempt.steps == [10, 20, 30]
+    attempt.ranks.view = RanksView(state="finished", step=30, staged_step=30, staged_last=True)
+    attempt.tick(4)
+    assert attempt.published.state == "finished"
+    assert attempt.steps == [30]
+    assert attempt.published.saves.kept_steps == 1
+
+
+def test_pins_that_cannot_be_read_do_not_keep_a_run_from_its_end(world: ManualWorld) -> None:
+    attempt = Kept(world, keep="1")
+    attempt.commit(10, 20, apart_s=0)
+    attempt.store.put("pins/broken.json", b"{")
+    attempt.ranks.view = RanksView(state="finished", step=20, staged_step=20, staged_last=True)
+    attempt.tick(8)
+    assert attempt.published.state == "finished"
+    assert attempt.steps == [10, 20]
+    assert attempt.log.sync().records[-1].kind == "release"
+    assert any("pins/broken.json" in warning for warning in attempt.published.warnings)
