@@ -45,7 +45,7 @@ class SharePlan:
             )
             for name, tensor in everything.items()
         ]
-        mine = deal(holders, world_size)[rank]
+        mine = deal(holders, world_size, rank)
         self.num_bytes = sum(holder.num_bytes for holder in holders)
         self.catalog = tuple(
             StagedSpec(name, dtype_name(tensor), tuple(tensor.shape))

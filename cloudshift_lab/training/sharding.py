@@ -128,7 +128,7 @@ def local_boxes(layout: Layout, coordinate: Ints) -> tuple[LocalBox, ...]:
     return tuple(box for box in boxes if box.region.num_elements)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def holdings(layout: Layout) -> tuple[Holding, ...]:
     """All boxes of a tensor with the ranks that hold them; replicas come as one holding.
 

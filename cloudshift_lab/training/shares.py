@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from cloudshift_lab.checkpoint.boxes import Ints, Region, grid_cell
-from cloudshift_lab.training.sharding import Layout, LocalBox, holdings, whole_box
+from cloudshift_lab.training.sharding import Holding, Layout, LocalBox, holdings, whole_box
 
 _SMALLEST_PIECE_BYTES = 2**20
 _PIECES_PER_RANK = 16
@@ -38,7 +38,7 @@ class _Box(NamedTuple):
     ranks: Ints
 
 
-def deal(holders: Iterable[Holder], world_size: int) -> list[dict[str, list[LocalBox]]]:
+def deal(holders: Iterable[Holder], world_size: int, rank: int) -> dict[str, list[LocalBox]]:
     """Give every box of every tensor to one of the ranks that hold it.
 
     The same on every rank, since it depends on nothing else: no rank asks another.
@@ -46,70 +46,77 @@ def deal(holders: Iterable[Holder], world_size: int) -> list[dict[str, list[Loca
     Args:
         holders: Every tensor of the state.
         world_size: Ranks to share between.
+        rank: Whose boxes to tell.
 
     Returns:
-        Per rank the boxes that it stages, by name. Boxes that only one rank holds come first; the
+        The boxes that ``rank`` stages, by name. Boxes that only one rank holds count first; the
         replicated ones are cut at grid lines into pieces and dealt from the largest to whoever of
-        their holders carries least; a piece of a weight goes with those of its moments.
+        their holders carries least.
     """
-    tensors = list(holders)
-    total = sum(holder.num_bytes for holder in tensors)
-    piece_bytes = max(total // (world_size * _PIECES_PER_RANK), _SMALLEST_PIECE_BYTES)
+    groups: dict[Ints, list[Holder]] = {}
+    for holder in holders:
+        groups.setdefault(tuple(sorted(holder.layout.ranks)), []).append(holder)
+    dealt: dict[str, list[LocalBox]] = {}
+    everywhere = tuple(range(world_size))
     load = [0] * world_size
-    dealt: list[dict[str, list[LocalBox]]] = [{} for _ in range(world_size)]
-    shared: list[_Box] = []
-    for holder in tensors:
-        for box in _boxes(holder):
-            if len(box.ranks) > 1:
-                shared += _pieces(box, holder, piece_bytes)
-            else:
-                load[box.ranks[0]] += box.num_bytes
-                dealt[box.ranks[0]].setdefault(box.name, []).append(box.box)
-    families: dict[tuple[str, Region, Ints], list[_Box]] = {}
-    for box in shared:
-        families.setdefault((_family(box.name), box.box.region, box.ranks), []).append(box)
-    sizes = {key: sum(box.num_bytes for box in boxes) for key, boxes in families.items()}
-    for key in sorted(families, key=lambda k: (-sizes[k], k[0], k[1].offset)):
-        rank = min(key[2], key=load.__getitem__)
-        load[rank] += sizes[key]
-        for box in families[key]:
-            dealt[rank].setdefault(box.name, []).append(box.box)
+    _deal_group(groups.pop(everywhere, []), everywhere, load, rank, dealt)
+    for ranks, group in groups.items():
+        _deal_group(group, ranks, load.copy(), rank, dealt)
     return dealt
 
 
-def _family(name: str) -> str:
-    """One for a weight and what its optimizer keeps of it: ``wte`` of ``optimizer/wte/exp_avg``.
+def _deal_group(
+    tensors: list[Holder], ranks: Ints, load: list[int], rank: int,
+    dealt: dict[str, list[LocalBox]],
+) -> None:  # fmt: skip
+    """Deal tensors of one set of ranks.
 
-    One rank stages the same part of all of them, so that a step of the optimizer can be replayed.
+    A rank does not know the tensors of other meshes than its own, so they must not count here.
     """
-    kind, _, rest = name.partition("/")
-    return rest.rpartition("/")[0] if kind == "optimizer" else rest
+    total = sum(holder.num_bytes for holder in tensors)
+    piece_bytes = max(total // (len(ranks) * _PIECES_PER_RANK), _SMALLEST_PIECE_BYTES)
+    shared: list[_Box] = []
+    for holder in tensors:
+        for boxes, stagers in _staged(holder):
+            if len(stagers) > 1:
+                for box in boxes:
+                    shared += _pieces(box, stagers, holder, piece_bytes)
+                continue
+            load[stagers[0]] += holder.itemsize * sum(box.region.num_elements for box in boxes)
+            if stagers[0] == rank:
+                dealt.setdefault(holder.name, []).extend(boxes)
+    for piece in sorted(shared, key=lambda b: (-b.num_bytes, b.name, b.box.region.offset)):
+        owner = min(piece.ranks, key=load.__getitem__)
+        load[owner] += piece.num_bytes
+        if owner == rank:
+            dealt.setdefault(piece.name, []).append(piece.box)
 
 
-def _boxes(holder: Holder) -> Iterator[_Box]:
+def _staged(holder: Holder) -> Iterable[Holding]:
+    """Boxes with the ranks that may stage them; an empty tensor is one rank's to name."""
     if holder.num_bytes == 0:
-        yield _Box(0, holder.name, whole_box(holder.layout.global_shape), holder.layout.ranks[:1])
-    for boxes, ranks in holdings(holder.layout):
-        stagers = ranks if holder.only is None else (holder.only,)
-        for box in boxes:
-            yield _Box(box.region.num_elements * holder.itemsize, holder.name, box, stagers)
+        first = holder.layout.ranks[:1]
+        return [Holding((whole_box(holder.layout.global_shape),), first)]
+    found = holdings(holder.layout)
+    only = holder.only
+    return found if only is None else [Holding(boxes, (only,)) for boxes, _ in found]
 
 
-def _pieces(box: _Box, holder: Holder, piece_bytes: int) -> Iterator[_Box]:
+def _pieces(box: LocalBox, ranks: Ints, holder: Holder, piece_bytes: int) -> Iterator[_Box]:
     """Cut a large replicated box between grid rows, so that no chunk is cut."""
-    (start, *rest), (length, *widths) = _axes(box.box.region)
+    (start, *rest), (length, *widths) = _axes(box.region)
     row_bytes = holder.itemsize * math.prod(widths)
     cell_rows = (grid_cell(holder.layout.global_shape, holder.itemsize) or (1,))[0]
     rows = max(piece_bytes // (row_bytes * cell_rows), 1) * cell_rows
-    if box.num_bytes <= piece_bytes or rows >= length:
-        yield box
+    if length * row_bytes <= piece_bytes or rows >= length:
+        yield _Box(length * row_bytes, holder.name, box, ranks)
         return
-    local_start, *local_rest = box.box.local_offset
+    local_start, *local_rest = box.local_offset
     borders = [start, *range((start // rows + 1) * rows, start + length, rows), start + length]
     for low, high in itertools.pairwise(borders):
         region = Region((low, *rest), (high - low, *widths))
         piece = LocalBox(region, (local_start + low - start, *local_rest))
-        yield _Box((high - low) * row_bytes, box.name, piece, box.ranks)
+        yield _Box((high - low) * row_bytes, holder.name, piece, ranks)
 
 
 def _axes(region: Region) -> tuple[Ints, Ints]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from cloudshift_lab.checkpoint.reader import Checkpoint
+from cloudshift_lab.core.errors import Unsupported
 from cloudshift_lab.training import randomness
 from cloudshift_lab.training.inventory import (
     Leaves,
@@ -21,6 +22,7 @@ from cloudshift_lab.training.matching import ModelRestore, OptimizerRestore, Sav
 from cloudshift_lab.training.parts import Share
 from cloudshift_lab.training.plan import SharePlan, whole_part
 from cloudshift_lab.training.restore import Differences, RestoreReport, read_into, read_new
+from cloudshift_lab.training.sharding import is_sharded
 from cloudshift_lab.training.tree import pull_tensors
 
 LAYOUT = 2
@@ -85,7 +87,7 @@ class TrainingState:
 
         Raises:
             UsageError: A parameter belongs to two optimizers.
-            Unsupported: A tensor whose parts are not boxes.
+            Unsupported: A tensor whose parts are not boxes, or a sharded one among the extras.
         """
         plan = self._current_plan()
         own: dict[str, torch.Tensor] = {}
@@ -121,6 +123,12 @@ class TrainingState:
         """What this rank alone has: extras and randomness; their tensors go into ``own``."""
         states = {name: part.state_dict() for name, part in self._extra.items()}
         extra = pull_tensors(states, f"extra/{self._rank}", own)
+        for name, tensor in own.items():
+            if is_sharded(tensor):
+                raise Unsupported(
+                    f"'{name}' is a sharded tensor, and extras belong to one rank each; make it a "
+                    "parameter or buffer of the model that the session gets"
+                )
         return {"extra": extra, "rng": randomness.gather(f"rng/{self._rank}", own)}
 
     # -- restore ----------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from torch.distributed.tensor import Placement, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from cloudshift_lab.checkpoint import Checkpoint
+from cloudshift_lab.core.errors import Unsupported
 from cloudshift_lab.training.parts import Share
 from cloudshift_lab.training.state import RestoreReport, TrainingState
 
@@ -205,6 +206,29 @@ def test_at_another_world_size_each_rank_gets_randomness_of_its_own_and_always_t
     assert len({draw for _, draw in first}) == 3
     assert {report.randomness for report, _ in first} == {"derived"}
     assert restored(checkpoint, 0, 1)[0].randomness == "exact"
+
+
+class Average:
+    """A moving average that somebody keeps beside the model."""
+
+    def __init__(self, value: torch.Tensor) -> None:
+        self.value = value
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.value = state_dict["value"]
+
+
+def test_a_sharded_tensor_among_the_extras_is_refused_by_name() -> None:
+    with as_rank(0, 2):
+        model = nn.Linear(2, 2)
+        extra = {"ema": Average(spread(torch.ones(4), (2,), [Shard(0)]))}
+        optimizer = torch.optim.SGD(model.parameters())
+        state = TrainingState(model, optimizer, extra, rank=0, world_size=2)
+        with pytest.raises(Unsupported, match="'extra/0/ema/value' is a sharded tensor"):
+            state.share(1)
 
 
 # -- real ranks -----------------------------------------------------------------------------------

@@ -256,6 +256,56 @@ def test_parameters_beside_the_model_are_saved_with_their_values() -> None:
     assert scale.tolist() == [2.0] * 3
 
 
+def test_a_parameter_that_is_not_contiguous_is_filled_through_its_strides() -> None:
+    def job(value: float) -> tuple[nn.Module, TrainingState]:
+        model = nn.Module()
+        model.weight = nn.Parameter((torch.arange(12.0).reshape(3, 4) * value).t())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return model, TrainingState(model, optimizer, {}, rank=0, world_size=1)
+
+    first, saved = job(1.0)
+    second, state = job(0.0)
+    state.restore(committed([saved.share(1)]))
+    assert torch.equal(first.weight, second.weight)
+    assert not second.weight.is_contiguous() and second.weight.shape == (4, 3)
+
+
+class Quantizing(nn.Linear):
+    """Saves something else than it holds, by a hook."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+        self.register_state_dict_post_hook(_halve)
+        self.register_load_state_dict_pre_hook(_double)
+
+
+def _halve(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    state[f"{prefix}weight"] = state[f"{prefix}weight"].detach() / 2
+
+
+def _double(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    if f"{prefix}weight" in state:
+        state[f"{prefix}weight"] = state[f"{prefix}weight"] * 2
+
+
+def test_what_a_hook_computes_goes_back_through_the_models_own_loading() -> None:
+    def job() -> tuple[nn.Module, TrainingState]:
+        model = nn.Sequential(Quantizing())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return model, TrainingState(model, optimizer, {}, rank=0, world_size=1)
+
+    first, saved = job()
+    second, state = job()
+    saved.share(1)
+    with torch.no_grad():
+        first[0].weight.fill_(3.0)
+    checkpoint = committed([saved.share(2)])
+    assert checkpoint.tensor("model/0.weight").tolist() == [[1.5] * 3] * 2
+    assert state.restore(checkpoint).fits
+    assert torch.equal(second[0].weight, first[0].weight)
+    assert torch.equal(second[0].bias, first[0].bias)
+
+
 def test_weights_that_were_tied_restore_into_a_model_that_unties_them() -> None:
     first, second = Job("sgd", seed=1), Job("sgd", seed=2)
     second.net.head.weight = nn.Parameter(torch.zeros(7, 4))

@@ -25,11 +25,18 @@ from cloudshift_lab.training.sharding import (
     local_of,
     replicated,
 )
-from cloudshift_lab.training.shares import Holder, deal
+from cloudshift_lab.training.shares import Holder
+from cloudshift_lab.training.shares import deal as deal_to
 
 from .simulated import as_rank, spread
 
+Dealt = list[dict[str, list[LocalBox]]]
 MESHES = [(1,), (2,), (3,), (4,), (2, 2), (1, 3), (2, 3), (2, 2, 2)]
+
+
+def deal(holders: list[Holder], world_size: int) -> Dealt:
+    """What every rank works out for itself."""
+    return [deal_to(holders, world_size, rank) for rank in range(world_size)]
 
 
 @st.composite
@@ -78,7 +85,7 @@ def test_each_rank_holds_the_elements_that_torch_gives_it(layout: Layout) -> Non
                 assert torch.equal(here[box.slices], value[region])
 
 
-def count_dealt(layout: Layout, dealt: list[dict[str, list[LocalBox]]], name: str) -> np.ndarray:
+def count_dealt(layout: Layout, dealt: Dealt, name: str) -> np.ndarray:
     times = np.zeros(layout.global_shape, dtype=np.int64)
     for boxes in dealt:
         for box in boxes.get(name, []):
@@ -142,6 +149,18 @@ def test_replicas_of_shards_share_the_staging_and_buffers_are_rank_zeros() -> No
     dealt = deal([*holders, Holder("b", 4, replicated((5,), 4), only=0)], 4)
     assert [len(share) - ("b" in share) for share in dealt] == [4, 4, 4, 4]
     assert ["b" in share for share in dealt] == [True, False, False, False]
+
+
+def test_ranks_that_know_other_meshes_agree_on_what_all_of_them_hold() -> None:
+    common = [Holder(f"c{i}", 4, replicated((9, 2), 4)) for i in range(6)]
+    seen = []
+    for ranks in ((0, 1), (2, 3)):
+        part = Holder("w", 4, Layout((1000, 2), (2,), ranks, (Cut(0),)))
+        dealt = deal([part, *common], 4)
+        assert [rank for rank, share in enumerate(dealt) if "w" in share] == list(ranks)
+        seen.append([{name for name in share if name != "w"} for share in dealt])
+    assert seen[0] == seen[1]
+    assert set.union(*seen[0]) == {holder.name for holder in common}
 
 
 def test_a_rank_outside_the_mesh_holds_nothing() -> None:
