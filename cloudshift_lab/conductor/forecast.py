@@ -20,11 +20,12 @@ _STEPS_LATER = 100  # the drained step is no direct successor of a commit: nothi
 
 
 class Forecast(NamedTuple):
-    """Bytes of a move: ``before`` the pause, ``within`` it, and in words how that is known."""
+    """Bytes of a move ``before`` the pause and ``within`` it; in words how that is known."""
 
     before: int
     within: int
-    basis: str
+    brief: str
+    reason: str
 
     @property
     def num_bytes(self) -> int:
@@ -58,11 +59,13 @@ def forecast(source: Store, target: Store, run_id: str) -> Forecast | None:
         concurrency=_CONCURRENCY,
     ).num_bytes  # fmt: skip
     total = format_bytes(lacking + last_save.expected_bytes)
+    gap = _range(last_save.low, last_save.high)
     return Forecast(
         lacking,
         last_save.expected_bytes,
+        f"{format_bytes(lacking)} before the pause, {gap} in it (measured on this run)",
         f"To carry about {total}: {format_bytes(lacking)} of the newest checkpoint that the "
-        f"target lacks, then {_range(last_save.low, last_save.high)} for the last step, "
+        f"target lacks, then {gap} for the last step, "
         f"measured on this run ({last_save.basis}).",
     )
 

@@ -99,7 +99,7 @@ def handover_s(saga: Saga) -> float:
 
 def _inputs(source: Place, target: Place, measured: Measured) -> MoveInputs:
     stays = source.url == target.url
-    carried = _Carried(0, 0, 0, "") if stays else _carried(measured)
+    carried = _Carried(0, 0, 0) if stays else _carried(measured)
     ratio, reason = _throughput(source.offer, target.offer)
     provision_s, handover_s = measured.provision_s, measured.handover_s
     return MoveInputs(
@@ -113,6 +113,7 @@ def _inputs(source: Place, target: Place, measured: Measured) -> MoveInputs:
         target_put_micro_usd_per_1000=target.cloud.put_micro_usd_per_1000,
         state_bytes=measured.state_bytes,
         transfer_bytes=carried.num_bytes,
+        transfer_basis=carried.brief,
         transfer_reason=carried.reason,
         tokens_per_s_source=measured.tokens_per_s,
         throughput_ratio_target=ratio,
@@ -135,18 +136,19 @@ class _Carried(NamedTuple):
     num_bytes: int
     before: int
     within: int
-    reason: str
+    brief: str = ""
+    reason: str = ""
 
 
 def _carried(measured: Measured) -> _Carried:
     """What a move will carry: as measured, else one copy of the newest checkpoint or the state."""
     found = measured.carried
     if found is not None:
-        return _Carried(found.num_bytes, found.before, found.within, found.basis)
+        return _Carried(found.num_bytes, *found)
     size = measured.stored_bytes or measured.state_bytes
     why = measured.not_measured
     told = f"What a move carries was not measured ({why}); one checkpoint is counted."
-    return _Carried(size, size, size, told if why else "")
+    return _Carried(size, size, size, reason=told if why else "")
 
 
 def _throughput(source: Offer, target: Offer) -> tuple[float, str]:

@@ -22,6 +22,7 @@ class MoveInputs(msgspec.Struct, frozen=True, kw_only=True):
         egress_used_bytes: Carried out of the source already this month.
         state_bytes: Size of the whole training state.
         transfer_bytes: Expected to be copied (what the target lacks).
+        transfer_basis: What that number is made of, a few words; empty when it is assumed.
         transfer_reason: Where that number comes from, a sentence.
         num_objects: Objects to be copied; None: estimated from ``transfer_bytes``.
         remaining_s: Training left when the target takes over, at the source's pace; None when
@@ -46,6 +47,7 @@ class MoveInputs(msgspec.Struct, frozen=True, kw_only=True):
     target_put_micro_usd_per_1000: int = 0
     state_bytes: int = 0
     transfer_bytes: int = 0
+    transfer_basis: str = ""
     transfer_reason: str = ""
     num_objects: int | None = None
     remaining_s: float | None = None

@@ -106,6 +106,8 @@ def compute_item(inputs: MoveInputs) -> BillItem:
 def note_items(inputs: MoveInputs) -> tuple[BillItem, ...]:
     """What a reader should know and what costs nothing by itself."""
     notes = [("throughput of the target", _throughput_words(inputs))]
+    if inputs.transfer_basis:
+        notes.append(("bytes to carry", inputs.transfer_basis))
     if inputs.remaining_s is None:
         notes.append(("training left", "unknown, so one hour is counted"))
     if inputs.is_source_reserved:

@@ -67,8 +67,8 @@ def test_the_newest_checkpoint_is_carried_and_then_what_changes(
     packs = sum(source.size(key) or 0 for key in source.list("packs"))
     assert packs * 0.85 < made.before <= packs
     assert 0.5 * 400_000 < made.within < 400_000
-    assert format_bytes(made.num_bytes) in made.basis
-    assert "measured on this run (steps 10 and 20: 4.0 MB unchanged" in made.basis
+    assert format_bytes(made.num_bytes) in made.reason
+    assert "measured on this run (steps 10 and 20: 4.0 MB unchanged" in made.reason
 
 
 def test_what_the_target_has_already_is_not_carried_again(source: Store, target: Store) -> None:
@@ -127,9 +127,15 @@ def plan(**measured: Any) -> Any:
 
 
 def test_the_bill_counts_what_was_measured_and_says_so() -> None:
-    made = plan(carried=module.Forecast(1_000_000_000, 500_000_000, "To carry about 1.5 GB."))
+    made = plan(
+        carried=module.Forecast(
+            1_000_000_000, 500_000_000, "1 GB before the pause", "To carry about 1.5 GB."
+        )
+    )
     assert made.bill.transfer_bytes == 1_500_000_000
     assert "To carry about 1.5 GB." in made.bill.reasons
+    (note,) = [item for item in made.bill.items if item.label == "bytes to carry"]
+    assert (note.basis, note.kind, note.amount_micro_usd) == ("1 GB before the pause", "note", 0)
     assert made.bill.pause_s == pytest.approx(2 * 500e6 / 50e6 + 0.1 + 4.0)
 
 

@@ -42,10 +42,10 @@ _CONTENTS = {
     "dcp": "model and optimizer",
 }
 _LOADERS = {
-    "npz": "numpy.load({!r})",
-    "safetensors": "safetensors.torch.load_file({!r})",
-    "state_dict": "torch.load({!r}, weights_only=True)",
-    "dcp": "torch.distributed.checkpoint.load(state_dict, checkpoint_id={!r})",
+    "npz": ("numpy.load", "{!r}"),
+    "safetensors": ("safetensors.torch.load_file", "{!r}"),
+    "state_dict": ("torch.load", "{!r}, weights_only=True"),
+    "dcp": ("torch.distributed.checkpoint.load", "state_dict, checkpoint_id={!r}"),
 }
 
 
@@ -346,9 +346,9 @@ def repair_sheet(report: RepairReport, prompt: str) -> Sheet:
 def restored_sheet(told: Restored) -> Sheet:
     """Where a step was written, what of it, and how to open it."""
     title = f"{told.step} is written to {told.path}"
-    content, loader = _CONTENTS[told.format], _LOADERS[told.format].format(told.path)
+    content, (loader, arguments) = _CONTENTS[told.format], _LOADERS[told.format]
     size = f"{format_bytes(told.num_bytes)} {told.format}: {content}"
-    return Sheet(title, title, notes=(size, f"open it: {loader}"))
+    return Sheet(title, title, notes=(size, f"open it: {loader}({arguments.format(told.path)})"))
 
 
 def gc_sheet(report: GcReport, prompt: str) -> Sheet:
