@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from cloudshift_lab.checkpoint.leaves import encode_leaves
 from cloudshift_lab.core.errors import UsageError
 from cloudshift_lab.training.inventory import unwrap
 from cloudshift_lab.training.parts import Share
@@ -25,7 +24,8 @@ Address = tuple[int, int]
 class PerRank:
     """A value that each rank has its own of: a sampler's state, a generator's.
 
-    Everything else in a state counts as equal on all ranks, or as sharded by its DTensors.
+    Everything else in a state counts as equal on all ranks, or as sharded by its DTensors. A rank
+    that the saving job did not have finds none: restore with ``strict=False`` there.
     """
 
     value: Any
@@ -60,7 +60,6 @@ def flatten(app_state: Mapping[str, Any], rank: int) -> Flattened:
         else:
             found.trees[key] = to_plain(state_of(part), key, found.tensors)
     _tie(found)
-    encode_leaves(found.trees, "app_state")
     return found
 
 

@@ -88,6 +88,11 @@ class Background:
         """The saver's process id; None while there is none."""
         return self._saver.pid
 
+    @property
+    def is_saving(self) -> bool:
+        """Whether the saver is at work on a step."""
+        return self._saver.busy
+
     def submit(self, work: Work) -> None:
         """Carry a step; one at a time, in order."""
         self._work.put(work)

@@ -24,6 +24,7 @@ from cloudshift_lab.training.dcp_reader import whole_tensors
 from cloudshift_lab.training.memory import bytes_of
 from cloudshift_lab.training.nested import (
     StoredTensor,
+    is_session,
     model_tensors,
     nested_state,
     positional,
@@ -69,7 +70,7 @@ def export_state_dict(
     """
     checkpoint = _open(url, run_id, step, store_options)
     state = nested_state(checkpoint)
-    if "param_groups" in state.get("optimizer", {}) and "step" in state:
+    if is_session(checkpoint):
         state["optimizer"] = positional(state["optimizer"])
     names = list(dict.fromkeys(tensor.name for tensor in stored_tensors(state)))
     tensors = dict(_streamed(checkpoint, names, progress))
@@ -82,8 +83,9 @@ def export_safetensors(
 ) -> int:  # fmt: skip
     """Write the model as one safetensors file, in bounded memory.
 
-    Of a training session the model's tensors under the names of its ``state_dict``, tied ones
-    under each of their names; of anything else every tensor under its flat name.
+    Of a training session, and of anything with a part called ``model``, that part's tensors under
+    the names of its ``state_dict``, tied ones under each of their names; of anything else every
+    tensor under its flat name.
 
     Args: As ``export_state_dict``.
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from cloudshift_lab.checkpoint.step import Checkpoint
 from cloudshift_lab.core.errors import Corrupt
+from cloudshift_lab.training.app_state import KIND as APP_STATE
 from cloudshift_lab.training.flat import read_flat
 from cloudshift_lab.training.planners import put_at
 from cloudshift_lab.training.tree import push_tensors, tensor_name, tensor_names
@@ -27,7 +28,8 @@ class StoredTensor:
 def nested_state(checkpoint: Checkpoint) -> dict[str, Any]:
     """Dictionaries and lists as they were saved, with ``StoredTensor`` in the place of tensors.
 
-    A training session's step becomes ``model`` (as ``load_state_dict`` takes it, tied names
+    Of a ``CheckpointManager`` the parts that it was given, without those of single ranks. A
+    training session's step becomes ``model`` (as ``load_state_dict`` takes it, tied names
     included), ``optimizer`` (with the names of the parameters) and ``step``. Its extras and its
     random generators belong to single ranks and are left out.
 
@@ -43,22 +45,47 @@ def nested_state(checkpoint: Checkpoint) -> dict[str, Any]:
         for name, value in flat.values.items():
             put_at(root, flat.paths.get(name, (name,)), _pushed(value))
         return root
-    leaves = checkpoint.leaves(min(checkpoint.ranks)) if checkpoint.ranks else None
-    if isinstance(leaves, dict) and {"model", "optimizer"} <= set(leaves):
-        return _session(checkpoint, cast(dict[str, Any], leaves))
+    leaves = _first_leaves(checkpoint)
+    if isinstance(app := leaves.get(APP_STATE), dict) and isinstance(app.get("trees"), dict):
+        return cast(dict[str, Any], _pushed(app["trees"]))
+    if is_session(checkpoint):
+        return _session(checkpoint, leaves)
     return {name: StoredTensor(name) for name in checkpoint.names()}
+
+
+def is_session(checkpoint: Checkpoint) -> bool:
+    """Whether a training session saved the step."""
+    return {"model", "optimizer"} <= set(_first_leaves(checkpoint))
 
 
 def model_tensors(checkpoint: Checkpoint) -> dict[str, str]:
     """The model's tensors: the name for a file, to the name in the store.
 
-    Of a training session the model only, with tied names; of anything else every tensor.
+    Of a training session, and of anything with a part called ``model``, that part with all its
+    names; of anything else every tensor.
     """
-    leaves = checkpoint.leaves(min(checkpoint.ranks)) if checkpoint.ranks else None
-    if read_flat(checkpoint) is not None or not isinstance(leaves, dict) or "model" not in leaves:
+    state = nested_state(checkpoint)
+    model = state.get("model")
+    if not isinstance(model, dict) or not any(stored_tensors(model)):
         return {name: name for name in checkpoint.names()}
-    model = _session(checkpoint, cast(dict[str, Any], leaves))["model"]
-    return {name: v.name for name, v in model.items() if isinstance(v, StoredTensor)}
+    return {name: tensor.name for name, tensor in _flat(model)}
+
+
+def _flat(tree: object, path: str = "") -> Iterator[tuple[str, StoredTensor]]:
+    """Every stored tensor of a tree with its keys, joined by dots."""
+    if isinstance(tree, StoredTensor):
+        yield path, tree
+    elif isinstance(tree, dict):
+        for key, item in tree.items():
+            yield from _flat(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(tree, list | tuple):
+        for i, item in enumerate(tree):
+            yield from _flat(item, f"{path}.{i}" if path else str(i))
+
+
+def _first_leaves(checkpoint: Checkpoint) -> dict[str, Any]:
+    leaves = checkpoint.leaves(min(checkpoint.ranks)) if checkpoint.ranks else None
+    return leaves if isinstance(leaves, dict) else {}
 
 
 def positional(optimizer: dict[str, Any]) -> dict[str, Any]:

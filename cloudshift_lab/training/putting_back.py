@@ -90,9 +90,8 @@ class _Loading:
 
     def _load_part(self, key: str, tensors: dict[str, torch.Tensor]) -> None:
         tree, part = self._stored[key], self._app_state[key]
-        if isinstance(part, torch.nn.Module):
-            entries = cast(dict[str, object], tree)
-            mine = {n: v for n, v in entries.items() if tensors.keys() >= set(tensor_names(v))}
+        if isinstance(part, torch.nn.Module) and isinstance(tree, dict):
+            mine = {n: v for n, v in tree.items() if tensors.keys() >= set(tensor_names(v))}
             value = cast(dict[str, Any], push_tensors(mine, tensors))
             unwrap(part).load_state_dict(value, strict=False)
         elif tensors.keys() >= set(tensor_names(tree)):
@@ -136,7 +135,8 @@ def _stored_trees(checkpoint: Checkpoint, rank: int) -> dict[str, object]:
 def _leaves(checkpoint: Checkpoint, rank: int) -> dict[str, dict[str, object]]:
     leaves = checkpoint.leaves(rank)
     found = leaves.get(KIND) if isinstance(leaves, dict) else None
-    if not isinstance(found, dict) or not {"trees", "own"} <= set(found):
+    parts = [found.get(name) for name in ("trees", "own")] if isinstance(found, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts):
         raise Corrupt(
             f"step {checkpoint.step} was not saved by a CheckpointManager; read it with "
             "CasStorageReader or cloudshift_lab.checkpoint"

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from blake3 import blake3
+from safetensors.torch import load_file
 from torch import nn
 
 from cloudshift_lab.checkpoint import open_run
@@ -28,6 +30,8 @@ from cloudshift_lab.storage.log import RunLog
 from cloudshift_lab.storage.store import Store, open_store
 from cloudshift_lab.training import checkpoints as module
 from cloudshift_lab.training.checkpoints import CheckpointManager, PerRank
+from cloudshift_lab.training.interchange import export_safetensors, export_state_dict
+from cloudshift_lab.training.trusted import read_item
 
 RANKS = Path(__file__).with_name("checkpoints_ranks.py")
 LOOP = Path(__file__).with_name("checkpoints_loop.py")
@@ -293,6 +297,8 @@ def test_the_death_of_the_saver_is_told_and_the_next_save_works(manage: Manage) 
     assert manager._works is not None and manager._works.saver_pid is not None
     os.kill(manager._works.saver_pid, signal.SIGSTOP)
     handle = manager.save(2, job.state)
+    while not manager._works.background.is_saving:
+        time.sleep(0.01)
     os.kill(manager._works.saver_pid, signal.SIGKILL)
     with pytest.raises(CloudshiftError, match="the saver was killed by SIGKILL"):
         manager.wait_until_finished()
@@ -390,6 +396,23 @@ def test_a_step_of_another_kind_is_refused_in_words(manage: Manage, url: str) ->
         manage().restore("latest", {"a": torch.zeros(1)})
 
 
+def test_a_step_goes_out_as_plain_pytorch_knows_it(
+    manage: Manage, url: str, tmp_path: Path
+) -> None:
+    job, manager = Job(), manage(async_=False)
+    job.step(1)
+    manager.save(1, job.state)
+    export_state_dict(url, "run", tmp_path / "state.pt")
+    found = read_item((tmp_path / "state.pt").read_bytes(), "state")
+    fresh = Job(seed=3)
+    fresh.model.load_state_dict(found["model"])
+    fresh.optimizer.load_state_dict(found["optimizer"])
+    assert same(fresh.everything()[:2], job.everything()[:2])
+    assert found["note"] == {"t": (1, 2.5), 7: b"x"} and "sampler" not in found
+    export_safetensors(url, "run", tmp_path / "m.safetensors")
+    assert same(load_file(tmp_path / "m.safetensors"), dict(job.model.state_dict()))
+
+
 # -- whole processes ------------------------------------------------------------------------------
 
 
@@ -409,7 +432,8 @@ def test_a_loop_that_is_interrupted_ends_cleanly_and_its_last_save_counts(
     state = RunLog(store, "loop").sync()
     assert state.owner is None
     assert state.last_commit is not None and (state.last_commit.step or 0) >= 4
-    assert not list(Path("/dev/shm").glob(f"cloudshift-{os.getuid()}-save-*-{process.pid}"))
+    which = blake3(f"{store.url}\nloop".encode()).hexdigest()[:16]
+    assert not Path(f"/dev/shm/cloudshift-{os.getuid()}-save-{which}-0").exists()
 
 
 def test_a_run_whose_process_was_killed_is_taken_over_at_once_on_the_same_machine(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pickle  # noqa: TID251 - makes the hostile input that must be refused
 import subprocess
@@ -33,6 +32,7 @@ from cloudshift_lab.training.interchange import (
     export_state_dict,
     import_dcp,
     import_safetensors,
+    main,
 )
 from cloudshift_lab.training.state import TrainingState
 from cloudshift_lab.training.trusted import read_item
@@ -427,38 +427,34 @@ def test_an_export_never_overwrites_and_leaves_nothing_half_written(
 # -- the command line -----------------------------------------------------------------------------
 
 
-def command(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error::DeprecationWarning:cloudshift_lab", "-m",
-         "cloudshift_lab.training.interchange", *words],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-
-
 def test_the_command_line_imports_and_exports_with_progress_as_json(
-    url: str, tmp_path: Path
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_file(odd_tensors(), tmp_path / "m.safetensors")
+    source = tmp_path / "m.safetensors"
+    save_file(odd_tensors(), source)
     where = ("--url", url, "--run", "cli")
-    refused = command("import", "--from", "safetensors", str(tmp_path / "m.safetensors"), *where)
-    assert refused.returncode == 1
-    assert len(refused.stderr.strip().splitlines()) == 1 and "--trust" in refused.stderr
-    brought = command(
-        "import", "--from", "safetensors", str(tmp_path / "m.safetensors"), "--trust",
-        "--step", "9", *where,
-    )  # fmt: skip
-    assert brought.returncode == 0, brought.stderr
-    lines = [json.loads(line) for line in brought.stdout.splitlines()]
+    bring = ["import", "--from", "safetensors", str(source), *where]
+    assert main(bring) == 1
+    refused = capsys.readouterr().err
+    assert refused.count("\n") == 1 and "--trust" in refused
+    assert main([*bring, "--trust", "--step", "9"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert lines[-1]["step"] == 9 and lines[0]["total_bytes"] > 0
     for kind in ("safetensors", "state_dict", "dcp"):
-        out = command("export", "--format", kind, "--to", str(tmp_path / kind), *where)
-        assert out.returncode == 0, out.stderr
-        assert json.loads(out.stdout.splitlines()[-1])["num_bytes"] > 0
-    assert same(
-        load_file(tmp_path / "safetensors"), odd_tensors() | load_file(tmp_path / "safetensors")
-    )
-    missing = command(
-        "export", "--format", "dcp", "--to", str(tmp_path / "x"), *where, "--step", "1"
-    )
-    assert missing.returncode == 1 and "no committed step 1" in missing.stderr
-    assert io.StringIO(missing.stderr).read().count("\n") == 1
+        assert main(["export", "--format", kind, "--to", str(tmp_path / kind), *where]) == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["num_bytes"] > 0
+    assert load_file(tmp_path / "safetensors").keys() == odd_tensors().keys()
+
+
+def test_the_command_ends_with_one_line_and_status_one_when_it_cannot(
+    url: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "cloudshift_lab.training.interchange", "export", "--url", url,
+            "--run", "cli", "--format", "dcp", "--to", str(tmp_path / "x"), "--step", "1",
+        ],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and "no committed step 1" in done.stderr
+    assert done.stderr.count("\n") == 1 and done.stdout == ""
