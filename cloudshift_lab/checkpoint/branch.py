@@ -82,9 +82,7 @@ def branch(
     try:
         parent = _open_parent(store, pinned, concurrency)
         place = step_dir(new_run_id, step, GENERATION)
-        branched = _publish(
-            store, parent, log, owner=owner, place=place, concurrency=concurrency
-        )
+        branched = _publish(store, parent, log, owner=owner, place=place, concurrency=concurrency)
     except (Conflict, Corrupt, NotFound, UsageError):
         unpin(store, guard)  # calling again would not help
         raise
