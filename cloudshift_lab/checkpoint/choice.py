@@ -34,6 +34,7 @@ MIN_BOX_BYTES = 4096
 SAMPLE_BYTES = 128 * 1024
 _BATCH_BYTES = 64 * 2**20
 _PROBES = 256
+_SAMPLED_PARAMS = 4
 Recipes = dict[int, Recipe]
 
 
@@ -203,16 +204,26 @@ def _replayed(
     names = {trio.param.num_steps for trios in groups.values() for trio in trios}
     step_numbers = base.step_numbers(names)
     for trios in groups.values():
-        known = [trio for trio in trios if trio.param.num_steps in step_numbers]
-        largest = sorted(known, key=lambda trio: -len(trio.w.flat))[:1]
-        samples = {s.box.first_row: t for t in largest if (s := t.sample()) is not None}
-        for sample, raws in read_samples(
-            store, [s for t in samples.values() if (s := t.sample()) is not None], concurrency
-        ):
-            trio = samples[sample.box.first_row]
-            best = _best_step(trio, sample.number, raws, step_numbers[trio.param.num_steps] + 1)
-            found |= _replay_recipes(known, step_numbers, best)
+        stepped = [trio for trio in trios if trio.param.num_steps in step_numbers]
+        bests = list(_bests(store, stepped, step_numbers, concurrency))
+        if bests:
+            best = bests[0]._replace(
+                is_good_for_v=any(b.is_good_for_v for b in bests),
+                is_good_for_w=any(b.is_good_for_w for b in bests),
+            )
+            found |= _replay_recipes(stepped, step_numbers, best)
     return found
+
+
+def _bests(
+    store: Store, trios: Iterable[_Trio], step_numbers: Mapping[str, int], concurrency: int
+) -> Iterator[_Best]:
+    """What samples of some parameters say, the largest first."""
+    largest = sorted(trios, key=lambda trio: -len(trio.w.flat))[:_SAMPLED_PARAMS]
+    sampled = {s.box.first_row: (t, s) for t in largest if (s := t.sample()) is not None}
+    for sample, raws in read_samples(store, (s for _, s in sampled.values()), concurrency):
+        trio, _ = sampled[sample.box.first_row]
+        yield _best_step(trio, sample.number, raws, step_numbers[trio.param.num_steps] + 1)
 
 
 class _Best(NamedTuple):
