@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from cloudshift_lab.checkpoint import open_checkpoint, verify
+from cloudshift_lab.checkpoint import open_checkpoint, seal, stage_arrays, verify, write_rank
 from cloudshift_lab.core.errors import CloudshiftError, Corrupt, NotFound, Unavailable
 from cloudshift_lab.storage.memory import MemoryStore
 
@@ -159,3 +159,43 @@ def test_a_store_that_does_not_answer_says_nothing_about_the_step(arrays, save):
     with pytest.raises(CloudshiftError) as caught:
         verify(Gone(), RUN, sealed.manifest_key, sealed.manifest_digest)
     assert caught.type is Unavailable
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_every_bad_pack_is_named_though_others_are_on_their_way(save, threads):
+    store = MemoryStore()
+    array = np.random.default_rng(5).integers(0, 2**60, (400_000,))
+    sealed = save(store, {"w": array}, world_size=8)
+    keys = store.list("packs")
+    gone, torn, bent = keys[1], keys[3], keys[6]
+    store.delete(gone)
+    store.put(torn, store.get(torn)[:-1])
+    store.put(bent, flip(store.get(bent), random.Random(1)))
+    seen = []
+    report = verify(
+        store, RUN, sealed.manifest_key, sealed.manifest_digest, concurrency=3, threads=threads,
+        progress=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert report.bad_keys == tuple(sorted([gone, torn, bent]))
+    assert len(report.problems) == 3
+    assert seen == sorted(seen)
+    assert seen[-1] == (report.num_bytes, report.num_bytes)
+
+
+def test_a_step_of_deltas_is_proved_and_a_bent_delta_found(save, opened):
+    store = MemoryStore()
+    first = np.random.default_rng(5).standard_normal(300_000).astype(np.float32)
+    second = first.copy()
+    second[::50] += 1e-3
+    base = save(store, {"w": first}, step=1)
+    staged = stage_arrays({"w": second}, step=2)
+    written = write_rank(store, RUN, staged, generation=1, base=opened(store, base))
+    sealed = seal(store, RUN, 2, generation=1, world_size=1, written=[written])
+    seen = (sealed.manifest_key, sealed.manifest_digest)
+    assert any(location.refs for location in opened(store, sealed).locations())
+    assert verify(store, RUN, *seen).ok
+    own = set(opened(store, sealed).packs()) - set(opened(store, base).packs())
+    key = own.pop()
+    store.put(key, flip(store.get(key), random.Random(2)))
+    assert verify(store, RUN, *seen).bad_keys == (key,)
+    assert verify(store, RUN, base.manifest_key, base.manifest_digest).ok
