@@ -87,7 +87,7 @@ class Machine:
         self.stores = {cloud.name: open_store(cloud.store_url) for cloud in clouds}
         self.engine = LocalEngine(self.home)
         self.handles: list[Handle] = []
-        self._num_orders: dict[int, int] = {}
+        self._num_orders: dict[tuple[str, int], int] = {}
 
     def job(
         self, run_id: str, generation: int = 1, cloud: str = "here", **changes: object
@@ -128,8 +128,8 @@ class Machine:
     def order(
         self, job: JobSpec, kind: OrderKind, sealed: OrderResult | None = None
     ) -> OrderResult:
-        number = self._num_orders.get(job.generation, 0)
-        self._num_orders[job.generation] = number + 1
+        number = self._num_orders.get((job.run_id, job.generation), 0)
+        self._num_orders[job.run_id, job.generation] = number + 1
         order = Order(
             order_id=f"{kind}-{number}", kind=kind, at=0.0,
             step=sealed.step if sealed else None,
