@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
 from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
+from cloudshift_lab.checkpoint.boxes import MAX_GRID_BYTES
 from cloudshift_lab.checkpoint.codecs import Encoded
 from cloudshift_lab.checkpoint.index import ChunkLocation, Operand
 from cloudshift_lab.checkpoint.known import KnownChunks
@@ -14,6 +15,7 @@ from cloudshift_lab.checkpoint.layout import PACK_BYTES, blake3_hex, pack_key
 from cloudshift_lab.storage.store import Store
 
 _PADDING = b"\0"
+_local = threading.local()
 
 
 class OwnRun(NamedTuple):
@@ -52,7 +54,7 @@ class Packer:
         self._dead_packs = dead_packs
         self._concurrency = max(1, concurrency)
         self._open: list[ChunkLocation] = []
-        self._blobs: list[bytes] = []
+        self._arena = _arena()
         self._open_bytes = 0
         self._closed: dict[str, bytes] = {}
         self._found: dict[bytes, ChunkLocation] = {}
@@ -85,7 +87,7 @@ class Packer:
         self._found[chunk.id] = row
         self._refs[chunk.id] = chunk.refs
         self._open.append(row)
-        self._blobs.append(blob)
+        self._arena[self._open_bytes : self._open_bytes + len(blob)] = blob
         self._open_bytes += len(blob)
         if self._open_bytes >= PACK_BYTES:
             self._close()
@@ -108,18 +110,17 @@ class Packer:
     def _close(self) -> None:
         if not self._open:
             return
-        digest, data = self._name(self._blobs)
+        digest, data = self._name(bytes(memoryview(self._arena)[: self._open_bytes]))
         for row in self._open:
             self._found[row.id] = row._replace(pack=digest, pack_size=len(data))
         self._closed[pack_key(digest)] = data
         self.new_bytes += len(data)
-        self._open, self._blobs, self._open_bytes = [], [], 0
+        self._open, self._open_bytes = [], 0
         if len(self._closed) >= self._concurrency:
             self._upload()
 
-    def _name(self, blobs: Sequence[bytes]) -> tuple[str, bytes]:
+    def _name(self, data: bytes) -> tuple[str, bytes]:
         """The pack and its hash, with a little padding if that hash is about to be deleted."""
-        data = b"".join(blobs)
         while (digest := blake3_hex(data)) in self._dead_packs:
             data += _PADDING
         return digest, data
@@ -128,3 +129,11 @@ class Packer:
         if self._closed:
             self._store.put_many(self._closed, concurrency=self._concurrency)
         self._closed = {}
+
+
+def _arena() -> bytearray:
+    """Memory of this thread in which its packs grow: fresh pages cost more than compression."""
+    found: bytearray | None = getattr(_local, "arena", None)
+    if found is None:
+        found = _local.arena = bytearray(PACK_BYTES + MAX_GRID_BYTES)
+    return found
