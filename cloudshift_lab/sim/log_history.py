@@ -117,6 +117,9 @@ class _Contender:
         if self.generation == 0:
             self._contend()
             return
+        if self.logs[self.url].sync().awaits_step:
+            self._commit()  # the second record of an arrival comes before anything else
+            return
         act: Callable[[], None] = self.random.choices(
             [self._commit, self._hand_over, self._call_off, self._release, self._tidy],
             weights=[12, 3, 2, 0.3, 3],
