@@ -5,6 +5,16 @@ import math
 import msgspec
 import pytest
 
+from cloudshift_lab.checkpoint.codecs import (
+    ADAMW_V,
+    ADAMW_W,
+    DERIVED,
+    PLANES_ZSTD,
+    SHUFFLE_ZSTD,
+    STORE,
+)
+from cloudshift_lab.checkpoint.reader import open_run
+from cloudshift_lab.sim.bench import corruption, ours
 from cloudshift_lab.sim.bench.main import BENCHES, main, measure
 from cloudshift_lab.sim.bench.rows import Result
 
@@ -61,3 +71,11 @@ def test_the_rival_notices_less(tmp_path, capsys):
     assert rows["DCP: silent corruptions"].value > 0
     assert rows["DCP: silent corruptions"].goal is None
     assert "ours: silent corruptions" in capsys.readouterr().out
+
+
+def test_what_is_damaged_has_chunks_of_every_kind_and_some_of_the_step_before():
+    older, newer = corruption._states(corruption._SHAPES["tiny"])
+    checkpoint = open_run(corruption._Ours(older, newer)._store, ours.RUN)
+    codecs = {location.codec for location in checkpoint.locations()}
+    assert codecs >= {STORE, PLANES_ZSTD, SHUFFLE_ZSTD, DERIVED, ADAMW_V, ADAMW_W}
+    assert len(checkpoint.packs()) == 2

@@ -14,13 +14,13 @@ import torch
 from cloudshift_lab.checkpoint.reader import open_run
 from cloudshift_lab.core.errors import CloudshiftError
 from cloudshift_lab.core.money import format_bytes
-from cloudshift_lab.sim.bench import gpt, ours, rivals
+from cloudshift_lab.sim.bench import gpt, ours, regimes, rivals
+from cloudshift_lab.sim.bench.regimes import Snapshot
 from cloudshift_lab.sim.bench.rows import Row, Say, Size, exactly, row
 from cloudshift_lab.sim.scheduler import derived_random
 from cloudshift_lab.storage.memory import MemoryStore
 
 Outcome = Literal["detected", "harmless", "silent", "unexplained"]
-Tensors = dict[str, torch.Tensor]
 _NUM_OURS = {"full": 1000, "tiny": 60}
 _NUM_DCP = {"full": 200, "tiny": 12}
 _SHAPES = {
@@ -28,7 +28,6 @@ _SHAPES = {
     "tiny": gpt.Shape(layers=1, dim=48, heads=2, vocab=128, block=16, batch=2),
 }
 _UNEXPLAINED = (ValueError, TypeError, LookupError, ArithmeticError, MemoryError, OSError)
-LEAVES = {"step": 2, "lr": 6e-4, "who": ("bench", b"\x00\x01")}
 
 
 def run(size: Size, say: Say) -> tuple[Row, ...]:
@@ -37,7 +36,7 @@ def run(size: Size, say: Say) -> tuple[Row, ...]:
     older, newer = _states(_SHAPES[size])
     mine = _Ours(older, newer)
     by_kind = mine.run(_NUM_OURS[size], say)
-    theirs = _dcp(newer, _NUM_DCP[size], say)
+    theirs = _dcp(newer.tensors, _NUM_DCP[size], say)
     total = sum(by_kind.values(), Counter[Outcome]())
     about = ", ".join(
         f"{kind} {sum(found.values())} ({found['harmless']} harmless)"
@@ -47,7 +46,7 @@ def run(size: Size, say: Say) -> tuple[Row, ...]:
     return (
         row("ours: silent corruptions", total["silent"], "cases", goal=exactly(0),
             note=f"{sum(total.values())} random flips and truncations of what restoring a step of "
-            f"{format_bytes(sum(t.nbytes for t in newer.values()))} reads: {about}"),
+            f"{format_bytes(sum(t.nbytes for t in newer.tensors.values()))} reads: {about}"),
         row("ours: errors that say nothing", total["unexplained"], "cases", goal=exactly(0)),
         row("ours: detected, or without effect", loud, "cases", goal=exactly(_NUM_OURS[size])),
         row("ours: of these without effect", total["harmless"], "cases",
@@ -60,33 +59,37 @@ def run(size: Size, say: Say) -> tuple[Row, ...]:
     )  # fmt: skip
 
 
-def _states(shape: gpt.Shape) -> tuple[Tensors, Tensors]:
-    """Two states a step apart, with half-precision copies, integers, a mask and a scalar."""
+def _states(shape: gpt.Shape) -> tuple[Snapshot, Snapshot]:
+    """Two states a step apart, with half-precision copies, integers, a mask and a scalar.
+
+    So the newer one has chunks of every codec, and some that refer to the older step.
+    """
     model = gpt.build(shape)
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4)
     training = gpt.Training(model, optimizer, gpt.corpus(shape.vocab, 200_000), shape)
     states = []
     for _ in range(2):
         training.step()
-        state = {name: tensor.clone() for name, tensor in gpt.state_tensors(training).items()}
+        state, leaves = regimes.snapshot(training)
         state |= {
             f"copy/{name}": value.detach().bfloat16() for name, value in model.named_parameters()
         }
         state["seen"] = torch.arange(3000) * training.num_steps
         state["mask"] = torch.arange(501) % 3 == 0
         state["rng"] = torch.get_rng_state()
-        states.append(state)
+        states.append(Snapshot(state, leaves))
     return states[0], states[1]
 
 
 class _Ours:
     """Two committed steps in one store; the newer may refer to the older."""
 
-    def __init__(self, older: Tensors, newer: Tensors) -> None:
-        self._expected = newer
+    def __init__(self, older: Snapshot, newer: Snapshot) -> None:
+        self._expected, self._leaves = newer
         self._store = MemoryStore("memory://bench")
-        ours.save(self._store, older, 1, LEAVES)
-        ours.save(self._store, newer, 2, LEAVES, base=open_run(self._store, ours.RUN))
+        ours.save(self._store, older.tensors, 1, older.leaves)
+        base = open_run(self._store, ours.RUN)
+        ours.save(self._store, newer.tensors, 2, newer.leaves, base=base)
         needed = [
             *open_run(self._store, ours.RUN).object_keys(),
             *self._store.list("runs/bench/log"),
@@ -120,7 +123,7 @@ class _Ours:
             return "detected"
         except _UNEXPLAINED:
             return "unexplained"
-        same = checkpoint.step == 2 and leaves == LEAVES
+        same = checkpoint.step == 2 and leaves == self._leaves
         return "silent" if not same or ours.num_different(tensors, self._expected) else "harmless"
 
 
