@@ -158,7 +158,10 @@ def saved_and_resumed(kind: str, url: str, run: str) -> dict[str, object]:
     first = Job(kind, seed=1)
     first.train(STEPS)
     first.save(url, run)
-    answer: dict[str, object] = {"digests": first.digests(), "losses": first.train(STEPS)}
+    answer: dict[str, object] = {"digests": first.digests()}
+    steady = first.state.share(STEPS).steady
+    answer["losses"] = first.train(STEPS)
+    answer["is_same_plan"] = first.state.share(2 * STEPS).steady is steady
     second = Job(kind, seed=2)
     warm_up(second.model, lambda: second.loss([1, 2, 3, 4]))
     second.state.restore(opened(url, run))

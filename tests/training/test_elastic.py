@@ -298,6 +298,11 @@ def test_the_losses_after_a_restore_are_those_of_a_run_that_was_never_stopped(
         assert answer["ends"][0] == answer["ends"][1] != answer["digests"]
 
 
+def test_the_plan_of_a_sharded_model_holds_through_its_training(four: Seen, two: Seen) -> None:
+    for task in [*four.values(), two["save:fsdp2+fused:fused"], two["save:fsdp2+muon:muon"]]:
+        assert all(answer["is_same_plan"] for answer in task)
+
+
 def test_each_rank_trains_on_data_of_its_own(four: Seen) -> None:
     assert len({answer["losses"][0] for answer in four["save:fsdp2:f"]}) == 4
 

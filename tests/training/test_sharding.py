@@ -186,3 +186,17 @@ def test_a_tensor_that_is_not_reduced_yet_cannot_be_saved() -> None:
 def test_an_empty_tensor_is_named_by_one_rank() -> None:
     dealt = deal([Holder("e", 4, replicated((0, 3), 3))], 3)
     assert Counter(len(share) for share in dealt) == {1: 1, 0: 2}
+
+
+def test_a_weight_is_staged_by_the_rank_that_stages_its_moments() -> None:
+    shapes = {"a": (3000, 512), "b": (700, 40), "c": (64,)}
+    names = ["model/{}", "optimizer/{}/exp_avg", "optimizer/{}/exp_avg_sq"]
+    holders = [
+        Holder(name.format(key), 4, replicated(shape, 3))
+        for name in names
+        for key, shape in shapes.items()
+    ]
+    for dealt in deal(holders, 3):
+        for key in shapes:
+            places = [{b.region for b in dealt.get(name.format(key), [])} for name in names]
+            assert places[0] == places[1] == places[2]
