@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from cloudshift_lab.training.capture import Lost
+from cloudshift_lab.training.flight import Lost
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from cloudshift_lab.core.save_policy import fixed_steps
 from cloudshift_lab.core.staging import RankState
 from cloudshift_lab.training.agreement import Agreement, Flags
 from cloudshift_lab.training.arena import Arena
-from cloudshift_lab.training.capture import Capture, Lost
+from cloudshift_lab.training.capture import Capture
+from cloudshift_lab.training.flight import Lost
 from cloudshift_lab.training.inventory import Optimizers, listed
 from cloudshift_lab.training.node import Node
 from cloudshift_lab.training.state import TrainingState

@@ -16,7 +16,8 @@ from cloudshift_lab.core.wire import to_json
 from cloudshift_lab.storage.store import Store
 from cloudshift_lab.training.arena import Arena
 from cloudshift_lab.training.background import Background
-from cloudshift_lab.training.capture import Capture, Lost
+from cloudshift_lab.training.capture import Capture
+from cloudshift_lab.training.flight import Lost
 from cloudshift_lab.training.place import Place
 from cloudshift_lab.training.tenancy import Ranks, take_run
 

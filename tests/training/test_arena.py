@@ -12,6 +12,7 @@ import torch
 from cloudshift_lab.checkpoint.saving import read_slot
 from cloudshift_lab.core.errors import Conflict, Exhausted, UsageError
 from cloudshift_lab.training import arena as arena_module
+from cloudshift_lab.training import slot as slot_module
 from cloudshift_lab.training.arena import Arena
 from cloudshift_lab.training.parts import Part, Share
 from cloudshift_lab.training.tree import to_torch
@@ -158,7 +159,7 @@ def no_room(_descriptor: int, _num_bytes: int) -> None:
 def test_full_shared_memory_is_said_before_anything_is_written(
     agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arena_module, "_take", no_room)
+    monkeypatch.setattr(slot_module, "take", no_room)
     with pytest.raises(
         Exhausted, match=r"no space left in shared memory.*enlarge the shared memory"
     ):
@@ -171,7 +172,7 @@ def test_without_room_for_both_the_last_step_waits_for_the_release_of_the_one_be
 ) -> None:
     monkeypatch.setattr(arena_module, "SAY_EVERY_S", 0.0)
     agent.arena.stage(1, full(1.0), is_last=False)
-    monkeypatch.setattr(arena_module, "_take", no_room)
+    monkeypatch.setattr(slot_module, "take", no_room)
     waiter = threading.Thread(target=lambda: agent.arena.stage(2, full(2.0), is_last=True))
     waiter.start()
     while not any("for step 1 to be saved" in line for line in agent.said):

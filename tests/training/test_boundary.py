@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -20,7 +21,7 @@ from cloudshift_lab.core.errors import Exhausted, NotFound
 from cloudshift_lab.core.staging import Go, RankState, state_file
 from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.training import Drained, Session
-from cloudshift_lab.training import arena as arena_module
+from cloudshift_lab.training import slot as slot_module
 from cloudshift_lab.training.copying import Copying
 
 from .conftest import AroundUs
@@ -38,6 +39,17 @@ class Job:
     def train(self) -> None:
         self.model.weight.grad = -torch.ones(4, 4)
         self.optimizer.step()
+
+
+@pytest.fixture(autouse=True)
+def _no_departure(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The end of these tests is not the end of a rank; only its socket is closed."""
+    calls: list[Callable[[], None]] = []
+    monkeypatch.setattr(atexit, "register", calls.append)
+    yield
+    for call in calls:
+        if call.__name__ == "close":
+            call()
 
 
 def policy(around: AroundUs, text: str) -> None:
@@ -173,7 +185,7 @@ def test_without_room_training_goes_on_without_saves_says_so_and_recovers(
 
     job = Job()
     with monkeypatch.context() as patched:
-        patched.setattr(arena_module, "_take", no_room)
+        patched.setattr(slot_module, "take", no_room)
         for step in job.session.steps(100):
             job.train()
             job.session.step()
@@ -195,17 +207,17 @@ def test_without_room_training_goes_on_without_saves_says_so_and_recovers(
 def test_a_warning_of_too_little_room_is_taken_back_when_a_save_succeeds(
     around: AroundUs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take = arena_module._take
+    take = slot_module.take
 
     def no_room(_descriptor: int, _num_bytes: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(arena_module, "_take", no_room)
+    monkeypatch.setattr(slot_module, "take", no_room)
     job = Job()
     for step in job.session.steps(100):
         if step == 5:
             assert around.state().warning is not None
-            monkeypatch.setattr(arena_module, "_take", take)
+            monkeypatch.setattr(slot_module, "take", take)
         job.train()
         job.session.step()
         if step == 7:
@@ -220,7 +232,7 @@ def test_without_room_for_the_last_state_the_run_fails_with_what_to_do(
     def no_room(_descriptor: int, _num_bytes: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(arena_module, "_take", no_room)
+    monkeypatch.setattr(slot_module, "take", no_room)
     job = Job()
     with pytest.raises(Exhausted, match=r"no space left in shared memory.*use more ranks"):
         for step in job.session.steps(100):

@@ -22,10 +22,11 @@ from torch import nn
 
 from cloudshift_lab.checkpoint.saving import read_slot
 from cloudshift_lab.core.errors import NotFound
-from cloudshift_lab.training import capture as capture_module
+from cloudshift_lab.training import flight as flight_module
 from cloudshift_lab.training.arena import Arena
-from cloudshift_lab.training.capture import Capture, Lost
+from cloudshift_lab.training.capture import Capture
 from cloudshift_lab.training.copying import CHUNK_BYTES, Copying
+from cloudshift_lab.training.flight import Lost
 from cloudshift_lab.training.parts import Part, Share
 from cloudshift_lab.training.watching import Watch
 
@@ -107,12 +108,12 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture_module, "SETTLE_S", 0.0)
+    monkeypatch.setattr(flight_module, "SETTLE_S", 0.0)
 
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture_module, "SETTLE_S", 600.0)
+    monkeypatch.setattr(flight_module, "SETTLE_S", 600.0)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -582,7 +583,8 @@ VICTIM = """
 import sys, threading, torch
 from pathlib import Path
 from cloudshift_lab.training.arena import Arena
-from cloudshift_lab.training.capture import Capture, Lost
+from cloudshift_lab.training.capture import Capture
+from cloudshift_lab.training.flight import Lost
 from cloudshift_lab.training.copying import CHUNK_BYTES, Copying
 from cloudshift_lab.training.parts import Part, Share
 
