@@ -13,7 +13,7 @@ from cloudshift_lab.checkpoint.step import BoxRequest, Checkpoint
 from cloudshift_lab.core.errors import NotFound
 from cloudshift_lab.core.steps import Diff, Fate, LeafDiff, TensorDiff
 
-BATCH_BYTES = 32 * 2**20
+BATCH_BYTES = 16 * 2**20
 _MAX_LEAVES = 40
 _LONG_LIST = 16
 _SHOWN_CHARS = 60

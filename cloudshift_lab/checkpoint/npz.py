@@ -18,7 +18,7 @@ from cloudshift_lab.checkpoint.dtypes import element_type
 from cloudshift_lab.checkpoint.step import BoxRequest, Checkpoint
 from cloudshift_lab.core.errors import Denied, Exhausted
 
-BATCH_BYTES = 32 * 2**20
+BATCH_BYTES = 16 * 2**20
 _WIDENED = frozenset({"bfloat16", "float8_e4m3fn", "float8_e5m2"})
 Progress = Callable[[int, int], None]
 
