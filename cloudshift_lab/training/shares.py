@@ -51,7 +51,7 @@ def deal(holders: Iterable[Holder], world_size: int, rank: int) -> dict[str, lis
     Returns:
         The boxes that ``rank`` stages, by name. Boxes that only one rank holds count first; the
         replicated ones are cut at grid lines into pieces and dealt from the largest to whoever of
-        their holders carries least.
+        their holders carries least; a piece of a weight goes with those of its moments.
     """
     groups: dict[Ints, list[Holder]] = {}
     for holder in holders:
@@ -85,11 +85,25 @@ def _deal_group(
             load[stagers[0]] += holder.itemsize * sum(box.region.num_elements for box in boxes)
             if stagers[0] == rank:
                 dealt.setdefault(holder.name, []).extend(boxes)
-    for piece in sorted(shared, key=lambda b: (-b.num_bytes, b.name, b.box.region.offset)):
-        owner = min(piece.ranks, key=load.__getitem__)
-        load[owner] += piece.num_bytes
+    families: dict[tuple[str, Region, Ints], list[_Box]] = {}
+    for piece in shared:
+        families.setdefault((_family(piece.name), piece.box.region, piece.ranks), []).append(piece)
+    sizes = {key: sum(piece.num_bytes for piece in pieces) for key, pieces in families.items()}
+    for key in sorted(families, key=lambda k: (-sizes[k], k[0], k[1].offset)):
+        owner = min(key[2], key=load.__getitem__)
+        load[owner] += sizes[key]
         if owner == rank:
-            dealt.setdefault(piece.name, []).append(piece.box)
+            for piece in families[key]:
+                dealt.setdefault(piece.name, []).append(piece.box)
+
+
+def _family(name: str) -> str:
+    """One for a weight and what its optimizer keeps of it: ``wte`` of ``optimizer/wte/exp_avg``.
+
+    One rank stages the same part of all of them, so that a step of the optimizer can be replayed.
+    """
+    kind, _, rest = name.partition("/")
+    return rest.rpartition("/")[0] if kind == "optimizer" else rest or name
 
 
 def _staged(holder: Holder) -> Iterable[Holding]:
