@@ -80,7 +80,7 @@ class _Norm:
             self._squares *= (self._scale / top) ** 2
             self._scale = top
         scaled = finite / self._scale
-        self._squares += float(np.dot(scaled, scaled))
+        self._squares += float(np.square(scaled, out=scaled).sum())  # not dot: BLAS threads spin
 
 
 def _differs(old: Array, new: Array) -> npt.NDArray[np.bool_]:
