@@ -31,11 +31,11 @@ from cloudshift_lab.checkpoint.codecs import (
     entropy_floor,
 )
 from cloudshift_lab.checkpoint.delta import decode_chunk, needed
-from cloudshift_lab.checkpoint.derived import round_half
+from cloudshift_lab.checkpoint.derived import encode_derived, round_half
 from cloudshift_lab.checkpoint.dtypes import ELEMENT_TYPES
 from cloudshift_lab.checkpoint.index import ChunkLocation, Operand, read_index, write_index
 from cloudshift_lab.checkpoint.layout import ObjectRef
-from cloudshift_lab.checkpoint.replay import Step, replayed_w, w_scalars
+from cloudshift_lab.checkpoint.replay import Step, encode_v, encode_w, replayed_w, w_scalars
 from cloudshift_lab.core.errors import Corrupt
 from cloudshift_lab.storage.memory import MemoryStore
 
@@ -531,3 +531,14 @@ def test_malformed_blobs_of_every_delta_codec_are_corrupt(codec, blob):
     location = chunk(2, codec, refs)._replace(width=4 if len(refs) == 3 else 2)
     with pytest.raises(Corrupt):
         decode_chunk(location, blob, lambda _: np.zeros(lengths[0], np.uint8))
+
+
+def test_a_prediction_with_a_nan_is_not_used_since_its_payload_is_the_hardwares():
+    ones = np.ones(64, np.float32)
+    broken = ones.copy()
+    broken[3] = np.nan
+    step = Step(6e-4, *BETAS, 1e-8, 0.1, 5)
+    assert encode_v(ones, ones, ones, ones, step) is not None
+    assert encode_v(ones, ones, ones, broken, step) is None
+    assert encode_w(ones, ones, broken, ones, step, order=0) is None
+    assert encode_derived(broken.view(np.uint8)[:128], broken.view(np.uint8), "bfloat16") is None
