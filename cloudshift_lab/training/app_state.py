@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from cloudshift_lab.core.errors import UsageError
 from cloudshift_lab.training.inventory import unwrap
 from cloudshift_lab.training.parts import Share
 from cloudshift_lab.training.plan import SharePlan, whole_part
-from cloudshift_lab.training.sharding import is_sharded, local_of
+from cloudshift_lab.training.sharding import local_of
 from cloudshift_lab.training.tree import tensor_name, tensor_tag
 from cloudshift_lab.training.values import to_plain
 
@@ -36,16 +36,26 @@ class Flattened:
     """A state by reference: trees with tags in the place of tensors, and the tensors by name.
 
     A tensor that has two names in the state is here once. ``own`` is this rank's alone.
+    ``addresses``: where the memory of each of ``tensors`` lies.
     """
 
     trees: dict[str, object] = field(default_factory=dict)
     own_trees: dict[str, object] = field(default_factory=dict)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     own: dict[str, torch.Tensor] = field(default_factory=dict)
+    addresses: dict[str, Address] = field(default_factory=dict)
 
 
-def flatten(app_state: Mapping[str, Any], rank: int) -> Flattened:
+def flatten(
+    app_state: Mapping[str, Any], rank: int, pull: Callable[..., object] = to_plain
+) -> Flattened:
     """References to everything in a state.
+
+    Args:
+        app_state: What was given, by name.
+        rank: Of this process.
+        pull: Takes the tensors out of a value; ``pull_tensors`` leaves it to a later encoding to
+            find values that a checkpoint cannot hold.
 
     Raises:
         UsageError: A key with a slash, or a value that a checkpoint cannot hold, by its key path.
@@ -56,9 +66,9 @@ def flatten(app_state: Mapping[str, Any], rank: int) -> Flattened:
             raise UsageError(f"{key!r} cannot name a part of the state; use words without '/'")
         if isinstance(part, PerRank):
             name = f"{key}/rank-{rank}"
-            found.own_trees[key] = to_plain(state_of(part.value), name, found.own)
+            found.own_trees[key] = pull(state_of(part.value), name, found.own)
         else:
-            found.trees[key] = to_plain(state_of(part), key, found.tensors)
+            found.trees[key] = pull(state_of(part), key, found.tensors)
     _tie(found)
     return found
 
@@ -91,9 +101,10 @@ class ShareMaker:
             step: Its number.
             steady: Where the tensors lie that only an optimizer changes; None: nothing overlaps.
         """
-        calm = {n: t for n, t in flat.tensors.items() if steady is None or address(t) in steady}
+        where = flat.addresses
+        calm = {n: t for n, t in flat.tensors.items() if steady is None or where[n] in steady}
         restless = {name: t for name, t in flat.tensors.items() if name not in calm}
-        looks = [(n, address(t), t.dtype, t.shape, is_sharded(t)) for n, t in calm.items()]
+        looks = [(n, where[n], t.dtype, t.shape) for n, t in calm.items()]
         if self._plan is None or self._plan[0] != looks or not self._plan[1].fits(restless):
             plan = SharePlan(calm, restless, rank=self._rank, world_size=self._world_size)
             self._plan = looks, plan
@@ -117,9 +128,10 @@ def _tie(found: Flattened) -> None:
     first: dict[object, str] = {}
     alias: dict[str, str] = {}
     for name, tensor in list(found.tensors.items()):
+        found.addresses[name] = address(tensor)
         if tensor.numel() == 0:
             continue
-        same = (address(tensor), tensor.dtype, tensor.shape, local_of(tensor).stride())
+        same = (found.addresses[name], tensor.dtype, tensor.shape, tensor.stride())
         if (known := first.setdefault(same, name)) != name:
             alias[name] = known
             del found.tensors[name]

@@ -77,7 +77,7 @@ class Background:
         self._learnt: str | None = None
         self._collect_at = world.monotonic() + _COLLECT_EVERY_S
         self._work: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-        self.released_step = -1
+        self.released_step = self.saved_step = -1
         self.failure: CloudshiftError | None = None
         self._beat()
         self._thread = threading.Thread(target=self._run, name="cloudshift-save", daemon=True)
@@ -137,7 +137,7 @@ class Background:
             if type(error) is not Conflict:
                 raise
             self._save(handle.step)  # swept meanwhile: what is to be deleted is written anew
-        self.released_step = handle.step
+        self.released_step = self.saved_step = handle.step
         handle.upload_completion.set_result(handle.step)
 
     def _save(self, step: int) -> None:

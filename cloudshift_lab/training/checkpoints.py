@@ -43,6 +43,8 @@ from cloudshift_lab.training.pace import Pace
 from cloudshift_lab.training.putting_back import put_back
 from cloudshift_lab.training.restore import RestoreReport
 from cloudshift_lab.training.tenancy import Ranks
+from cloudshift_lab.training.tree import pull_tensors
+from cloudshift_lab.training.values import to_plain
 from cloudshift_lab.training.works import Works
 
 __all__ = ["CheckpointManager", "PerRank", "SaveHandle"]
@@ -136,7 +138,9 @@ class CheckpointManager:
         began = time.perf_counter()
         self._wait_for_newest()
         self._raise_failure()
-        flat = flatten(app_state, self._ranks.rank)
+        # The first time a value that cannot be held is found before anything is taken.
+        pull = to_plain if self._works is None else pull_tensors
+        flat = flatten(app_state, self._ranks.rank, pull)
         works = self._works = self._works or self._begin(flat)
         works.check_step(step)
         share = self._shares.share(flat, step, self._steady())

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 
+from cloudshift_lab.core.errors import UsageError
+
 _TENSOR = "cloudshift:tensor"
 _ARRAY = "cloudshift:array"
 
@@ -21,11 +23,19 @@ def pull_tensors(value: object, path: str, tensors: dict[str, torch.Tensor]) -> 
 
     Returns:
         The same tree with a tagged tuple in the place of each tensor and each numpy array.
+
+    Raises:
+        UsageError: An array of Python objects: its bytes are addresses.
     """
     if isinstance(value, torch.Tensor):
         tensors[path] = value
         return tensor_tag(path)
     if isinstance(value, np.ndarray):
+        if value.dtype.hasobject:
+            raise UsageError(
+                f"{path} is an array of Python objects, which a checkpoint cannot hold; "
+                "turn it into a list or into numbers"
+            )
         return (_ARRAY, value.dtype.str, value.shape, value.tobytes())
     if isinstance(value, np.generic):
         return value.item()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 
 from cloudshift_lab.checkpoint.leaves import decode_leaves, encode_leaves
@@ -23,7 +22,6 @@ def to_plain(value: object, key: str, tensors: dict[str, torch.Tensor]) -> objec
     Raises:
         UsageError: Something else is in it; names the key path.
     """
-    _refuse_object_arrays(value, key)
     plain = pull_tensors(value, key, tensors)
     encode_leaves(plain, key)
     return plain
@@ -54,17 +52,3 @@ def from_bytes(data: bytes) -> object:
         Corrupt: The bytes are something else, a pickle for example.
     """
     return push_tensors(decode_leaves(data), {})
-
-
-def _refuse_object_arrays(value: object, key: str) -> None:
-    if isinstance(value, np.ndarray) and value.dtype.hasobject:
-        raise UsageError(
-            f"{key} is an array of Python objects, which a checkpoint cannot hold; "
-            "turn it into a list or into numbers"
-        )
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            _refuse_object_arrays(item, f"{key}.{name}")
-    elif isinstance(value, list | tuple):
-        for i, item in enumerate(value):
-            _refuse_object_arrays(item, f"{key}[{i}]")

@@ -61,7 +61,6 @@ class Works:
         optimizers = [part for part in attached if isinstance(part, torch.optim.Optimizer)]
         model = next((part for part in attached if isinstance(part, nn.Module)), None)
         self.capture = Capture(self._arena, optimizers, model)
-        self._last_step = self._tenancy.last_step
 
     @property
     def saver_pid(self) -> int | None:
@@ -69,17 +68,17 @@ class Works:
         return self.background.saver_pid
 
     def check_step(self, step: int) -> None:
-        """Note a step that is to be saved.
+        """Refuse a step that could not be committed; call it when no save is under way.
 
         Raises:
             UsageError: It, or a later one, was saved before.
         """
-        if step <= self._last_step:
+        last = max(self._tenancy.last_step, self.background.saved_step)
+        if step <= last:
             raise UsageError(
-                f"run '{self._run_id}' has step {self._last_step} already and steps never go back: "
+                f"run '{self._run_id}' has step {last} already and steps never go back: "
                 f"save a later one than {step}, or save under another run id"
             )
-        self._last_step = step
 
     def is_staged(self, step: int) -> bool:
         """Whether the copy of a step is complete.
