@@ -155,7 +155,7 @@ VERBS: tuple[Verb, ...] = (
                 "the later step; of the same run: its number is enough",
                 required=True,
             ),
-            Argument("third", "text", "the later step after RUN A"),
+            Argument("step", "text", "the later step after RUN A"),
             Argument("--top", "int", "tensors to list; 0: all", 15),
             JSON,
         ),

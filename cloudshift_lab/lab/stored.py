@@ -247,7 +247,7 @@ def _log(request: Request) -> Shown:
 
 def _diff(request: Request) -> Shown:
     args = request.args
-    words = [word for word in (args.first, args.second, args.third) if word is not None]
+    words = [word for word in (args.first, args.second, args.step) if word is not None]
     return diff(request.desk, words, request.stage.progress(), top=args.top)
 
 

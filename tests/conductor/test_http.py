@@ -26,6 +26,7 @@ from cloudshift_lab.core.errors import (
 )
 from cloudshift_lab.core.plan import Decision
 from cloudshift_lab.core.run import RunSpec
+from cloudshift_lab.core.steps import ENDED_JOB, BranchAsk, DiffAsk, UsageAsk
 
 TOKEN = "a-token"
 
@@ -287,3 +288,26 @@ def test_a_conductor_that_dies_while_answering_says_what_to_do() -> None:
 def test_a_conductor_that_is_not_there_says_so() -> None:
     with pytest.raises(Unavailable, match="not running"):
         Client("http://127.0.0.1:9", TOKEN).runs()
+
+
+def test_steps_branches_and_jobs_are_served(
+    serve: Callable[[Any], Served], service: ConductorService
+) -> None:
+    served = serve(service)
+    client = served.client()
+    client.train(RunSpec(name="gpt", script="x = 1\n"))
+    assert client.history("gpt").lines == ()
+    assert client.jobs() == ()
+    with pytest.raises(NotFound, match="gpt has no checkpoint yet"):
+        client.ask(DiffAsk("gpt@1", "gpt@2"))
+    with pytest.raises(UsageError, match="write RUN@STEP"):
+        client.branch(BranchAsk("gpt@x"))
+    view = client.ask(UsageAsk())
+    pause = threading.Event()
+    while (view := client.job(view.job_id)).state not in ENDED_JOB:
+        pause.wait(0.01)
+    assert view.state == "done"
+    assert b'"stores"' in bytes(view.result)
+    assert client.cancel_job(view.job_id).state == "done"
+    status, problem = raw(served.url, "POST", "/v1/jobs", body='{"type": "dance"}')
+    assert (status, problem["kind"]) == (400, "UsageError")
