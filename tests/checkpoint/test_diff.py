@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudshift_lab.checkpoint import diff as module
@@ -88,6 +88,7 @@ def test_only_chunks_that_differ_are_read_and_the_relative_norm_is_a_bound(compa
     assert report.read_bytes < before.nbytes
 
 
+@settings(max_examples=25)
 @given(
     worlds=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     touched=st.sets(st.integers(0, ROWS - 1), max_size=4),
