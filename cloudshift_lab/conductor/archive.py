@@ -383,6 +383,6 @@ def _no_such_step(tender: RunTender, step: int | None, known: set[int]) -> NotFo
     near = sorted(known, key=lambda each: (abs(each - (step or 0)), each))[:_LISTED]
     listed = ", ".join(f"{name}@{each}" for each in sorted(near))
     return NotFound(
-        f"{name} has no checkpoint of step {step} (not yet, or no longer); choose one of: {listed}, "
-        f"or see all: cloudshift log {name}"
+        f"{name} has no checkpoint of step {step} (not yet, or no longer); choose one of: "
+        f"{listed}, or see all: cloudshift log {name}"
     )

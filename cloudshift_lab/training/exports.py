@@ -14,7 +14,9 @@ import numpy as np
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
+from torch.distributed.checkpoint.state_dict_saver import save as save_dcp
 
 from cloudshift_lab.checkpoint.reader import open_run
 from cloudshift_lab.checkpoint.step import Checkpoint
@@ -99,7 +101,7 @@ def export_safetensors(
         with file.open("wb") as out:
             out.write(header)
             for name, tensor in _streamed(checkpoint, [wanted[n] for n in order], progress):
-                out.write(bytes_of(tensor, name))
+                out.write(bytes_of(tensor, name).data)
 
     return _appear(Path(path), write)
 
@@ -126,8 +128,8 @@ def export_dcp(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns that there is one process only
-            writer = dcp.FileSystemWriter(folder, overwrite=False)
-            dcp.save(state, storage_writer=writer, planner=planner, no_dist=True)
+            writer = FileSystemWriter(folder, overwrite=False)
+            save_dcp(state, storage_writer=writer, planner=planner, no_dist=True)
         is_whole = True
     except dcp.api.CheckpointException as failure:
         raise _explained(failure) from failure
@@ -163,7 +165,7 @@ class _StoredPlanner(DefaultSavePlanner):
         self._held.append(empty)
         return empty
 
-    def finish_plan(self, new_plan: dcp.SavePlan) -> dcp.SavePlan:
+    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
         """Begin to fetch in the order in which the items are written."""
         plan = super().finish_plan(new_plan)
         items = [item for item in plan.items if item.type is not WriteItemType.BYTE_IO]

@@ -134,14 +134,14 @@ def _stored_trees(checkpoint: Checkpoint, rank: int) -> dict[str, object]:
 
 def _leaves(checkpoint: Checkpoint, rank: int) -> dict[str, dict[str, object]]:
     leaves = checkpoint.leaves(rank)
-    found = leaves.get(KIND) if isinstance(leaves, dict) else None
+    found: Any = leaves.get(KIND) if isinstance(leaves, dict) else None
     parts = [found.get(name) for name in ("trees", "own")] if isinstance(found, dict) else [None]
     if not all(isinstance(part, dict) for part in parts):
         raise Corrupt(
             f"step {checkpoint.step} was not saved by a CheckpointManager; read it with "
             "CasStorageReader or cloudshift_lab.checkpoint"
         )
-    return found
+    return cast(dict[str, dict[str, object]], found)
 
 
 def _targets(stored: object, built: object) -> dict[str, str]:

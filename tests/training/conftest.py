@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cloudshift_lab.checkpoint.saving import read_slot
 from cloudshift_lab.checkpoint import seal, write_rank
+from cloudshift_lab.checkpoint.saving import read_slot
 from cloudshift_lab.core.placement import Placement
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.staging import (
