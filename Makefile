@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt hatch_build.py \
 	$(shell find extensions/jupyterlab/src extensions/jupyterlab/style extensions/jupyterlab/schema -type f 2>/dev/null) \
 	$(wildcard extensions/jupyterlab/package*.json extensions/jupyterlab/tsconfig.json)
 
-.PHONY: setup demo lab test test-ui check bench clean
+.PHONY: setup demo lab test test-ui check bench claims clean
 
 setup: $(STAMP)
 
@@ -41,6 +41,12 @@ test-ui: setup
 
 bench: setup
 	$(BIN)/python -m cloudshift_lab sim --seeds 1000 --json build/bench/sim.json
+	for name in codec corruption restore checkpoint; do \
+		$(BIN)/python -m cloudshift_lab bench $$name --json tests/bench/results/$$name.json || true; \
+	done
+
+claims: setup
+	$(BIN)/python -m cloudshift_lab.sim.bench.claims
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
