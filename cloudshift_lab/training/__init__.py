@@ -14,7 +14,7 @@ __all__ = ["CheckpointManager", "Cursor", "Drained", "Session"]
 
 
 def __getattr__(name: str) -> object:
-    """Import the manager when it is asked for: a session does without ``distributed.checkpoint``."""
+    """Import the manager only when asked: a session does without DCP."""
     if name == "CheckpointManager":
         from cloudshift_lab.training.checkpoints import CheckpointManager
 
