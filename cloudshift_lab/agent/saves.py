@@ -76,6 +76,8 @@ class Saves:
         outcome = self._saver.poll()
         if isinstance(outcome, Saved):
             self._pending = (outcome, self._world.new_id("commit"))
+            if outcome.warning is not None:
+                self._board.note("saver", outcome.warning)
         elif isinstance(outcome, SaveFailed) and outcome.step != self._abandoned:
             self._put_off(outcome)
         if self._pending is not None and self._is_time():

@@ -105,7 +105,10 @@ class ProgressAnswer(msgspec.Struct, frozen=True, tag="progress"):
 
 
 class SavedAnswer(msgspec.Struct, frozen=True, tag="saved"):
-    """The step is sealed, and not yet committed. ``save_s``: seconds the saver worked on it."""
+    """The step is sealed, and not yet committed. ``save_s``: seconds the saver worked on it.
+
+    ``warning``: what is damaged in the store, so that nothing of it was used again.
+    """
 
     step: int
     manifest_key: str
@@ -115,6 +118,7 @@ class SavedAnswer(msgspec.Struct, frozen=True, tag="saved"):
     new_bytes: int
     save_s: float = 0.0
     coverage: Coverage = "complete"
+    warning: str | None = None
 
 
 class WrittenAnswer(msgspec.Struct, frozen=True, tag="written"):
@@ -166,33 +170,46 @@ class Encoder:
         self._known = KnownChunks()
         self._base: Checkpoint | None = None
         self._dead_packs: frozenset[str] = frozenset()
+        self._is_unproven = False
+        self._warning: str | None = None
         self._done_bytes = 0
 
     def learn(self, manifest_key: str, manifest_digest: str) -> None:
         """Remember what was committed; it is read when the next save needs it."""
         self._committed = LearnRequest(manifest_key, manifest_digest)
+        self._is_unproven = False
 
     def save(self, step: int, incarnation: str = "") -> SavedAnswer | WrittenAnswer:
         """Store this node's shares of a step, and seal it if rank 0 is among them.
 
         Whoever commits it gives the log position from before this call as ``since``: packs that a
-        collection is about to delete, as told now, are neither used nor written.
+        collection is about to delete, as told now, are neither used nor written. What is damaged
+        of the step before costs nothing but time: the step is then stored in full.
 
         Raises:
             NotFound: A rank has not staged that step (any more).
             CloudshiftError: As the store or the format reported; may be tried again.
         """
-        began, self._done_bytes = self._world.monotonic(), 0
+        began, self._done_bytes, self._warning = self._world.monotonic(), 0, None
         self._dead_packs = tombstoned(self._store)
         self._store.begin(step, self._dead_packs)
+        self._refresh_known()
         try:
-            self._refresh_known()
-            written = [self._write(rank, step, incarnation) for rank in self._job.ranks]
-            if 0 in self._job.ranks:
-                return self._seal(step, incarnation, written, began)
-        except Corrupt:
+            return self._store_step(step, incarnation, began)
+        except Corrupt as error:
             self._store.forget()
-            raise
+            if self._base is None:
+                raise
+            self._distrust(error)
+        return self._store_step(step, incarnation, began)
+
+    def _store_step(
+        self, step: int, incarnation: str, began: float
+    ) -> SavedAnswer | WrittenAnswer:  # fmt: skip
+        written = [self._write(rank, step, incarnation) for rank in self._job.ranks]
+        if 0 in self._job.ranks:
+            return self._seal(step, incarnation, written, began)
+        self._is_unproven = True
         return WrittenAnswer(
             step=step,
             raw_bytes=sum(part.raw_bytes for part in written),
@@ -247,6 +264,7 @@ class Encoder:
             new_bytes=sum(part.new_bytes for part in written),
             save_s=self._world.monotonic() - began,
             coverage=sealed.coverage,
+            warning=self._warning,
         )
 
     def _others(self, step: int, incarnation: str) -> list[WrittenRank]:
@@ -261,17 +279,33 @@ class Encoder:
         return gathering.gather(place, job.world_size, others, incarnation=incarnation)
 
     def _refresh_known(self) -> None:
-        """Dedup and deltas go by the newest commit only: what it lacks is uploaded again."""
-        committed = self._committed
-        if committed is None:
+        """Dedup and deltas go by the newest commit only: what it lacks is uploaded again.
+
+        A share that nobody committed may have referred to what is lost: only who seals sees that.
+        """
+        if self._is_unproven:
+            self._known, self._base = KnownChunks(), None
+        if (committed := self._committed) is None:
             return
-        self._base = open_checkpoint(
-            self._store,
-            self._job.run_id,
-            committed.manifest_key,
-            digest=committed.manifest_digest,
+        try:
+            self._base = open_checkpoint(
+                self._store,
+                self._job.run_id,
+                committed.manifest_key,
+                digest=committed.manifest_digest,
+            )
+            self._known, self._committed = KnownChunks.from_checkpoint(self._base), None
+        except (Corrupt, NotFound) as error:
+            self._distrust(error)
+
+    def _distrust(self, error: CloudshiftError) -> None:
+        """The newest commit is damaged: nothing that it holds is used, until there is another."""
+        self._known, self._base, self._committed = KnownChunks(), None, None
+        self._warning = (
+            f"the step before is damaged, this one was stored in full ({error.message}): "
+            f"see `cloudshift verify {self._job.run_id}`"
         )
-        self._known, self._committed = KnownChunks.from_checkpoint(self._base), None
+        print(self._warning, file=sys.stderr)
 
 
 def spare_threads() -> int:

@@ -240,6 +240,77 @@ def test_a_save_neither_uses_nor_writes_what_a_collection_is_about_to_delete(nod
     assert set(opened.packs()).isdisjoint(doomed)
 
 
+def committed(nodes: Nodes, encoder: Encoder) -> SavedAnswer:
+    """Step 7 of one rank, saved and learnt."""
+    stage(nodes.root / "node-0", 0, 7, SHARED, world_size=1)
+    saved = encoder.save(7)
+    assert isinstance(saved, SavedAnswer)
+    encoder.learn(saved.manifest_key, saved.manifest_digest)
+    return saved
+
+
+@pytest.mark.parametrize("lost", ["manifest", "rank-", ".index", "packs/"])
+@pytest.mark.parametrize("is_gone", [True, False])
+@pytest.mark.parametrize("is_open", [True, False])
+def test_damage_to_the_newest_commit_costs_the_next_save_a_full_one_and_no_more(
+    nodes: Nodes, lost: str, is_gone: bool, is_open: bool
+) -> None:
+    job = make_job("memory://s", ranks=(0,), world_size=1)
+    encoder = Encoder(job, nodes.root / "node-0", nodes.store, nodes.world)
+    first = committed(nodes, encoder)
+    steps = [8, 9]
+    if is_open:
+        stage(nodes.root / "node-0", 0, 8, SHARED, world_size=1)
+        steps.remove(8)
+        encoder.save(8)
+    keys = [*nodes.store.list(PLACE.prefix), *nodes.store.list("packs")]
+    damaged = [key for key in keys if lost in key]
+    assert damaged
+    for key in damaged:
+        if is_gone:
+            nodes.store.delete(key)
+        else:
+            nodes.store.put(key, b"cut off")
+    for step in steps:
+        stage(nodes.root / "node-0", 0, step, SHARED, world_size=1)
+        saved = encoder.save(step)
+        assert isinstance(saved, SavedAnswer)
+        opened = open_checkpoint(
+            nodes.store, "run-a", saved.manifest_key, digest=saved.manifest_digest
+        )
+        assert np.array_equal(opened.tensor("model/shared"), SHARED["model/shared"])
+        if step == steps[0] and (lost == "packs/" or not is_open):
+            assert saved.warning is not None and "cloudshift verify run-a" in saved.warning
+            assert saved.new_bytes == first.new_bytes
+        else:
+            assert saved.warning is None
+        encoder.learn(saved.manifest_key, saved.manifest_digest)
+
+
+def test_a_node_that_does_not_seal_relies_on_nothing_after_a_step_that_nobody_committed(
+    nodes: Nodes,
+) -> None:
+    encoders = [nodes.encoder(rank) for rank in range(2)]
+
+    def save(step: int) -> SavedAnswer:
+        for rank in range(2):
+            nodes.stage(rank, step, weights(7, rank))
+        encoders[1].save(step)
+        saved = encoders[0].save(step)
+        assert isinstance(saved, SavedAnswer)
+        for encoder in encoders:
+            encoder.learn(saved.manifest_key, saved.manifest_digest)
+        return saved
+
+    save(7)
+    for key in nodes.store.list("packs"):
+        nodes.store.delete(key)
+    with pytest.raises(Corrupt):
+        save(8)
+    assert save(9).coverage == "complete"
+    assert save(10).new_bytes == 0
+
+
 class Broken(Encoder):
     """Meets what a machine can run out of."""
 
