@@ -26,7 +26,8 @@ class Saves:
     """Carries each newest staged step to its commit, one at a time.
 
     Invariant: a step is committed only after the saver has put every object it names, and a
-    staged step is released to its ranks only after the commit.
+    staged step is released to its ranks only after the commit; or given up, when saving it is in
+    vain and training goes on: then a newer one is worth more.
 
     ``closing`` is the committed step after which no rank has run, until the ranks are restarted.
     Ranks that are drained before they took a step close with the step they had begun from.
@@ -49,6 +50,7 @@ class Saves:
         self._since: int | None = None
         self._saving: int | None = None
         self._abandoned: int | None = None
+        self._given_up: int | None = None
         self._num_failures = 0
         self._num_refusals = 0
         self._refusal: SaveFailed | None = None
@@ -58,7 +60,7 @@ class Saves:
 
     def continue_from(self, restore: Restore | None) -> None:
         """The ranks start from this committed step: nothing of it needs to be saved again."""
-        self.closing = None
+        self.closing = self._given_up = None
         self._newest = restore
         self._cadence.restart()
         if restore is not None:
@@ -82,6 +84,7 @@ class Saves:
             self._put_off(outcome)
         if self._pending is not None and self._is_time():
             self._commit(view, *self._pending)
+        self._give_up(view)
         if self._pending is None and not self._saver.busy and self._is_due(view):
             assert view.staged_step is not None
             self._since = self._tenure.position()
@@ -118,14 +121,36 @@ class Saves:
             self._abandoned = self._saving
             self._saver.abandon()
 
+    def _give_up(self, view: RanksView) -> None:
+        """While training goes on, a step that cannot be saved makes room for a newer one.
+
+        The newer ones are tried once each, until one gets through.
+        """
+        refusal = self._refusal
+        if refusal is None or self.refused(view) is None or not self._may_give_up(view):
+            return
+        if self._saver.busy or refusal.step == self._given_up:
+            return
+        self._pending, self._given_up = None, refusal.step
+        self._ranks.release(refusal.step)
+        self._board.note(
+            "given up",
+            f"step {refusal.step} was given up, the next one is tried: {refusal.message}",
+        )
+
+    def _may_give_up(self, view: RanksView) -> bool:
+        return view.state == "running" and not view.staged_last
+
     def is_owed(self, view: RanksView) -> bool:
         """Whether the ranks left a complete state behind that is not committed yet."""
-        return view.staged_step not in (None, self._board.status.committed_step)
+        is_vain = view.staged_step == self._given_up and self._may_give_up(view)
+        return not is_vain and view.staged_step not in (None, self._board.status.committed_step)
 
     def refused(self, view: RanksView) -> str | None:
         """Why saving the newest staged state is in vain; None while there is hope.
 
-        Only answers count, and the deaths of the saver: a store that is away gives none.
+        Only answers count, and the deaths of the saver: a store that is away gives none. Those of
+        all steps since the last commit count, but the newest one was tried at least once.
         """
         refusal = self._refusal
         if refusal is None or self._num_refusals < _MAX_REFUSALS:
@@ -141,8 +166,7 @@ class Saves:
 
     def _put_off(self, failure: SaveFailed) -> None:
         if failure.error_kind != Unavailable.__name__:
-            is_same = self._refusal is not None and self._refusal.step == failure.step
-            self._num_refusals = self._num_refusals + 1 if is_same else 1
+            self._num_refusals += 1
             self._refusal = failure
         self._num_failures += 1
         wait_s = min(_LONGEST_WAIT_S, 0.25 * 2 ** min(self._num_failures, _MOST_DOUBLINGS))

@@ -161,7 +161,7 @@ def test_a_finished_run_waits_for_a_store_that_is_away_for_a_day(source: Attempt
 
 def test_the_last_state_is_tried_though_an_earlier_one_was_refused(source: Attempt) -> None:
     source.tick()
-    source.saver.failures = [SaveFailed(10, "Exhausted", "the disk is full; free space")] * 9
+    source.saver.failures = [SaveFailed(10, "Exhausted", "the disk is full; free space")] * 8
     source.run_to(10, staged=10)
     source.tick(1000)
     assert source.saver.failures == []
