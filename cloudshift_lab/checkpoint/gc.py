@@ -6,18 +6,11 @@ what it brings, a pin counts from before it is checked. The grace only spares sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from cloudshift_lab.checkpoint.layout import (
-    Manifest,
-    fetch_verified,
-    pack_key,
-    parse_document,
-    parse_manifest_key,
-)
 from cloudshift_lab.checkpoint.pins import (
     Hold,
     Pin,
@@ -27,6 +20,7 @@ from cloudshift_lab.checkpoint.pins import (
     release_holds,
     unpin,
 )
+from cloudshift_lab.checkpoint.roots import Roots, is_finished, read_guards, runs_of
 from cloudshift_lab.checkpoint.tombs import (
     GC,
     Swept,
@@ -45,12 +39,10 @@ from cloudshift_lab.checkpoint.tombs import (
     verdict_key,
     verdict_of,
 )
-from cloudshift_lab.core.errors import Corrupt, NotFound
 from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.core.world import REAL_WORLD, World
 from cloudshift_lab.storage.fanout import fan_out
-from cloudshift_lab.storage.log import LogRecord, LogState, RunLog
-from cloudshift_lab.storage.logstate import commits_at
+from cloudshift_lab.storage.log import LogState, RunLog
 from cloudshift_lab.storage.store import Store
 
 __all__ = [
@@ -82,6 +74,8 @@ class GcReport(msgspec.Struct, frozen=True, kw_only=True):
 
     ``marked`` objects of ``marked_bytes`` are garbage and will be deleted by a collection that
     runs at ``due_at`` (wall clock) or later; ``deleted`` are gone, ``spared`` were needed again.
+    ``given_up`` are steps (``run@step``) of finished runs that nobody can read any more, which
+    kept what their records still name and no more.
     """
 
     dry_run: bool = False
@@ -95,41 +89,13 @@ class GcReport(msgspec.Struct, frozen=True, kw_only=True):
     spared: int = 0
     steps_kept: int = 0
     runs: int = 0
-
-
-class _Guards(NamedTuple):
-    """Pins and holds. Read before the logs: whoever lets one go has its commit in a log by then."""
-
-    pins: tuple[Pin, ...]
-    holds: tuple[Hold, ...]
-
-
-class _Roots(NamedTuple):
-    """What commits, pins and holds keep alive: packs and held objects by key, steps by folder."""
-
-    states: Mapping[str, LogState]
-    packs: frozenset[str]
-    folders: frozenset[str]
-    held: frozenset[str]
-    num_steps: int
-
-    def keeps(self, key: str) -> bool:
-        """Whether a key is reached from a root, or is none that may ever be collected."""
-        if key in self.held:
-            return True
-        if pack_of(key) is not None:
-            return key in self.packs
-        place = step_of(key)
-        if place is None or key.rpartition("/")[0] in self.folders:
-            return True
-        run_id, step, generation = place
-        return not _is_left_over(self.states.get(run_id, LogState()), step, generation)
+    given_up: tuple[str, ...] = ()
 
 
 def collect(
     store: Store, *, world: World = REAL_WORLD, grace_s: float = GRACE_S,
     linger_s: float | None = None, dry_run: bool = False, concurrency: int = 8,
-    progress: Progress | None = None,
+    progress: Progress | None = None, without: Collection[str] = (),
 ) -> GcReport:  # fmt: skip
     """Mark what nothing refers to, and sweep what was marked a grace ago. Safe beside everything.
 
@@ -144,6 +110,8 @@ def collect(
         dry_run: Only say what is garbage.
         concurrency: Requests at a time.
         progress: Called with objects deleted and objects to delete.
+        without: Ids of finished runs whose unreadable steps must not stop the collection; of such
+            a step only what its records name is kept, the rest is lost for good.
 
     Raises:
         Corrupt: A log, a manifest, a pin, a hold or a tombstone cannot be read: nothing more was
@@ -151,19 +119,17 @@ def collect(
         Unavailable, Denied: As the store reported; run it again.
     """
     tombs = list(open_tombstones(store))
+    work = Roots(store, world, concurrency, frozenset(without))
     if dry_run:
-        found = _garbage(store, world, concurrency)
-        return _report(found, tombs, grace_s=grace_s, dry_run=True)
+        return _report(_garbage(work), tombs, work, grace_s=grace_s, dry_run=True)
     due = [t for t in tombs if world.now() - t.at >= grace_s and not _is_swept(store, t.id)]
-    done = [sweep(store, t, world=world, concurrency=concurrency, progress=progress) for t in due]
+    done = [_sweep(work, tomb, progress) for tomb in due]
     _bury(store, world, GRACE_S if linger_s is None else linger_s)
-    made = mark(store, world=world, concurrency=concurrency)
+    made = _mark(work)
     if made.tomb is not None and grace_s <= 0:
-        done.append(
-            sweep(store, made.tomb, world=world, concurrency=concurrency, progress=progress)
-        )
+        done.append(_sweep(work, made.tomb, progress))
     waiting = [tomb for tomb in tombs if tomb not in due and not _is_swept(store, tomb.id)]
-    return _report(made, waiting, grace_s=grace_s, done=done)
+    return _report(made, waiting, work, grace_s=grace_s, done=done)
 
 
 class Swath(NamedTuple):
@@ -189,33 +155,34 @@ def mark(store: Store, *, world: World = REAL_WORLD, concurrency: int = 8) -> Ma
         Corrupt: Something that may refer to objects cannot be read.
         Unavailable, Denied: As the store reported.
     """
-    found = _garbage(store, world, concurrency)
+    return _mark(Roots(store, world, concurrency, frozenset()))
+
+
+def _mark(work: Roots) -> Marked:
+    found = _garbage(work)
     if found.tomb is not None:
-        store.put(tombstone_key(found.tomb.id), to_json(found.tomb))
+        work.store.put(tombstone_key(found.tomb.id), to_json(found.tomb))
     return found
 
 
-def _garbage(store: Store, world: World, concurrency: int) -> Marked:
+def _garbage(work: Roots) -> Marked:
     """Objects first, logs afterwards: what is committed meanwhile is then not called garbage."""
+    store, world = work.store, work.world
     known = {key for tomb in open_tombstones(store) for key in doomed_keys(store, tomb)}
     listed = [*store.list("packs"), *store.list("runs")]
-    guards = _guards(store)
-    runs = _runs(listed)
-    states = dict(
-        zip(runs, fan_out(lambda r: RunLog(store, r, world).sync(), runs, concurrency), strict=True)
-    )
-    commits = {run: state.commits for run, state in states.items()}
-    logs = _read_roots(store, states, commits, guards, concurrency=concurrency)
-    keys = sorted((k for k in listed if k not in known and not logs.keeps(k)), key=_top_down)
+    guards = read_guards(store)
+    states = work.read_logs(runs_of(listed))
+    alive = work.follow(states, guards)
+    keys = sorted((k for k in listed if k not in known and not alive.keeps(k)), key=_top_down)
     if not keys:
-        return Marked(None, len(states), logs.num_steps)
-    sizes = fan_out(store.size, keys, concurrency)
+        return Marked(None, len(states), alive.num_steps)
+    sizes = fan_out(store.size, keys, work.concurrency)
     tomb = Tombstone(
         id=world.new_id("gc"), at=world.now(), keys=tuple(keys),
         sizes=tuple(size or 0 for size in sizes),
         logs={run: state.next_seq for run, state in states.items()},
     )  # fmt: skip
-    return Marked(tomb, len(states), logs.num_steps)
+    return Marked(tomb, len(states), alive.num_steps)
 
 
 def sweep(
@@ -235,108 +202,67 @@ def sweep(
         Corrupt: Something that may refer to objects cannot be read; nothing was deleted.
         Unavailable, Denied: As the store reported; sweep again.
     """
-    verdict = verdict_of(store, tomb.id) or _judge(store, tomb, world, concurrency)
+    return _sweep(Roots(store, world, concurrency, frozenset()), tomb, progress)
+
+
+def _sweep(work: Roots, tomb: Tombstone, progress: Progress | None) -> Swath:
+    store, begun = work.store, verdict_of(work.store, tomb.id)
+    verdict = begun or _judge(work, tomb)
     if verdict.kind == "cancelled":
         _remove(store, tomb.id)
         return Swath(0, 0, len(tomb.keys))
     spared = set(verdict.spared)
     doomed = [key for key in tomb.keys if key not in spared]
+    if begun is not None:
+        doomed = _still_there(store, doomed)
     for start in range(0, len(doomed), _BATCH):
         if store.size(tombstone_key(tomb.id)) is None or _is_swept(store, tomb.id):
             return Swath(0, 0, len(spared))  # another collector was faster
-        fan_out(store.delete, doomed[start : start + _BATCH], concurrency)
+        fan_out(store.delete, doomed[start : start + _BATCH], work.concurrency)
         if progress is not None:
             progress(min(start + _BATCH, len(doomed)), len(doomed))
-    store.put(swept_key(tomb.id), to_json(Swept(tomb.id, world.now())))
-    num_bytes = sum(n for k, n in zip(tomb.keys, tomb.sizes, strict=True) if k not in spared)
+    store.put(swept_key(tomb.id), to_json(Swept(tomb.id, work.world.now())))
+    gone = set(doomed)
+    num_bytes = sum(n for k, n in zip(tomb.keys, tomb.sizes, strict=True) if k in gone)
     return Swath(len(doomed), num_bytes, len(spared))
 
 
-def _judge(store: Store, tomb: Tombstone, world: World, concurrency: int) -> Verdict:
+def _still_there(store: Store, doomed: Sequence[str]) -> list[str]:
+    """What a collection that was ended has left of its deletes, found by listing, not by asking."""
+    places = {step_of(key) for key in doomed} - {None}
+    folders = ["packs", *sorted({f"runs/{place[0]}/steps" for place in places if place})]
+    left = {key for folder in folders for key in store.list(folder)}
+    return [key for key in doomed if key in left]
+
+
+def _judge(work: Roots, tomb: Tombstone) -> Verdict:
     """Announce the sweep to every owner, then look again at everything that may need an object.
 
     What was forgotten since the marking counts as alive: somebody may refer to it since then.
+    Manifests are read before anybody is told, and afterwards only those that are new: a collection
+    that is ended while it reads, or cannot read one, has then cost no save anything.
     """
-    guards = _guards(store)
-    runs = _runs(store.list("runs"))
-    states = dict(
-        zip(
-            runs,
-            fan_out(lambda run: _announce(store, run, tomb.id, world), runs, concurrency),
-            strict=True,
-        )
-    )
-    commits = {
-        run: commits_at(state.records, forgets_before=tomb.logs.get(run, 0))
-        for run, state in states.items()
-    }
-    logs = _read_roots(store, states, commits, guards, concurrency=concurrency)
-    spared = tuple(key for key in tomb.keys if logs.keeps(key))
-    return decide(store, Verdict(tomb.id, "sweep", world.new_id("verdict"), spared))
+    store = work.store
+    work.follow(work.read_logs(runs_of(store.list("runs"))), read_guards(store), tomb.logs)
+    guards = read_guards(store)
+    runs = runs_of(store.list("runs"))
+    told = work.read_logs(runs, lambda run: _announce(store, run, tomb.id, work.world))
+    alive = work.follow(told, guards, tomb.logs)
+    spared = tuple(key for key in tomb.keys if alive.keeps(key))
+    return decide(store, Verdict(tomb.id, "sweep", work.world.new_id("verdict"), spared))
 
 
 def _announce(store: Store, run_id: str, tomb_id: str, world: World) -> LogState:
-    """Tell a run's owner, if it has one here. Who acquires later reads the tombstone anyway."""
+    """Tell a run's owner, if it has one here. Who acquires later reads the tombstone anyway.
+
+    A log is told of one tombstone once, however often its sweep is begun: whoever began to save
+    after that record has seen the tombstone. Returns the log as it is now, not as it was then.
+    """
     log = RunLog(store, run_id, world)
     state = log.sync()
-    if state.owner is None or state.home_url not in (None, store.url):
+    if is_finished(state, store):
         return state
-    return log.sweep(collection=tomb_id, nonce=world.new_id("sweep"))
-
-
-def _guards(store: Store) -> _Guards:
-    return _Guards(list_pins(store), tuple(hold for _, hold in list_holds(store)))
-
-
-def _read_roots(
-    store: Store, states: Mapping[str, LogState], commits: Mapping[str, Sequence[LogRecord]],
-    guards: _Guards, *, concurrency: int,
-) -> _Roots:  # fmt: skip
-    """Follow every commit and every pin to what it needs."""
-    named = {
-        (run_id, str(commit.manifest_key), str(commit.manifest_digest))
-        for run_id, listed in commits.items()
-        for commit in listed
-    }
-    named |= {(p.run_id, p.manifest_key, p.manifest_digest) for p in guards.pins}
-    roots = sorted(named)
-    manifests = fan_out(lambda root: _manifest(store, *root), roots, concurrency)
-    packs = (pack_key(pack.blake3) for manifest in manifests for pack in manifest.packs)
-    folders = (parse_manifest_key(*root).prefix for root in roots)
-    holds = (hold for hold in guards.holds if not hold.is_over(states.get(hold.run_id, LogState())))
-    held = (key for hold in holds for key in hold.keys)
-    return _Roots(states, frozenset(packs), frozenset(folders), frozenset(held), len(roots))
-
-
-def _manifest(store: Store, run_id: str, key: str, digest: str) -> Manifest:
-    """A root's manifest; one that cannot be read stops the collection, it may need anything."""
-    try:
-        place = parse_manifest_key(run_id, key, digest)
-        manifest = parse_document(fetch_verified(store, key, digest), Manifest, key)
-        if (manifest.run_id, manifest.step, manifest.generation) != place:
-            raise Corrupt(f"{key} is the manifest of another step", key=key)
-    except (Corrupt, NotFound) as error:
-        raise Corrupt(
-            f"nothing was collected: {error.message}; repair run {run_id}, or forget that step",
-            key=key, run=run_id,
-        ) from error  # fmt: skip
-    return manifest
-
-
-def _is_left_over(log: LogState, step: int, generation: int) -> bool:
-    """Whether no owner, present or future, can still commit an uncommitted step's objects.
-
-    A running save may write these very names again, for it cannot choose others: what the present
-    generation is saving, at or after the newest commit, is never touched.
-    """
-    newest = log.last_commit
-    is_behind = newest is not None and step < (newest.step or 0)
-    return is_behind or generation < log.generation
-
-
-def _runs(listed: Iterable[str]) -> list[str]:
-    parts = (key.split("/", 2) for key in listed)
-    return sorted({part[1] for part in parts if len(part) == 3 and part[0] == "runs"})
+    return log.sweep(collection=tomb_id, nonce=f"sweep-{tomb_id}")
 
 
 def _top_down(key: str) -> tuple[int, str]:
@@ -373,8 +299,8 @@ def _remove(store: Store, tomb_id: str) -> None:
 
 
 def _report(
-    found: Marked, waiting: Iterable[Tombstone], *, grace_s: float, dry_run: bool = False,
-    done: Iterable[Swath] = (),
+    found: Marked, waiting: Iterable[Tombstone], work: Roots, *, grace_s: float,
+    dry_run: bool = False, done: Iterable[Swath] = (),
 ) -> GcReport:  # fmt: skip
     marked = () if found.tomb is None else (found.tomb,)
     pending = tuple(waiting)
@@ -394,4 +320,5 @@ def _report(
         spared=sum(swath.spared for swath in swept),
         steps_kept=found.num_steps,
         runs=found.runs,
+        given_up=tuple(f"{run}@{step}" for run, step in sorted(work.given_up)),
     )

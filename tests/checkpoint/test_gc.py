@@ -461,3 +461,178 @@ def _collect_and_die(store, clock):
     except KeyboardInterrupt:
         return 1
     return 0
+
+
+class Counting(MemoryStore):
+    """Counts what is asked of it, and can end the collection at a request of a kind."""
+
+    def __init__(self, store):
+        super().__init__(store.url)
+        self._objects, self.asked, self.ends_at = store._objects, [], None
+
+    def _ask(self, verb, key):
+        self.asked.append((verb, key))
+        if self.ends_at is not None and self.ends_at(verb, key):
+            raise KeyboardInterrupt
+
+    def get(self, key, *, start=None, end=None):
+        self._ask("get", key)
+        return super().get(key, start=start, end=end)
+
+    def create(self, key, data):
+        self._ask("create", key)
+        return super().create(key, data)
+
+    def delete(self, key):
+        self._ask("delete", key)
+        super().delete(key)
+
+    def count(self, verb, part):
+        return sum(found == verb and part in key for found, key in self.asked)
+
+
+def tombstone_due(store, clock, trainer):
+    trainer.save(1)
+    trainer.save(2)
+    trainer.forget(1)
+    collect(store, world=clock)
+    clock.sleep(GRACE_S + 1)
+
+
+def test_a_sweep_that_is_begun_again_and_again_costs_a_running_save_one_repetition(
+    store, clock, trainer
+):
+    tombstone_due(store, clock, trainer)
+    mortal = Counting(store)
+    mortal.ends_at = lambda verb, key: verb == "create" and key.endswith(".verdict.json")
+    trainer.begin()
+    refused = trainer.write(3)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            collect(mortal, world=clock, concurrency=1)
+    assert len(trainer.log.sync().sweeps) == 1
+    with pytest.raises(Conflict):
+        trainer.commit(refused)
+    trainer.begin()
+    again = trainer.write(3)
+    with pytest.raises(KeyboardInterrupt):
+        collect(mortal, world=clock, concurrency=1)
+    trainer.commit(again)
+    assert collect(store, world=clock).deleted > 0
+    assert trainer.is_whole()
+
+
+def test_a_sweep_begun_again_tells_a_run_that_was_acquired_since(store, clock, trainer):
+    tombstone_due(store, clock, trainer)
+    mortal = Counting(store)
+    mortal.ends_at = lambda verb, key: verb == "create" and key.endswith(".verdict.json")
+    with pytest.raises(KeyboardInterrupt):
+        collect(mortal, world=clock, concurrency=1)
+    other = Trainer(store, clock, run="run-2")
+    other.save(1)
+    collect(store, world=clock)
+    assert len(trainer.log.sync().sweeps) == len(other.log.sync().sweeps) == 1
+    assert other.is_whole()
+
+
+def test_a_manifest_that_cannot_be_read_disturbs_no_save(store, clock, trainer):
+    tombstone_due(store, clock, trainer)
+    broken = Trainer(store, clock, run="run-2")
+    store.delete(broken.save(1).manifest_key)
+    with pytest.raises(Corrupt):
+        collect(store, world=clock)
+    assert trainer.log.sync().sweeps == ()
+
+
+def test_manifests_are_read_once_and_before_anybody_is_told(store, clock, trainer):
+    for step in range(3, 9):
+        trainer.save(step)
+    trainer.forget(3)
+    made = mark(store, world=clock)
+    counting = Counting(store)
+    sweep(counting, made.tomb, world=clock, concurrency=1)
+    told = next(n for n, (verb, _) in enumerate(counting.asked) if verb == "create")
+    manifests = [n for n, (_, key) in enumerate(counting.asked) if "/manifest." in key]
+    reads = [n for n in manifests if counting.asked[n][0] == "get"]
+    assert len(reads) == 5
+    assert max(reads) < told
+
+
+def test_deletes_go_on_where_they_were_ended(store, clock, trainer):
+    for step in range(1, 30):
+        trainer.save(step)
+    trainer.forget(*range(1, 29))
+    collect(store, world=clock)
+    clock.sleep(GRACE_S + 1)
+    total = len(next(iter(open_tombstones(store))).keys)
+    mortal = Counting(store)
+    mortal.ends_at = lambda verb, key: mortal.count("delete", "") > 70
+    with pytest.raises(KeyboardInterrupt):
+        collect(mortal, world=clock, concurrency=1)
+    counting = Counting(store)
+    assert collect(counting, world=clock).deleted == total - 70
+    assert counting.count("delete", "") == total - 70
+    assert trainer.is_whole()
+
+
+def finished_and_broken(store, clock, *, released=True):
+    """A run whose only step has lost its manifest, but no record."""
+    broken = Trainer(store, clock, run="run-2")
+    commit = broken.save(1, {"w": BASE[::-1].copy()})
+    needed = set(open_run(store, "run-2", 1).packs())
+    store.delete(commit.manifest_key)
+    if released:
+        broken.log.release(generation=1, nonce="end")
+    return needed
+
+
+def test_a_finished_runs_lost_manifest_stops_the_collection_until_it_is_given_up(
+    store, clock, trainer
+):
+    needed = finished_and_broken(store, clock)
+    trainer.save(1)
+    trainer.save(2)
+    trainer.forget(1)
+    with pytest.raises(Corrupt, match="gc --without run-2"):
+        collect(store, world=clock)
+    report = collect(store, world=clock, grace_s=0, without=["run-2"])
+    assert report.given_up == ("run-2@1",)
+    assert report.deleted > 0
+    assert needed <= packs(store)
+    assert trainer.is_whole()
+
+
+def test_packs_that_only_lost_records_named_go_with_what_was_given_up(store, clock, trainer):
+    needed = finished_and_broken(store, clock)
+    for key in store.list("runs/run-2/steps"):
+        store.put(key, b"damaged")
+    trainer.save(1)
+    collect(store, world=clock, grace_s=0, without=["run-2"])
+    assert not needed & packs(store)
+    assert trainer.is_whole()
+
+
+def test_a_run_with_an_owner_is_never_given_up(store, clock, trainer):
+    finished_and_broken(store, clock, released=False)
+    trainer.save(1)
+    before = store.list("")
+    with pytest.raises(Corrupt, match="run-2"):
+        collect(store, world=clock, grace_s=0, without=["run-2"])
+    assert store.list("") == before
+
+
+def test_a_run_that_is_not_given_up_still_stops_the_collection(store, clock, trainer):
+    finished_and_broken(store, clock)
+    with pytest.raises(Corrupt):
+        collect(store, world=clock, grace_s=0, without=["run-1"])
+
+
+def test_an_older_step_that_is_lost_is_to_be_forgotten(store, clock, trainer):
+    first = trainer.save(1)
+    trainer.save(2)
+    store.delete(first.manifest_key)
+    with pytest.raises(Corrupt, match="forget run-1@1"):
+        collect(store, world=clock)
+    trainer.forget(1)
+    collect(store, world=clock, grace_s=0)
+    assert trainer.is_whole()
