@@ -216,6 +216,8 @@ def test_a_saver_is_nicer_than_the_ranks_and_dies_before_them_for_memory(
     assert os.getpriority(os.PRIO_PROCESS, saver.pid) == 10
     assert os.getsid(saver.pid) != os.getsid(0)
     assert Path(f"/proc/{saver.pid}/oom_score_adj").read_text().strip() == "500"
+    session = Path(f"/proc/{saver.pid}/autogroup")
+    assert not session.exists() or session.read_text().split()[-1] == "10"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits another process's memory")
