@@ -12,7 +12,8 @@ from cloudshift_lab.storage.log import LogRecord
 
 DEFAULT_KEEP = "5"
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_EVERY = re.compile(r"(?P<number>[0-9]+)(?P<unit>[smhd]?)")
+_NUMBER = re.compile(r"[0-9]{1,12}")
+_EVERY = re.compile(r"(?P<number>[0-9]{1,12})(?P<unit>[smhd]?)")
 _HOW = "give 'all', or a number of newest steps, and 'every=1000', 'every=2h' or 'best=3' after it"
 
 
@@ -132,16 +133,16 @@ def _parse_part(part: str, text: str) -> KeepPolicy:
     name, has_value, value = part.partition("=")
     if part == "all":
         return KeepAll()
-    if not has_value and name.isascii() and name.isdigit() and int(name) > 0:
+    if not has_value and _NUMBER.fullmatch(name) and int(name) > 0:
         return KeepLatest(int(name))
     every = _EVERY.fullmatch(value)
     if name == "every" and every is not None and int(every["number"]) > 0:
         number = int(every["number"])
         unit = every["unit"]
         return KeepEverySeconds(number * _SECONDS[unit]) if unit else KeepEvery(number)
-    if name == "best" and value.isascii() and value.isdigit() and int(value) > 0:
+    if name == "best" and _NUMBER.fullmatch(value) and int(value) > 0:
         return KeepBest(int(value))
-    raise UsageError(f"'{text}' does not say which steps to keep; {_HOW}")
+    raise UsageError(f"'{text[:80]}' does not say which steps to keep; {_HOW}")
 
 
 def _steps(commits: Sequence[LogRecord]) -> frozenset[int]:

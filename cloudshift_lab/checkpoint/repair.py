@@ -273,9 +273,20 @@ class _Repair:
             is_sound = place.pack not in self.bad or place in self.bad[place.pack]
             if place == row or not is_sound or (place.stored_len, place.xxh3) != wanted:
                 continue
-            end = place.offset + place.stored_len
-            blob = self._store.get(pack_key(place.pack), start=place.offset, end=end)
-            if _is_sound(row._replace(offset=0), blob):
+            blob = self._blob_at(place)
+            if blob is not None:
+                return blob
+        return None
+
+    def _blob_at(self, place: ChunkLocation) -> bytes | None:
+        """A chunk's stored bytes, also from a copy: a dry run has written no pack back."""
+        key, end = pack_key(place.pack), place.offset + place.stored_len
+        for store in (self._store, *self._donors):
+            try:
+                blob = store.get(key, start=place.offset, end=end)
+            except NotFound:
+                continue
+            if _is_sound(place._replace(offset=0), blob):
                 return blob
         return None
 

@@ -37,7 +37,13 @@ def test_a_policy_is_read_from_text(text, policy):
     assert parse_keep(text) == policy
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "every=0", "every=1w", "best", "5,", "²", "often"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "0", "-1", "every=0", "every=1w", "best", "5,", "²", "often",
+        "9" * 5000, "every=" + "9" * 5000, "best=" + "9" * 5000, "every=" + "9" * 400 + "d",
+    ],
+)  # fmt: skip
 def test_what_is_no_policy_is_refused_with_what_may_be_said(text):
     with pytest.raises(UsageError, match="give 'all', or a number"):
         parse_keep(text)
@@ -70,3 +76,14 @@ def test_the_best_steps_stay_and_one_without_a_figure_is_never_best():
 
 def test_the_newest_and_the_pinned_stay_whatever_the_policy_says():
     assert steps_to_forget(commits(10, 20, 30), KeepBest(1), pinned=[10]) == (20,)
+
+
+def test_the_largest_numbers_that_are_read_can_be_applied():
+    for text in ("9" * 12, "every=" + "9" * 12, "every=" + "9" * 12 + "d", "best=" + "9" * 12):
+        assert steps_to_forget(commits(10, 20), parse_keep(text)) in ((), (10,))
+
+
+def test_a_refusal_does_not_repeat_a_whole_page():
+    with pytest.raises(UsageError) as refused:
+        parse_keep("9" * 5000)
+    assert len(str(refused.value)) < 300

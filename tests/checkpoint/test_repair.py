@@ -204,3 +204,54 @@ def test_progress_ends_at_the_total(store):
     seen = []
     report = repair(store, RUN, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (report.num_bytes, report.num_bytes)
+
+
+@pytest.fixture
+def twice(save):
+    """The same table saved by two steps that know nothing of each other, in different packs."""
+    store = MemoryStore()
+    log = RunLog(store, RUN)
+    log.acquire(generation=1, owner="a", nonce="a")
+    table, extra = tensors(1)["table"], tensors(2)["weights"]
+    for step, state in ((1, {"a": table}), (2, {"a": table, "b": extra})):
+        sealed = save(store, state, step=step)
+        log.commit(
+            generation=1, step=step, manifest_key=sealed.manifest_key,
+            manifest_digest=sealed.manifest_digest, nonce=f"c{step}",
+        )  # fmt: skip
+    return store
+
+
+@pytest.mark.parametrize("damage", ["gone", "flip"])
+def test_a_dry_run_says_what_repair_then_does_when_a_healed_pack_heals_another(twice, damage):
+    other = MemoryStore("memory://copy")
+    first = sorted(open_run(twice, RUN, 1).packs())
+    second = sorted(open_run(twice, RUN, 2).packs())
+    for key in second:
+        other.put(key, twice.get(key))
+    for key in (*first, *second):
+        twice.delete(key) if damage == "gone" else flip(twice, key)
+    before = copy_of(twice)
+    tried = repair(twice, RUN, other=other, dry_run=True)
+    assert copy_of(twice)._objects == before._objects
+    assert set(tried.healed) == {*first, *second}
+    done = repair(twice, RUN, other=other)
+    assert set(tried.healed) == set(done.healed)
+    assert (tried.bad, tried.steps) == (done.bad, done.steps) == ((), tried.steps)
+    assert all(is_whole(twice, step) for step in (1, 2))
+
+
+def test_dry_runs_promise_what_repairs_keep(twice):
+    for seed in range(20):
+        rng = random.Random(seed)
+        damaged, other = copy_of(twice), copy_of(twice)
+        for store in (damaged, other):
+            for key in rng.sample(twice.list("packs"), rng.randrange(1, len(twice.list("packs")))):
+                store.delete(key) if rng.random() < 0.5 else flip(
+                    store, key, rng.randrange(store.size(key))
+                )
+        tried = repair(damaged, RUN, other=other, dry_run=True)
+        done = repair(damaged, RUN, other=other)
+        assert (sorted(tried.healed), tried.bad, tried.steps) == (
+            sorted(done.healed), done.bad, done.steps,
+        ), seed  # fmt: skip
