@@ -10,6 +10,7 @@ from cloudshift_lab.checkpoint.collecting import Collected
 from cloudshift_lab.checkpoint.keep import KeepAll, parse_keep, steps_to_forget
 from cloudshift_lab.checkpoint.layout import Manifest, ObjectRef, fetch_verified, parse_document
 from cloudshift_lab.checkpoint.pins import list_pins
+from cloudshift_lab.core.errors import Corrupt, NotFound
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.world import World
 from cloudshift_lab.storage.log import LogRecord
@@ -18,6 +19,7 @@ from cloudshift_lab.storage.store import Store
 FORGET_EVERY_S = 60.0
 COLLECT_EVERY_S = 600.0
 MAX_COUNTED = 100
+MANY_INTERRUPTIONS = 3
 _BEST = "best="
 
 
@@ -41,9 +43,11 @@ class CollectorProtocol(Protocol):
 class Retention:
     """Keeps what the policy wants of the run's committed steps, in the run's own store.
 
-    A tick does one thing at most, and none while a state waits to be saved or a move is on: it
-    never holds up what matters. The newest step, pinned ones, and what other runs or moves need
-    are safe by the rules of ``checkpoint.gc``.
+    A tick does one small thing, and none while a move is on: it never holds up what matters. While
+    a state is being saved nothing is asked of the store here; the collector, which is a process of
+    low priority, goes on beside it, for a run may have something to save at all times. The newest
+    step, pinned ones, and what other runs or moves need are safe by the rules of
+    ``checkpoint.gc``.
 
     Args:
         store: The attempt's own.
@@ -73,6 +77,9 @@ class Retention:
         self._commits: tuple[LogRecord, ...] = ()
         self._losses: dict[int, float] = {}
         self._packs: dict[str, tuple[ObjectRef, ...]] = {}
+        self._count_at = float("-inf")
+        self._damaged: dict[str, float] = {}
+        self._interruptions = 0
 
     def committed(self, step: int, loss: float | None) -> None:
         """A step was committed; ``loss`` is what ``best=`` goes by."""
@@ -80,8 +87,12 @@ class Retention:
         if loss is not None:
             self._losses[step] = loss
 
-    def tick(self, *, is_quiet: bool) -> None:
-        """Do the next small thing if it is time and nothing more important is going on.
+    def tick(self, *, is_quiet: bool, is_saving: bool) -> None:
+        """Do the next small thing if it is time.
+
+        Args:
+            is_quiet: Whether the ranks train and no order waits to be obeyed.
+            is_saving: Whether a state waits for its commit.
 
         Raises:
             CloudshiftError: The store, a log or a pin; it is tried again later.
@@ -90,14 +101,17 @@ class Retention:
             self.pause()
             return
         now = self._world.monotonic()
+        self._collect(now)
+        if is_saving:
+            return
         if self._is_news and now >= self._forget_at:
             self._forget_at = now + FORGET_EVERY_S
             self._forget()
             self._is_news = False
-        elif (uncounted := self._uncounted()) is not None:
+        elif now >= self._count_at and (uncounted := self._uncounted()) is not None:
+            self._count_at = now + FORGET_EVERY_S  # unless it succeeds
             self._count(uncounted)
-        else:
-            self._collect(now)
+            self._count_at = now
 
     def finish(self) -> None:
         """The attempt ends: a last look, so that what stays is what the policy says.
@@ -116,12 +130,20 @@ class Retention:
         if self._collector is not None and self._collector.busy:
             self._collector.close()
             self._collect_at = self._world.monotonic() + FORGET_EVERY_S
+            self._interruptions += 1
+        if self._interruptions >= MANY_INTERRUPTIONS:
+            self._board.note(
+                "collector",
+                f"collections were interrupted {self._interruptions} times in a row, and what was "
+                f"forgotten is still stored: run `cloudshift gc {self._run_id}`",
+            )
 
     def _forget(self) -> None:
         commits = self._tenure.commits()
         spared = {pin.step for pin in list_pins(self._store, self._run_id)}
         if self._needs_metrics:  # what an earlier attempt had measured is not known here
             spared |= {c.step for c in commits if c.step is not None} - set(self._losses)
+            self._ask_for_losses(len(commits))
         steps = steps_to_forget(commits, self._policy, pinned=spared, metrics=self._losses)
         if steps:
             self._tenure.forget(steps, self._world.new_id("forget"))
@@ -131,15 +153,33 @@ class Retention:
         self._losses = {s: v for s, v in self._losses.items() if s not in gone}
         self._show()
 
+    def _ask_for_losses(self, num_steps: int) -> None:
+        """``best=`` cannot choose among steps without a figure, and so keeps them all."""
+        if not self._losses and num_steps > 1:
+            self._board.note(
+                "losses",
+                "best= needs a loss and none was reported, so no step is forgotten: "
+                "call session.step(loss=...)",
+            )
+
     def _uncounted(self) -> LogRecord | None:
         """A kept step whose packs are not known yet; None once all are, or if they are too many."""
         if len(self._commits) > MAX_COUNTED:
             return None
-        return next((c for c in self._commits if c.manifest_digest not in self._packs), None)
+        now = self._world.monotonic()
+        waiting = {digest for digest, again_at in self._damaged.items() if now < again_at}
+        known = {*self._packs, *waiting}
+        return next((c for c in self._commits if c.manifest_digest not in known), None)
 
     def _count(self, commit: LogRecord) -> None:
         key, digest = str(commit.manifest_key), str(commit.manifest_digest)
-        manifest = parse_document(fetch_verified(self._store, key, digest), Manifest, key)
+        try:
+            manifest = parse_document(fetch_verified(self._store, key, digest), Manifest, key)
+        except (Corrupt, NotFound) as error:
+            self._damaged[digest] = self._world.monotonic() + COLLECT_EVERY_S
+            what = f"step {commit.step}, which is kept, is damaged ({error.message})"
+            self._board.note("damaged", f"{what}: see `cloudshift repair {self._run_id}`")
+            return
         kept = {str(c.manifest_digest) for c in self._commits}
         self._packs = {d: packs for d, packs in self._packs.items() if d in kept}
         self._packs[digest] = manifest.packs
@@ -168,7 +208,7 @@ class Retention:
 
     def _collected(self, done: Collected, now: float) -> None:
         """Come back when what was marked may be swept; sooner, if it went wrong."""
-        self._collected_at = now
+        self._collected_at, self._interruptions = now, 0
         if done.report is None:
             self._board.note("collector", done.message)
             self._collect_at = now + COLLECT_EVERY_S

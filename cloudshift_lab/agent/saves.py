@@ -96,12 +96,12 @@ class Saves:
             self.closing = self._newest
 
     def keep(self, view: RanksView, *, is_quiet: bool) -> None:
-        """Forget and collect old steps, unless something is to be saved or ``is_quiet`` is False.
+        """Forget and collect old steps, unless ``is_quiet`` is False.
 
         Raises:
             CloudshiftError: As the store reported; it is tried again later.
         """
-        self._retention.tick(is_quiet=is_quiet and not self.is_owed(view))
+        self._retention.tick(is_quiet=is_quiet, is_saving=self.is_owed(view))
 
     def _look(self, view: RanksView) -> None:
         """Remember when a step was staged, and with which loss."""

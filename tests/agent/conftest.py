@@ -59,7 +59,12 @@ class SwitchableStore(MemoryStore):
     full_part = ""
     damaged_part = ""
 
+    def __init__(self, url: str = "memory://") -> None:
+        super().__init__(url)
+        self.reads: list[str] = []
+
     def get(self, key: str, *, start: int | None = None, end: int | None = None) -> bytes:
+        self.reads.append(key)
         self._refuse_if_down(key)
         return super().get(key, start=start, end=end)
 

@@ -22,13 +22,15 @@ class InlineCollector:
         self._done: Collected | None = None
         self.reports: list[GcReport] = []
         self.broken = ""
-        self.closed = 0
+        self.is_slow = False
+        self.started = self.closed = 0
 
     @property
     def busy(self) -> bool:
         return self._done is not None
 
     def start(self) -> None:
+        self.started += 1
         if self.broken:
             self._done = Collected(error_kind="Corrupt", message=self.broken)
             return
@@ -36,6 +38,8 @@ class InlineCollector:
         self._done = Collected(report=self.reports[-1])
 
     def poll(self) -> Collected | None:
+        if self.is_slow:
+            return None
         done, self._done = self._done, None
         return done
 
@@ -162,11 +166,86 @@ def test_a_store_that_is_away_while_steps_are_forgotten_is_a_warning(world: Manu
     attempt.store.lost_part = "/log/"
     world.time += FORGET_EVERY_S
     attempt.agent.tick()
+    assert "the store is cut off; wait" in attempt.agent.status.warnings
     attempt.store.lost_part = ""
     world.time += FORGET_EVERY_S
     attempt.tick(8)
     assert attempt.steps == [20]
     assert attempt.published.state == "running"
+
+
+def test_a_run_that_always_has_something_to_save_collects_all_the_same(
+    world: ManualWorld,
+) -> None:
+    attempt = Kept(world, keep="1")
+    attempt.commit(10, 20)
+    assert len(attempt.collector.reports) == 1
+    world.time += GRACE_S + 1
+    attempt.saver.is_slow = True
+    attempt.run_to(30, staged=30)
+    attempt.tick(20)
+    assert attempt.saver.busy
+    assert attempt.collector.started == 2
+    assert sum(report.deleted for report in attempt.collector.reports) > 0
+
+
+def test_a_save_does_not_end_a_collection_that_runs(world: ManualWorld) -> None:
+    attempt = Kept(world, keep="1")
+    attempt.collector.is_slow = True
+    attempt.commit(10, 20, 30, 40, 50)
+    assert (attempt.collector.started, attempt.collector.closed) == (1, 0)
+    assert attempt.steps == [50]
+    attempt.collector.is_slow = False
+    attempt.tick(4)
+    assert not attempt.collector.busy
+
+
+def test_collections_that_are_always_interrupted_are_a_warning_until_one_gets_through(
+    world: ManualWorld,
+) -> None:
+    attempt = Kept(world, keep="1")
+    attempt.commit(10)
+    attempt.collector.is_slow = True
+    attempt.commit(20)
+    for number in range(3):
+        assert not any("interrupted" in line for line in attempt.published.warnings)
+        assert attempt.collector.busy
+        attempt.ranks.view = RanksView(state="starting", staged_step=20)
+        attempt.tick(2)
+        assert attempt.collector.closed == number + 1
+        attempt.run_to(21, staged=20)
+        world.time += FORGET_EVERY_S
+        attempt.tick(12)
+    said = "collections were interrupted 3 times in a row"
+    assert any(said in line and "`cloudshift gc" in line for line in attempt.published.warnings)
+
+
+def test_a_kept_step_that_is_damaged_is_said_once_looked_at_rarely_and_stops_no_collection(
+    world: ManualWorld,
+) -> None:
+    attempt = Kept(world, keep="2")
+    attempt.collector.broken = "a manifest is damaged; repair it"
+    attempt.store.damaged_part = "manifest"
+    attempt.commit(10, 20)
+    attempt.store.damaged_part = ""
+    attempt.commit(30)
+    attempt.tick(100)
+    commits = attempt.log.sync().commits
+    assert [commit.step for commit in commits] == [20, 30]
+    assert 1 <= attempt.store.reads.count(str(commits[0].manifest_key)) <= 3
+    said = [line for line in attempt.published.warnings if "step 20, which is kept" in line]
+    assert len(said) == 1 and "`cloudshift repair run-a`" in said[0]
+    assert attempt.collector.started == 1
+
+
+def test_best_without_a_loss_says_what_it_needs_until_one_is_told(world: ManualWorld) -> None:
+    attempt = Kept(world, keep="1,best=1")
+    attempt.commit(10, 20, 30)
+    assert attempt.steps == [10, 20, 30]
+    assert any("session.step(loss=" in line for line in attempt.published.warnings)
+    other = Kept(world, keep="1,best=1")
+    other.commit(10, 20, 30, loss=1.0)
+    assert not any("loss" in line for line in other.published.warnings)
 
 
 @pytest.mark.parametrize("keep", ["", "0", "some", "best=x"])
