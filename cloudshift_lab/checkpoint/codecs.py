@@ -38,11 +38,11 @@ _local = threading.local()
 
 
 class Encoded(NamedTuple):
-    """A chunk as it is stored; never longer than its raw bytes."""
+    """A chunk as it is stored; never longer than its raw bytes, of which it may be a view."""
 
     codec: int
     width: int
-    blob: bytes
+    blob: bytes | memoryview
 
 
 class _Zstd(NamedTuple):
@@ -82,13 +82,13 @@ def encode(raw: Bytes1d, kind: ElementType) -> Encoded:
         blob = _encode_planes(raw, kind.width)
         return _smaller(raw, Encoded(PLANES_ZSTD, kind.width, blob))
     if not _worth_trying(raw):
-        return Encoded(STORE, 1, raw.tobytes())
+        return Encoded(STORE, 1, raw.data)
     planes = np.ascontiguousarray(raw.reshape(-1, kind.width).T)
     return _smaller(raw, Encoded(SHUFFLE_ZSTD, kind.width, _zstd().matching.compress(planes)))
 
 
 def _smaller(raw: Bytes1d, encoded: Encoded) -> Encoded:
-    return encoded if len(encoded.blob) < len(raw) else Encoded(STORE, 1, raw.tobytes())
+    return encoded if len(encoded.blob) < len(raw) else Encoded(STORE, 1, raw.data)
 
 
 def _encode_planes(raw: Bytes1d, width: int) -> bytes:

@@ -157,7 +157,7 @@ def check_hash(digest: str) -> str:
     return digest
 
 
-def blake3_hex(data: bytes) -> str:
+def blake3_hex(data: bytes | memoryview) -> str:
     """The hash that names an object."""
     return str(blake3(data).hexdigest())
 

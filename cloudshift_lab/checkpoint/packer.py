@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import NamedTuple
 
+import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from cloudshift_lab.checkpoint.boxes import MAX_GRID_BYTES
@@ -12,9 +13,12 @@ from cloudshift_lab.checkpoint.codecs import Encoded
 from cloudshift_lab.checkpoint.index import ChunkLocation, Operand
 from cloudshift_lab.checkpoint.known import KnownChunks
 from cloudshift_lab.checkpoint.layout import PACK_BYTES, blake3_hex, pack_key
-from cloudshift_lab.storage.store import Store
+from cloudshift_lab.storage.store import Blob, Store
 
-_PADDING = b"\0"
+_PADDING = 0
+_MAX_PADDING = 4096
+_PAGE_BYTES = 4096
+_ARENA_BYTES = PACK_BYTES + MAX_GRID_BYTES + _MAX_PADDING
 _local = threading.local()
 
 
@@ -54,9 +58,9 @@ class Packer:
         self._dead_packs = dead_packs
         self._concurrency = max(1, concurrency)
         self._open: list[ChunkLocation] = []
-        self._arena = _arena()
+        self._arenas = _arenas(self._concurrency)
         self._open_bytes = 0
-        self._closed: dict[str, bytes] = {}
+        self._closed: dict[str, Blob] = {}
         self._found: dict[bytes, ChunkLocation] = {}
         self._refs: dict[bytes, tuple[OwnRun | Operand, ...]] = {}
         self._ids: dict[int, bytes] = {}
@@ -87,7 +91,8 @@ class Packer:
         self._found[chunk.id] = row
         self._refs[chunk.id] = chunk.refs
         self._open.append(row)
-        self._arena[self._open_bytes : self._open_bytes + len(blob)] = blob
+        arena = self._arenas[len(self._closed)]
+        arena[self._open_bytes : self._open_bytes + len(blob)] = blob
         self._open_bytes += len(blob)
         if self._open_bytes >= PACK_BYTES:
             self._close()
@@ -110,7 +115,7 @@ class Packer:
     def _close(self) -> None:
         if not self._open:
             return
-        digest, data = self._name(bytes(memoryview(self._arena)[: self._open_bytes]))
+        digest, data = self._named()
         for row in self._open:
             self._found[row.id] = row._replace(pack=digest, pack_size=len(data))
         self._closed[pack_key(digest)] = data
@@ -119,11 +124,13 @@ class Packer:
         if len(self._closed) >= self._concurrency:
             self._upload()
 
-    def _name(self, data: bytes) -> tuple[str, bytes]:
-        """The pack and its hash, with a little padding if that hash is about to be deleted."""
-        while (digest := blake3_hex(data)) in self._dead_packs:
-            data += _PADDING
-        return digest, data
+    def _named(self) -> tuple[str, memoryview]:
+        """The open pack's hash and bytes, with padding if that hash is about to be deleted."""
+        arena, num_bytes = self._arenas[len(self._closed)], self._open_bytes
+        while (digest := blake3_hex(arena[:num_bytes])) in self._dead_packs:
+            arena[num_bytes] = _PADDING
+            num_bytes += 1
+        return digest, arena[:num_bytes]
 
     def _upload(self) -> None:
         if self._closed:
@@ -131,9 +138,16 @@ class Packer:
         self._closed = {}
 
 
-def _arena() -> bytearray:
+def _arenas(count: int) -> list[memoryview]:
     """Memory of this thread in which its packs grow: fresh pages cost more than compression."""
-    found: bytearray | None = getattr(_local, "arena", None)
-    if found is None:
-        found = _local.arena = bytearray(PACK_BYTES + MAX_GRID_BYTES)
+    found: list[memoryview] = _local.__dict__.setdefault("arenas", [])
+    while len(found) < count:
+        found.append(_aligned(_ARENA_BYTES))
     return found
+
+
+def _aligned(num_bytes: int) -> memoryview:
+    """Memory that begins with a page, from which a disk can read without a copy."""
+    space = np.empty(num_bytes + _PAGE_BYTES, dtype=np.uint8)
+    start = -space.ctypes.data % _PAGE_BYTES
+    return space[start : start + num_bytes].data

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 
 from cloudshift_lab.storage.fanout import fan_out
-from cloudshift_lab.storage.store import Request, Store
+from cloudshift_lab.storage.store import Blob, Request, Store
 
 _PACKS = "packs/"
 
@@ -45,7 +45,7 @@ class UploadStore:
         """Something that was put is not there as it should be: put everything again."""
         self._put = {}
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: Blob) -> None:
         with self._lock:
             is_there = self._put.get(key) == len(data)
         if not is_there:
@@ -55,7 +55,7 @@ class UploadStore:
                 self._put[key] = len(data)
         self._moved(len(data))
 
-    def put_many(self, objects: Mapping[str, bytes], concurrency: int = 4) -> None:
+    def put_many(self, objects: Mapping[str, Blob], concurrency: int = 4) -> None:
         fan_out(lambda item: self.put(*item), objects.items(), concurrency)
 
     def create(self, key: str, data: bytes) -> bool:

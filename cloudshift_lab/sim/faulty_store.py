@@ -12,7 +12,7 @@ from typing import TypeVar
 from cloudshift_lab.core.errors import Denied, Exhausted, Unavailable
 from cloudshift_lab.sim.scheduler import Scheduler, derived_random
 from cloudshift_lab.storage.memory import MemoryStore
-from cloudshift_lab.storage.store import Request
+from cloudshift_lab.storage.store import Blob, Request
 
 T = TypeVar("T")
 
@@ -96,7 +96,7 @@ class FaultyStore:
     def list(self, prefix: str) -> list[str]:
         return self._read("list", prefix, lambda: self.inner.list(prefix))
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: Blob) -> None:
         data = bytes(data)
         self._write("put", key, data, lambda: self.inner.put(key, data))
 
@@ -118,7 +118,7 @@ class FaultyStore:
         for number, (key, start, end) in enumerate(requests):
             yield number, self.get(key, start=start, end=end)
 
-    def put_many(self, objects: Mapping[str, bytes], concurrency: int = 4) -> None:
+    def put_many(self, objects: Mapping[str, Blob], concurrency: int = 4) -> None:
         del concurrency
         for key, data in objects.items():
             self.put(key, data)

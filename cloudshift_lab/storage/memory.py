@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 
 from cloudshift_lab.core.errors import NotFound
 from cloudshift_lab.storage.keys import check_key, check_range, under
-from cloudshift_lab.storage.store import Request, check_create_size
+from cloudshift_lab.storage.store import Blob, Request, check_create_size
 
 
 class MemoryStore:
@@ -29,7 +29,7 @@ class MemoryStore:
             raise NotFound(f"{self.url}/{key} does not exist; check the name", key=key)
         return data[first:last]
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: Blob) -> None:
         with self._lock:
             self._objects[check_key(key)] = bytes(data)
 
@@ -63,7 +63,7 @@ class MemoryStore:
         for number, (key, start, end) in enumerate(requests):
             yield number, self.get(key, start=start, end=end)
 
-    def put_many(self, objects: Mapping[str, bytes], concurrency: int = 4) -> None:
+    def put_many(self, objects: Mapping[str, Blob], concurrency: int = 4) -> None:
         del concurrency
         for key, data in objects.items():
             self.put(key, data)

@@ -23,7 +23,7 @@ from cloudshift_lab.core.world import World
 from cloudshift_lab.storage.dialect import Dialect, Verdict, secrets_in
 from cloudshift_lab.storage.fanout import fan_out, fan_out_each
 from cloudshift_lab.storage.keys import check_key, check_range, under
-from cloudshift_lab.storage.store import Request, check_create_size
+from cloudshift_lab.storage.store import Blob, Request, check_create_size
 
 Result = TypeVar("Result")
 Call = Callable[[Dialect], Coroutine[Any, Any, Result]]
@@ -68,7 +68,7 @@ class RemoteStore:
     def get(self, key: str, *, start: int | None = None, end: int | None = None) -> bytes:
         return self._get(key, start, end, self._until())
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: Blob) -> None:
         body, name = bytes(data), check_key(key)
         limit_s = _attempt_s(len(body))
         self._run("write", key, lambda d: d.put(name, body), self._until(), limit_s)
@@ -113,7 +113,7 @@ class RemoteStore:
     ) -> Generator[tuple[int, bytes], None, None]:
         return fan_out_each(lambda r: self.get(r[0], start=r[1], end=r[2]), requests, concurrency)
 
-    def put_many(self, objects: Mapping[str, bytes], concurrency: int = 4) -> None:
+    def put_many(self, objects: Mapping[str, Blob], concurrency: int = 4) -> None:
         fan_out(lambda item: self.put(*item), objects.items(), concurrency)
 
     def _get(self, key: str, start: int | None, end: int | None, until: float) -> bytes:

@@ -13,6 +13,8 @@ from cloudshift_lab.core.world import REAL_WORLD, World
 DEADLINE_S = 30.0
 MAX_CREATE_BYTES = 1_000_000
 Request = tuple[str, int | None, int | None]
+Blob = bytes | memoryview
+"""What is put; a view's memory may change once the call has ended."""
 
 
 class Store(Protocol):
@@ -30,7 +32,7 @@ class Store(Protocol):
     def get(self, key: str, *, start: int | None = None, end: int | None = None) -> bytes:
         """The object, or its bytes ``start..end``; what lies beyond its end is left out."""
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: Blob) -> None:
         """Write or replace one object; readers see the old bytes or the new, never a mixture."""
 
     def create(self, key: str, data: bytes) -> bool:
@@ -64,7 +66,7 @@ class Store(Protocol):
         Close the iterator when no more are wanted.
         """
 
-    def put_many(self, objects: Mapping[str, bytes], concurrency: int = 4) -> None:
+    def put_many(self, objects: Mapping[str, Blob], concurrency: int = 4) -> None:
         """``put`` for each item; when it fails some of them may be written."""
 
 

@@ -18,6 +18,7 @@ from cloudshift_lab.sim.bench.floor import floor_bytes
 from cloudshift_lab.sim.bench.regimes import Snapshot, Tensors
 from cloudshift_lab.sim.bench.rows import Row, Say, Size, at_least, at_most, exactly, median, row
 from cloudshift_lab.storage.memory import MemoryStore
+from cloudshift_lab.storage.store import Blob
 
 POINT = 1.0
 
@@ -156,7 +157,7 @@ def _dcp_bytes(tensors: Tensors) -> int:
 class _Nowhere(MemoryStore):
     """Takes everything and keeps nothing."""
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: Blob) -> None:
         del key, data
 
 
