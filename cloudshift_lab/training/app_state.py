@@ -6,18 +6,27 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import torch
+from torch import nn
 
+from cloudshift_lab.checkpoint.leaves import encode_leaves
 from cloudshift_lab.core.errors import UsageError
 from cloudshift_lab.training.inventory import unwrap
 from cloudshift_lab.training.parts import Share
 from cloudshift_lab.training.plan import SharePlan, whole_part
-from cloudshift_lab.training.sharding import local_of
-from cloudshift_lab.training.tree import tensor_name, tensor_tag
+from cloudshift_lab.training.standing import (
+    Address,
+    Standing,
+    Steady,
+    address,
+    stands,
+    tie,
+)
+from cloudshift_lab.training.tree import pull_tensors
 from cloudshift_lab.training.values import to_plain
 
 KIND = "app_state"
-Address = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -36,14 +45,12 @@ class Flattened:
     """A state by reference: trees with tags in the place of tensors, and the tensors by name.
 
     A tensor that has two names in the state is here once. ``own`` is this rank's alone.
-    ``addresses``: where the memory of each of ``tensors`` lies.
     """
 
     trees: dict[str, object] = field(default_factory=dict)
     own_trees: dict[str, object] = field(default_factory=dict)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     own: dict[str, torch.Tensor] = field(default_factory=dict)
-    addresses: dict[str, Address] = field(default_factory=dict)
 
 
 def flatten(
@@ -60,91 +67,148 @@ def flatten(
     Raises:
         UsageError: A key with a slash, or a value that a checkpoint cannot hold, by its key path.
     """
+    check_names(app_state)
+    found = _pulled(app_state, rank, pull)
+    tie(found.tensors, found.trees, {})
+    return found
+
+
+def _pulled(app_state: Mapping[str, Any], rank: int, pull: Callable[..., object]) -> Flattened:
     found = Flattened()
     for key, part in app_state.items():
-        if not isinstance(key, str) or "/" in key or not key:
-            raise UsageError(f"{key!r} cannot name a part of the state; use words without '/'")
         if isinstance(part, PerRank):
-            name = f"{key}/rank-{rank}"
-            found.own_trees[key] = pull(state_of(part.value), name, found.own)
+            found.own_trees[key] = pull(state_of(part.value), own_name(key, rank), found.own)
         else:
             found.trees[key] = pull(state_of(part), key, found.tensors)
-    _tie(found)
     return found
+
+
+def check_names(app_state: Mapping[str, Any]) -> None:
+    """Refuse names that cannot be part of a tensor's name.
+
+    Raises:
+        UsageError: There is one.
+    """
+    for key in app_state:
+        if not isinstance(key, str) or "/" in key or not key:
+            raise UsageError(f"{key!r} cannot name a part of the state; use words without '/'")
+
+
+def own_name(key: str, rank: int) -> str:
+    """How a rank's own value is called."""
+    return f"{key}/rank-{rank}"
 
 
 def state_of(part: Any) -> Any:
     """The state of a part, by reference; of a wrapped module that of the inner one."""
-    if isinstance(part, torch.nn.Module):
+    if isinstance(part, nn.Module):
         return unwrap(part).state_dict()
     return part.state_dict() if hasattr(part, "state_dict") else part
 
 
 class ShareMaker:
-    """Makes this rank's share of a state, from a plan that lasts as long as the tensors do.
+    """Makes this rank's share of a state; what lasts from save to save is worked out once.
 
     Args:
         rank: Of this process.
         world_size: Ranks of the job.
+        optimizers: Whose parameters and states change in nothing but their steps.
     """
 
-    def __init__(self, rank: int, world_size: int) -> None:
+    def __init__(
+        self, rank: int, world_size: int, optimizers: tuple[torch.optim.Optimizer, ...] = ()
+    ) -> None:
         self._rank = rank
         self._world_size = world_size
+        self._steady = Steady(optimizers) if optimizers else None
+        self._where: frozenset[Address] | None = None
+        self._seen: dict[str, Any] = {}
+        self._standing = Standing({})
+        self._calm: dict[str, torch.Tensor] = {}
+        self._restless: dict[str, torch.Tensor] = {}
         self._plan: tuple[object, SharePlan] | None = None
 
-    def share(self, flat: Flattened, step: int, steady: set[Address] | None) -> Share:
-        """The share after a step.
+    def share(self, app_state: Mapping[str, Any], step: int) -> Share:
+        """The share after a step, by reference; nothing in its leaves changes later.
 
-        Args:
-            flat: The state.
-            step: Its number.
-            steady: Where the tensors lie that only an optimizer changes; None: nothing overlaps.
+        Raises:
+            UsageError: A key with a slash, or a value that a checkpoint cannot hold, by its key
+                path.
         """
-        where = flat.addresses
-        calm = {n: t for n, t in flat.tensors.items() if steady is None or where[n] in steady}
-        restless = {name: t for name, t in flat.tensors.items() if name not in calm}
-        looks = [(n, where[n], t.dtype, t.shape) for n, t in calm.items()]
-        if self._plan is None or self._plan[0] != looks or not self._plan[1].fits(restless):
-            plan = SharePlan(calm, restless, rank=self._rank, world_size=self._world_size)
-            self._plan = looks, plan
-        plan = self._plan[1]
-        own = tuple(whole_part(name, tensor) for name, tensor in flat.own.items())
+        check_names(app_state)
+        self._look(app_state)
+        standing = self._standing
+        rest = {key: part for key, part in app_state.items() if key not in standing.encoded}
+        moving = _pulled(rest, self._rank, pull_tensors)
+        fresh = {**moving.trees, **standing.groups(moving.tensors)}
+        tie(moving.tensors, fresh, {}, standing.first)
+        trees = {key: self._encoded(key, fresh) for key in app_state if key not in moving.own_trees}
+        own_trees = {
+            key: msgspec.Raw(encode_leaves(tree, own_name(key, self._rank)))
+            for key, tree in moving.own_trees.items()
+        }
         leaves = {
-            KIND: {"step": step, "world_size": self._world_size, "trees": flat.trees,
-                   "own": flat.own_trees},
+            KIND: {"step": step, "world_size": self._world_size, "trees": _named(trees),
+                   "own": _named(own_trees)},
         }  # fmt: skip
-        return Share(plan.steady, (*plan.volatile(restless), *own), leaves, plan.catalog)
+        plan, restless = self._plan_of(moving.tensors)
+        own = tuple(whole_part(name, tensor) for name, tensor in moving.own.items())
+        return Share(
+            plan.steady, (*plan.volatile(restless), *own),
+            msgspec.Raw(msgspec.json.encode(leaves)), plan.catalog,
+        )  # fmt: skip
+
+    def _look(self, app_state: Mapping[str, Any]) -> None:
+        """See whether the models and optimizers are as they were, and look anew if not."""
+        kinds = (nn.Module, torch.optim.Optimizer)
+        parts = {key: part for key, part in app_state.items() if isinstance(part, kinds)}
+        where = None if self._steady is None else self._steady.addresses()
+        is_known = (
+            where is self._where
+            and parts.keys() == self._seen.keys()
+            and all(parts[key] is part for key, part in self._seen.items())
+        )
+        if is_known and self._standing.holds():
+            return
+        self._seen, self._where = parts, where
+        self._standing = Standing({key: part for key, part in parts.items() if stands(part)})
+        self._calm, self._restless = self._split(self._standing.tensors)
+
+    def _split(
+        self, tensors: Mapping[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Tensors that only an optimizer changes, and the others; without any, none overlap."""
+        where = self._where
+        calm = {n: t for n, t in tensors.items() if where is None or address(t) in where}
+        return calm, {name: tensor for name, tensor in tensors.items() if name not in calm}
+
+    def _plan_of(
+        self, moving: Mapping[str, torch.Tensor]
+    ) -> tuple[SharePlan, dict[str, torch.Tensor]]:
+        calm, restless = self._split(moving)
+        restless = {**self._restless, **restless}
+        looks = [(name, address(t), t.dtype, t.shape) for name, t in calm.items()]
+        key = self._standing, looks
+        if self._plan is None or self._plan[0] != key or not self._plan[1].fits(restless):
+            plan = SharePlan(
+                {**self._calm, **calm}, restless, rank=self._rank, world_size=self._world_size
+            )
+            self._plan = key, plan
+        return self._plan[1], restless
+
+    def _encoded(self, key: str, fresh: Mapping[str, object]) -> object:
+        """A part's tree as JSON, of which only what may have changed is made anew."""
+        known = self._standing.encoded.get(key)
+        if known is None:
+            return msgspec.Raw(encode_leaves(fresh[key], key))
+        if key not in fresh:
+            return known
+        groups = msgspec.Raw(encode_leaves(fresh[key], f"{key}.param_groups"))
+        return {"state": known, "param_groups": groups}
 
 
-def address(tensor: torch.Tensor) -> Address:
-    """Where this rank's memory of a tensor lies; equal for two names of one tensor."""
-    local = local_of(tensor)
-    return (local.data_ptr(), local.nbytes)
-
-
-def _tie(found: Flattened) -> None:
-    """Keep a tensor under the first of its names, and let the others point at it."""
-    first: dict[object, str] = {}
-    alias: dict[str, str] = {}
-    for name, tensor in list(found.tensors.items()):
-        found.addresses[name] = address(tensor)
-        if tensor.numel() == 0:
-            continue
-        same = (found.addresses[name], tensor.dtype, tensor.shape, tensor.stride())
-        if (known := first.setdefault(same, name)) != name:
-            alias[name] = known
-            del found.tensors[name]
-    if alias:
-        found.trees = {key: _renamed(tree, alias) for key, tree in found.trees.items()}
-
-
-def _renamed(tree: object, alias: Mapping[str, str]) -> object:
-    name = tensor_name(tree)
-    if name is not None:
-        return tensor_tag(alias.get(name, name))
-    if isinstance(tree, dict):
-        return {key: _renamed(item, alias) for key, item in tree.items()}
-    if isinstance(tree, list):
-        return [_renamed(item, alias) for item in tree]
-    return tuple(_renamed(item, alias) for item in tree) if isinstance(tree, tuple) else tree
+def _named(trees: Mapping[str, object]) -> object:
+    """Encoded values by name, as typed JSON holds them."""
+    if any(key.startswith("$") for key in trees):
+        return {"$d": [[key, tree] for key, tree in trees.items()]}
+    return trees

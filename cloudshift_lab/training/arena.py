@@ -83,7 +83,7 @@ class Arena:
             Exhausted: The shared memory is full.
             UsageError: A leaf that a checkpoint cannot hold: better now than at the first save.
         """
-        encode_leaves(share.leaves)
+        _encoded(share.leaves)
         if self._is_free(0):
             self._withdraw(0)
             self._slots[0].arrange(share.steady, share.volatile)
@@ -112,7 +112,7 @@ class Arena:
             Exhausted: The shared memory is full.
             UsageError: A leaf that a checkpoint cannot hold.
         """
-        leaves = msgspec.Raw(encode_leaves(share.leaves))
+        leaves = _encoded(share.leaves)
         number = self._choose(share, is_last=is_last)
         slot = self._slots[number]
         staged = StagedRank(
@@ -201,6 +201,10 @@ class Arena:
                     "which makes room for the last one"
                 )
             time.sleep(POLL_S)
+
+
+def _encoded(leaves: object) -> msgspec.Raw:
+    return leaves if isinstance(leaves, msgspec.Raw) else msgspec.Raw(encode_leaves(leaves))
 
 
 def fill(opened: Opened) -> None:

@@ -30,21 +30,13 @@ from cloudshift_lab.core.errors import CloudshiftError, Unsupported, UsageError
 from cloudshift_lab.core.save_policy import parse_save_policy
 from cloudshift_lab.storage.log import RunLog
 from cloudshift_lab.storage.store import open_store
-from cloudshift_lab.training.app_state import (
-    Address,
-    Flattened,
-    PerRank,
-    ShareMaker,
-    address,
-    flatten,
-)
+from cloudshift_lab.training.app_state import PerRank, ShareMaker
 from cloudshift_lab.training.background import SaveHandle, Work
 from cloudshift_lab.training.pace import Pace
+from cloudshift_lab.training.parts import Share
 from cloudshift_lab.training.putting_back import put_back
 from cloudshift_lab.training.restore import RestoreReport
 from cloudshift_lab.training.tenancy import Ranks
-from cloudshift_lab.training.tree import pull_tensors
-from cloudshift_lab.training.values import to_plain
 from cloudshift_lab.training.works import Works
 
 __all__ = ["CheckpointManager", "PerRank", "SaveHandle"]
@@ -83,7 +75,7 @@ class CheckpointManager:
         self._keep = _keep_policy(keep)
         self._ranks = Ranks()
         self._pace = Pace(parse_save_policy(save_policy), self._ranks, mtbf_s)
-        self._shares = ShareMaker(self._ranks.rank, self._ranks.world_size)
+        self._share_maker: ShareMaker | None = None
         self._optimizers: tuple[torch.optim.Optimizer, ...] = ()
         self._model: nn.Module | None = None
         self.last_restore: RestoreReport | None = None
@@ -138,12 +130,10 @@ class CheckpointManager:
         began = time.perf_counter()
         self._wait_for_newest()
         self._raise_failure()
-        # The first time a value that cannot be held is found before anything is taken.
-        pull = to_plain if self._works is None else pull_tensors
-        flat = flatten(app_state, self._ranks.rank, pull)
-        works = self._works = self._works or self._begin(flat)
+        # A value that cannot be held is found before anything is taken.
+        share = self._shares().share(app_state, step)
+        works = self._works = self._works or self._begin(share)
         works.check_step(step)
-        share = self._shares.share(flat, step, self._steady())
         handle = SaveHandle(step)
         works.capture.begin(step, share)
         works.background.submit(Work(handle, lambda: works.is_staged(step)))
@@ -217,9 +207,9 @@ class CheckpointManager:
 
     # -- one save ---------------------------------------------------------------------------------
 
-    def _begin(self, flat: Flattened) -> Works:
+    def _begin(self, share: Share) -> Works:
         """On the first save: take the run, the memory and a saver process."""
-        self._ranks.check_same(flat.tensors)
+        self._ranks.check_same(spec.name for spec in share.catalog)
         parts: list[torch.optim.Optimizer | nn.Module] = [*self._optimizers]
         if self._model is not None:
             parts.append(self._model)
@@ -235,15 +225,12 @@ class CheckpointManager:
         with contextlib.suppress(CloudshiftError):
             self.close()
 
-    def _steady(self) -> set[Address] | None:
-        """Where the tensors lie that only an optimizer's step changes."""
-        if not self._optimizers:
-            return None
-        groups = [group for o in self._optimizers for group in o.param_groups]
-        states = [state for o in self._optimizers for state in o.state.values()]
-        values = [value for state in states for value in state.values()]
-        tensors = [p for group in groups for p in group["params"]]
-        return {address(t) for t in (*tensors, *values) if isinstance(t, torch.Tensor)}
+    def _shares(self) -> ShareMaker:
+        if self._share_maker is None:
+            self._share_maker = ShareMaker(
+                self._ranks.rank, self._ranks.world_size, self._optimizers
+            )
+        return self._share_maker
 
     def _is_busy(self) -> bool:
         return self._newest is not None and not self._newest.upload_completion.done()

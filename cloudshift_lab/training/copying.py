@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import is_
 
 import torch
 
@@ -26,7 +27,7 @@ class Copying:
     """
 
     def __init__(self, sources: Sequence[torch.Tensor], places: Sequence[torch.Tensor]) -> None:
-        self._addresses = tuple(source.data_ptr() for source in sources)
+        self._addresses = addresses_of(sources)
         self._sources = tuple(sources)
         self._places = tuple(places)  # kept, since the moves below hold addresses only
         self._moves: list[Move] = []
@@ -95,13 +96,19 @@ class Copying:
 
 
 def are_same(
-    tensors: Sequence[torch.Tensor], known: Sequence[torch.Tensor], addresses: Sequence[int]
+    tensors: Sequence[torch.Tensor], known: Sequence[torch.Tensor], addresses: list[int]
 ) -> bool:
     """Whether these are the known tensors, and each still lies where it lay."""
-    return len(tensors) == len(known) and all(
-        tensor is before and tensor.data_ptr() == address
-        for tensor, before, address in zip(tensors, known, addresses, strict=True)
+    return (
+        len(tensors) == len(known)
+        and all(map(is_, tensors, known))
+        and addresses_of(tensors) == addresses
     )
+
+
+def addresses_of(tensors: Iterable[torch.Tensor]) -> list[int]:
+    """Where each lies. Looked up for hundreds of tensors at each save, so without a Python loop."""
+    return list(map(torch.Tensor.data_ptr, tensors))
 
 
 def is_plain(tensor: torch.Tensor) -> bool:

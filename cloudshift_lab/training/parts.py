@@ -26,7 +26,8 @@ class Share:
     ``steady`` changes only in the optimizer's step, so that it may be copied during the next
     forward and backward pass. ``volatile`` (buffers, randomness, extras) may change at any moment
     and is copied at the boundary. ``catalog`` names every tensor of the whole state, also those
-    of other ranks. ``leaves`` is everything that is not a tensor.
+    of other ranks. ``leaves`` is everything that is not a tensor,
+    plain or already as typed JSON (``msgspec.Raw``).
     """
 
     steady: tuple[Part, ...]

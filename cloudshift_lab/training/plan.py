@@ -12,6 +12,7 @@ from cloudshift_lab.core.staging import StagedSpec
 from cloudshift_lab.training.parts import Part
 from cloudshift_lab.training.sharding import LocalBox, is_sharded, layout_of, local_of
 from cloudshift_lab.training.shares import Holder, deal
+from cloudshift_lab.training.standing import Located
 from cloudshift_lab.training.tree import dtype_name
 
 _BUFFERS_OF = 0
@@ -53,8 +54,7 @@ class SharePlan:
         )
         self._boxes = {name: boxes for name, boxes in mine.items() if name in volatile}
         self._looks = {name: _look(tensor) for name, tensor in volatile.items()}
-        self._sharded = [(t, local_of(t)) for t in steady.values() if is_sharded(t)]
-        self._addresses = [(t, t.data_ptr()) for t in map(local_of, steady.values())]
+        self._located = Located(steady.values())
         self.steady = tuple(
             part
             for name, boxes in mine.items()
@@ -67,8 +67,7 @@ class SharePlan:
         return (
             self._looks.keys() == volatile.keys()
             and all(_look(volatile[name]) == look for name, look in self._looks.items())
-            and all(local_of(tensor) is local for tensor, local in self._sharded)
-            and all(tensor.data_ptr() == address for tensor, address in self._addresses)
+            and self._located.holds()
         )
 
     def volatile(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Part, ...]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
+from operator import attrgetter, ne
 
 import numpy as np
 import torch
 
-from cloudshift_lab.training.copying import are_same, is_plain
+from cloudshift_lab.training.copying import addresses_of, are_same, is_plain
 
 NUM_SAMPLES = 8
+_VERSION = attrgetter("_version")
 
 
 class Watch:
@@ -27,8 +30,9 @@ class Watch:
     def __init__(self, names: Sequence[str], tensors: Sequence[torch.Tensor]) -> None:
         self._names = tuple(names)
         self._tensors = tuple(tensors)
-        self._addresses = tuple(tensor.data_ptr() for tensor in tensors)
-        self._counted = [(n, t) for n, t in enumerate(tensors) if not t.is_inference()]
+        self._addresses = addresses_of(tensors)
+        self._numbers = [n for n, t in enumerate(tensors) if not t.is_inference()]
+        self._counted = [tensors[n] for n in self._numbers]
         plain = [(n, t) for n, t in enumerate(tensors) if t.numel() and is_plain(t)]
         views = [_samples(tensor) for _, tensor in plain]
         self._views = views
@@ -42,16 +46,20 @@ class Watch:
 
     def begin(self) -> None:
         """Remember how the tensors are now."""
-        self._versions = [tensor._version for _, tensor in self._counted]
+        self._versions = self._count()
         self._samples = self._look()
 
     def changed(self) -> str | None:
         """The name of a tensor that was changed since ``begin``; None when none was."""
-        for (number, tensor), version in zip(self._counted, self._versions, strict=True):
-            if tensor._version != version:
-                return self._names[number]
+        versions = self._count()
+        if versions != self._versions:
+            differs = map(ne, versions, self._versions)
+            return self._names[next(compress(self._numbers, differs))]
         differing = np.flatnonzero(self._look() != self._samples)
         return self._names[self._owner[differing[0]]] if len(differing) else None
+
+    def _count(self) -> list[int]:
+        return list(map(_VERSION, self._counted))
 
     def _look(self) -> np.ndarray:
         return np.concatenate(self._views) if self._views else np.zeros(0, dtype=np.uint8)
