@@ -6,9 +6,11 @@ from cloudshift_lab.agent.pace import Pace
 from cloudshift_lab.agent.protocols import RanksProtocol, RanksView
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.save_policy import (
+    MAX_INTERVAL_S,
     EverySteps,
     Interval,
     SaveCost,
+    YoungDaly,
     assumed_mtbf_s,
     describe,
     interval_of,
@@ -17,6 +19,7 @@ from cloudshift_lab.core.save_policy import (
 from cloudshift_lab.core.world import World
 
 ASK_AGAIN_S = 60.0
+ASK_AGAIN_STEPS = 5
 
 
 class Cadence:
@@ -24,6 +27,7 @@ class Cadence:
 
     A save is asked for only when the one before is committed, so that a slow store makes saves
     rarer and nothing else. The interval runs from a commit (or the first step) to the next asking.
+    A save whose cost is to be measured waits for some steps without one, to compare with.
 
     Args:
         job: Its policy and placement.
@@ -38,7 +42,7 @@ class Cadence:
         self._world = world
         self._pace = Pace()
         self._quiet_since: float | None = None
-        self._asked: tuple[float, int | None] | None = None
+        self._asked: tuple[float, int, int | None] | None = None
 
     @property
     def cost(self) -> SaveCost | None:
@@ -64,26 +68,37 @@ class Cadence:
         """
         now = self._world.monotonic()
         self._settle(view, now)
-        is_busy = is_saving or self._asked is not None
-        self._pace.look(view.num_steps, view.steps_s, now=now, is_saving=is_busy)
+        self._pace.look(view.num_steps, view.steps_s, now=now, is_saving=is_saving)
         if isinstance(self._policy, EverySteps):
             return
+        is_busy = is_saving or self._asked is not None
         if is_busy or view.state != "running" or view.staged_last or not view.num_steps:
             self._quiet_since = None
             return
         if self._quiet_since is None:
             self._quiet_since = now
-        interval = self._interval()
-        if interval is not None and now - self._quiet_since >= interval.seconds:
-            self._asked = (now, view.staged_step)
+        if self._is_time(now - self._quiet_since):
+            self._asked = (now, view.num_steps, view.staged_step)
             self._ranks.capture()
 
+    def _is_time(self, quiet_s: float) -> bool:
+        is_new = isinstance(self._policy, YoungDaly) and self._pace.cost is None
+        if is_new and not self._pace.is_ready and quiet_s < MAX_INTERVAL_S:
+            return False
+        interval = self._interval()
+        return interval is not None and quiet_s >= interval.seconds
+
     def _settle(self, view: RanksView, now: float) -> None:
-        """What was asked for is there; or is long overdue, and is asked for again."""
+        """What was asked for is there; or is long overdue, and is asked for again.
+
+        The ranks need some steps to agree, and those may take minutes each.
+        """
         if self._asked is None:
             return
-        asked_at, staged_then = self._asked
-        if view.staged_step != staged_then or now - asked_at >= ASK_AGAIN_S:
+        asked_at, steps_then, staged_then = self._asked
+        has_had_time = now - asked_at >= ASK_AGAIN_S
+        is_overdue = has_had_time and view.num_steps - steps_then >= ASK_AGAIN_STEPS
+        if view.staged_step != staged_then or is_overdue:
             self._asked = None
 
     def _interval(self) -> Interval | None:

@@ -15,7 +15,7 @@ from cloudshift_lab.core.save_policy import parse_save_policy
 
 Kind = Literal[
     "text", "switch", "int", "number", "usd", "run", "target", "migration", "pairs", "interval",
-    "step", "step or run", "job", "path",
+    "step", "step or run", "job", "path", "runs",
 ]  # fmt: skip
 Surface = Literal["line", "cell", "terminal"]
 _COMMENT = re.compile(r"(?:^|(?<=\s))#")
@@ -97,7 +97,12 @@ VERBS: tuple[Verb, ...] = (
                 "steps between checkpoints, or a time (5m)",
                 "auto",
             ),
-            Argument("--keep", "text", "checkpoints that stay: 5, 5,every=1000 or all", "5"),
+            Argument(
+                "--keep",
+                "text",
+                "checkpoints that stay: 5, 5,every=1000, 5,best=2 (the two of least loss) or all",
+                "5",
+            ),
             Argument("--budget", "usd", "most it may spend, US dollars"),
             Argument("--approve", "text", "who approves moves", "ask", APPROVE),
             Argument("--seed", "int", "seed of the run", 0),
@@ -212,9 +217,30 @@ VERBS: tuple[Verb, ...] = (
             Argument("run", "run", "only the stores this run was in; left out: all"),
             Argument("--dry-run", "switch", "only say what is garbage"),
             Argument("--now", "switch", "delete at once; running saves may have to repeat"),
+            Argument("--without", "runs", "ended runs whose unreadable steps are given up"),
             JSON,
         ),
-        ("Garbage is marked first and deleted by a collection an hour later, or with --now.",),
+        (
+            "Garbage is marked first and deleted by a collection an hour later, or with --now.",
+            "A step that cannot be read stops it. With --without RUN it goes on: of such a step of",
+            "RUN only what its records name is kept; try repair first. Name RUN each time.",
+        ),
+    ),
+    Verb(
+        "pin",
+        "keep a stored step until it is unpinned, whatever --keep says",
+        (STEP, Argument("--name", "text", "what to call the pin (default RUN-STEP)"), JSON),
+    ),
+    Verb(
+        "unpin",
+        "take out the pins of a stored step",
+        (STEP, Argument("--name", "text", "this pin only"), JSON),
+    ),
+    Verb(
+        "forget",
+        "drop a stored step; a collection takes what only it needs",
+        (STEP, JSON),
+        ("Never the newest step of a run, nor a pinned one. There is no way back.",),
     ),
     Verb(
         "jobs",
@@ -349,8 +375,9 @@ def _add(parser: _Parser, item: Argument) -> None:
     name = item.name
     if item.kind == "switch":
         parser.add_argument(name, action="store_true")
-    elif item.kind == "pairs":
-        parser.add_argument(name, nargs="+", action="extend", type=_pair, default=[])
+    elif item.kind in ("pairs", "runs"):
+        kind = _pair if item.kind == "pairs" else str
+        parser.add_argument(name, nargs="+", action="extend", type=kind, default=[])
     elif item.is_flag:
         parser.add_argument(
             name,
@@ -410,6 +437,7 @@ _METAVAR = {
     "switch": "", "run": "RUN", "target": "TARGET", "migration": "MIGRATION", "usd": "USD",
     "pairs": "K=V ...", "int": "N", "number": "S", "interval": "N|TIME|auto", "step": "RUN@STEP",
     "step or run": "RUN[@STEP]", "job": "JOB", "path": "PATH",
+    "runs": "RUN ...",
 }  # fmt: skip
 
 

@@ -13,9 +13,10 @@ from .conftest import Attempt, ManualWorld, ScriptedRanks, SwitchableStore, make
 
 
 class Scene:
-    """Ranks that take a second a step, and longer beside a save."""
+    """Ranks that take a second or so a step, and longer beside a save."""
 
-    def __init__(self, policy: str, *, slow_s: float = 0.0) -> None:
+    def __init__(self, policy: str, *, slow_s: float = 0.0, step_s: float = 1.0) -> None:
+        self.step_s = step_s
         self.world = ManualWorld()
         self.ranks = ScriptedRanks()
         self.cadence = Cadence(make_job(save_policy=policy), self.ranks, self.world)
@@ -30,7 +31,7 @@ class Scene:
 
     def run(self, num_steps: int) -> None:
         for _ in range(num_steps):
-            seconds = 1.0 + (self.slow_s if self.is_saving else 0.0)
+            seconds = self.step_s + (self.slow_s if self.is_saving else 0.0)
             self.num_steps += 1
             self.steps_s += seconds
             self.world.time += seconds
@@ -50,6 +51,59 @@ class Scene:
         self.run(num_steps)
         self.is_saving = False
         self.look()
+
+
+class Training:
+    """Ranks that agree on a capture within two steps, stall for it, and a saver beside them.
+
+    Time passes in ticks, as it does for the agent, and not in steps.
+    """
+
+    def __init__(self, *, step_s: float, stall_s: float, upload_s: float) -> None:
+        self.world, self.ranks = ManualWorld(), ScriptedRanks()
+        self.cadence = Cadence(make_job(save_policy="auto"), self.ranks, self.world)
+        self.step_s, self.stall_s, self.upload_s = step_s, stall_s, upload_s
+        self.began: list[float] = []
+        self._started = self.world.time
+        self._served = self._agreed = self._num_steps = 0
+        self._steps_s = 0.0
+        self._step_began, self._step_ends = self._started, self._started + step_s
+        self._staged: int | None = None
+        self._staged_at = self._committed_at = float("-inf")
+
+    @property
+    def saves(self) -> int:
+        return len(self.began)
+
+    def run(self, seconds: float) -> None:
+        end = self.world.time + seconds
+        while self.world.time < end:
+            self.world.time += 0.05
+            self._tick()
+
+    def _tick(self) -> None:
+        now = self.world.time
+        if now >= self._step_ends:
+            self._end_step(now)
+        is_saving = self._staged_at <= now < self._committed_at
+        view = RanksView(
+            state="running", num_steps=self._num_steps, steps_s=self._steps_s,
+            staged_step=self._staged if now >= self._staged_at else None,
+        )  # fmt: skip
+        self.cadence.tick(view, is_saving=is_saving)
+
+    def _end_step(self, now: float) -> None:
+        self._num_steps += 1
+        self._steps_s += now - self._step_began
+        self._step_began, self._step_ends = now, now + self.step_s
+        is_due = self._agreed > self._served and now >= self._committed_at
+        if is_due:
+            self._served = self._agreed
+            self.began.append(now - self._started)
+            self._step_ends += self.stall_s
+            self._staged, self._staged_at = self._num_steps, now + self.stall_s
+            self._committed_at = self._staged_at + self.upload_s
+        self._agreed = self.ranks.told.count("capture")
 
 
 def test_a_time_is_kept_and_counted_from_the_commit_before() -> None:
@@ -104,6 +158,7 @@ def test_auto_saves_early_measures_and_then_follows_young_and_daly() -> None:
     scene.run(int(FIRST_SAVE_S) + 1)
     assert scene.asked == 1
     scene.save(10)
+    scene.run(1)
     cost = scene.cadence.cost
     assert cost is not None
     assert cost.lost_s == pytest.approx(0.2)
@@ -118,6 +173,7 @@ def test_a_slow_store_makes_saves_rarer_and_nothing_else() -> None:
     scene = Scene("auto")
     scene.run(int(FIRST_SAVE_S) + 1)
     scene.save(400)
+    scene.run(1)
     assert "a save takes 400 s" in scene.cadence.words
     scene.run(790)
     assert scene.asked == 1
@@ -145,14 +201,43 @@ def test_a_pace_without_quiet_steps_claims_nothing() -> None:
 
 def test_later_saves_count_more_and_a_lucky_one_costs_nothing_less_than_nothing() -> None:
     pace, steps, seconds = Pace(), 0, 0.0
-    for step_s in (2.0, 1.0, 0.5):
+    for step_s in (2.0, 1.0, 0.5):  # which lose 4, 0 and, less than nothing, 0 seconds
         for saving, each_s in ((False, 1.0), (True, step_s)):
             for _ in range(4):
                 steps, seconds = steps + 1, seconds + each_s
                 pace.look(steps, seconds, now=seconds, is_saving=saving)
-    pace.look(steps, seconds, now=seconds, is_saving=False)
+    pace.look(steps + 1, seconds + 1.0, now=seconds + 1.0, is_saving=False)
     assert pace.cost is not None
-    assert 0 <= pace.cost.lost_s < 2.0
+    assert pace.cost.lost_s == pytest.approx(1.0), "the mean would be 4/3, the newest 0"
+
+
+@pytest.mark.parametrize("step_s", [0.05, 1.0, 46.0, 90.0, 300.0])
+def test_auto_learns_the_cost_from_its_first_save_however_long_a_step_takes(step_s: float) -> None:
+    training = Training(step_s=step_s, stall_s=2.0, upload_s=10.0)
+    while training.saves < 2:
+        training.run(step_s)
+    cost = training.cadence.cost
+    assert cost is not None
+    assert cost.lost_s == pytest.approx(2.0, abs=0.3)
+    assert cost.save_s == pytest.approx(10.0, abs=0.3)
+    between = training.began[1] - training.began[0]
+    best_s = 590.0  # Young/Daly of 2 s lost every time and a failure a day
+    assert between == pytest.approx(best_s, abs=20.0 + 4 * step_s)
+    assert training.began[0] <= max(FIRST_SAVE_S, 3 * step_s) + 5 * step_s + 1.0
+
+
+@pytest.mark.parametrize("step_s", [70.0, 400.0])
+def test_ranks_that_take_minutes_a_step_are_asked_once_for_each_save(step_s: float) -> None:
+    training = Training(step_s=step_s, stall_s=2.0, upload_s=10.0)
+    training.run(6_000.0)
+    assert training.ranks.told.count("capture") - training.saves in (0, 1)
+    assert training.saves <= 6_000.0 / 590.0
+
+
+def test_a_first_save_does_not_wait_for_steps_of_an_hour() -> None:
+    training = Training(step_s=4000.0, stall_s=2.0, upload_s=10.0)
+    training.run(2 * 4000.0 + 100.0)
+    assert "capture" in training.ranks.told
 
 
 def test_the_agent_asks_and_says_how_often_and_why(world: ManualWorld) -> None:
