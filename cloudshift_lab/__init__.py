@@ -8,9 +8,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 _API = frozenset(
-    {"Migration", "Run", "ScriptFailed", "approve", "branch", "cost", "diff", "du", "gc", "jobs",
-     "log", "migrate", "migration", "reject", "repair", "restore", "resume", "run", "runs",
-     "status", "stop", "targets", "train", "verify"}
+    {"Migration", "Run", "ScriptFailed", "approve", "branch", "cost", "diff", "du", "forget", "gc",
+     "jobs", "log", "migrate", "migration", "pin", "reject", "repair", "restore", "resume", "run",
+     "runs", "status", "stop", "targets", "train", "unpin", "verify"}
 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from cloudshift_lab.checkpoint.reader import Checkpoint, open_checkpoint
 from cloudshift_lab.checkpoint.repair import StepVerdict, repair
 from cloudshift_lab.checkpoint.verify import verify
 from cloudshift_lab.conductor.jobs import Jobs, Task
+from cloudshift_lab.conductor.keeping import Keeping
 from cloudshift_lab.conductor.records import AttemptStarted
 from cloudshift_lab.conductor.registry import Registry
 from cloudshift_lab.conductor.restoring import place_of, restore
@@ -26,17 +27,21 @@ from cloudshift_lab.core.steps import (
     Collected,
     DiffAsk,
     DiffReport,
+    ForgetAsk,
     GcAsk,
     GcReport,
     History,
     JobAsk,
     JobView,
+    KeepAsk,
+    PinAsk,
     RepairAsk,
     RepairReport,
     RestoreAsk,
     Restored,
     StepCheck,
     StepRepair,
+    UnpinAsk,
     UsageAsk,
     UsageReport,
     VerifyAsk,
@@ -160,7 +165,7 @@ class Archive:
 
         Raises:
             UsageError, NotFound, Unavailable, Denied, Corrupt: As :meth:`find`; nothing is begun.
-            Conflict: Too many jobs wait already.
+            Conflict: Too many jobs wait already, or the step must not be forgotten.
         """
         if isinstance(ask, DiffAsk):
             return self._diff(ask)
@@ -170,6 +175,8 @@ class Archive:
             return self._restore(ask)
         if isinstance(ask, RepairAsk):
             return self._repair(ask)
+        if isinstance(ask, PinAsk | UnpinAsk | ForgetAsk):
+            return self._keep(ask)
         return self._usage(ask) if isinstance(ask, UsageAsk) else self._collect(ask)
 
     def _diff(self, ask: DiffAsk) -> JobView:
@@ -244,6 +251,7 @@ class Archive:
                     grace_s=grace_s,
                     dry_run=ask.is_dry_run,
                     progress=lambda done, total: task.tell(done, total, "objects"),
+                    without=ask.without,
                 )
                 told = {**msgspec.structs.asdict(report), "url": store.url}
                 found.append(msgspec.convert(told, Collected))
@@ -286,6 +294,24 @@ class Archive:
             )
 
         return self._jobs.start("repair", f"repair {name}", work)
+
+    def _keep(self, ask: KeepAsk) -> JobView:
+        """Pin, unpin or forget a step: quick, but a store may take its time."""
+        run, step = parse_ref(ask.ref)
+        if isinstance(ask, UnpinAsk) and step is not None:  # it may be forgotten, yet pinned
+            tender = self._registry.find(run)
+        else:
+            found = self.find(ask.ref)
+            tender, step = found.tender, found.step
+        keeping = Keeping(tender, step, _copies(tender), self._world)
+        if isinstance(ask, PinAsk):
+            work = keeping.pinning(found.store, ask.name)
+        elif isinstance(ask, UnpinAsk):
+            work = keeping.unpinning(ask.name)
+        else:
+            work = keeping.forgetting()
+        verb = type(ask).__struct_config__.tag
+        return self._jobs.start(str(verb), f"{verb} {keeping.ref}", work)
 
     def _asked(self, verb: str, run: str | None) -> tuple[tuple[RunTender, ...], str]:
         """The runs that are meant, and the job's title."""
@@ -354,6 +380,11 @@ def _stores(tenders: Iterable[RunTender]) -> tuple[list[Store], dict[str, str]]:
             stores.setdefault(store.url, store)
             places.setdefault(store.url, attempt.job.placement.cloud)
     return list(stores.values()), places
+
+
+def _copies(tender: RunTender) -> dict[str, Store]:
+    """Every store that the run has been in, by the name of its cloud; where it is now first."""
+    return {each.job.placement.cloud: tender.side(each).store for each in _places(tender)}
 
 
 def _check(found: Found, level: int, task: Task) -> StepCheck:

@@ -191,6 +191,7 @@ class Collected(msgspec.Struct, frozen=True, kw_only=True):
 
     ``marked`` objects are garbage found now, ``waiting`` that found earlier; a collection at
     ``due_at`` (wall clock, seconds) or later deletes them. ``spared`` were needed after all.
+    ``given_up`` are steps, by run id, that cannot be read and were not to stop the collection.
     """
 
     url: str
@@ -204,6 +205,7 @@ class Collected(msgspec.Struct, frozen=True, kw_only=True):
     deleted: int = 0
     deleted_bytes: int = 0
     spared: int = 0
+    given_up: tuple[str, ...] = ()
 
 
 class GcReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -213,6 +215,25 @@ class GcReport(msgspec.Struct, frozen=True, kw_only=True):
     places: dict[str, str]
     is_dry_run: bool
     as_of: float
+
+
+class PinReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of ``pin`` and ``unpin``: which step is kept, or no longer, by which ``names``."""
+
+    step: str
+    is_pinned: bool
+    names: tuple[str, ...]
+    places: tuple[str, ...]
+
+
+class ForgetReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of ``forget``: the clouds whose log has the step no longer, and those where it stays
+    because it is the newest there.
+    """
+
+    step: str
+    places: tuple[str, ...]
+    newest_in: tuple[str, ...] = ()
 
 
 class StepRepair(msgspec.Struct, frozen=True, kw_only=True):
@@ -275,11 +296,35 @@ class RestoreAsk(msgspec.Struct, frozen=True, tag="restore"):
 
 
 class GcAsk(msgspec.Struct, frozen=True, tag="gc"):
-    """Collect the stores of one run, or of all; ``is_now`` deletes without waiting a grace."""
+    """Collect the stores of one run, or of all; ``is_now`` deletes without waiting a grace.
+
+    ``without`` are ids of finished runs whose unreadable steps are given up.
+    """
 
     run: str | None = None
     is_dry_run: bool = False
     is_now: bool = False
+    without: tuple[str, ...] = ()
+
+
+class PinAsk(msgspec.Struct, frozen=True, tag="pin"):
+    """Keep ``RUN@STEP`` until it is unpinned; ``name`` None: a name made of run and step."""
+
+    ref: str
+    name: str | None = None
+
+
+class UnpinAsk(msgspec.Struct, frozen=True, tag="unpin"):
+    """Take out the pins of ``RUN@STEP``, or the one called ``name``."""
+
+    ref: str
+    name: str | None = None
+
+
+class ForgetAsk(msgspec.Struct, frozen=True, tag="forget"):
+    """Make ``RUN@STEP`` exist no longer; a collection then takes what only it needs."""
+
+    ref: str
 
 
 class RepairAsk(msgspec.Struct, frozen=True, tag="repair"):
@@ -289,7 +334,8 @@ class RepairAsk(msgspec.Struct, frozen=True, tag="repair"):
     is_dry_run: bool = False
 
 
-JobAsk = DiffAsk | UsageAsk | VerifyAsk | RestoreAsk | GcAsk | RepairAsk
+KeepAsk = PinAsk | UnpinAsk | ForgetAsk
+JobAsk = DiffAsk | UsageAsk | VerifyAsk | RestoreAsk | GcAsk | RepairAsk | KeepAsk
 
 
 class BranchAsk(msgspec.Struct, frozen=True):

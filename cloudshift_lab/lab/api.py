@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cloudshift_lab.core.money import to_micro_usd
 from cloudshift_lab.core.run import ApprovePolicy, RunSpec
@@ -29,11 +29,13 @@ __all__ = [
     "cost",
     "diff",
     "du",
+    "forget",
     "gc",
     "jobs",
     "log",
     "migrate",
     "migration",
+    "pin",
     "reject",
     "repair",
     "restore",
@@ -44,6 +46,7 @@ __all__ = [
     "stop",
     "targets",
     "train",
+    "unpin",
     "verify",
 ]
 
@@ -222,9 +225,45 @@ def du(name: str | None = None) -> Report:
     return stored.du(_desk(), name, _silent)
 
 
-def gc(name: str | None = None, *, dry_run: bool = False, now: bool = False) -> Report:
-    """Collect what no stored step needs: marked first, deleted an hour later, or at once."""
-    return stored.gc(_desk(), name, _silent, is_dry_run=dry_run, is_now=now)
+def gc(
+    name: str | None = None, *, dry_run: bool = False, now: bool = False,
+    without: Sequence[str] = (),
+) -> Report:  # fmt: skip
+    """Collect what no stored step needs: marked first, deleted an hour later, or at once.
+
+    A step that cannot be read stops it, unless its run has ended and is named in ``without``: of
+    such a step only what its records name is kept.
+    """
+    return stored.gc(_desk(), name, _silent, is_dry_run=dry_run, is_now=now, without=without)
+
+
+def pin(step: str, *, name: str | None = None) -> Report:
+    """Keep a stored step (``"gpt@400"``) until it is unpinned, whatever ``keep`` says.
+
+    Raises:
+        NotFound: No such run or step.
+        Conflict: The name is another pin's.
+    """
+    return stored.pin(_desk(), step, _silent, name=name)
+
+
+def unpin(step: str, *, name: str | None = None) -> Report:
+    """Take out the pins of a stored step, or only the one of that name.
+
+    Raises:
+        NotFound: There is none.
+    """
+    return stored.unpin(_desk(), step, _silent, name=name)
+
+
+def forget(step: str) -> Report:
+    """Drop a stored step; a collection takes what only it needs. There is no way back.
+
+    Raises:
+        NotFound: No such run or step.
+        Conflict: It is pinned, or the run's newest.
+    """
+    return stored.forget(_desk(), step, _silent)
 
 
 def repair(name: str | None = None, *, dry_run: bool = False) -> Report:

@@ -61,6 +61,9 @@ def _candidates(
     flag = verb.find(words[-1]) if words[-1].startswith("--") else None
     if flag is not None and flag.kind != "switch":
         return _values(flag, catalogue)
+    listed = next((verb.find(word) for word in reversed(words) if word.startswith("--")), None)
+    if listed is not None and listed.kind == "runs" and not fragment.startswith("-"):
+        return tuple(run for run in catalogue.runs if run not in words)
     if fragment.startswith("-"):
         return tuple(flag for flag in verb.flags() if flag not in words)
     return (*_positionals(verb, words[1:], catalogue), *_unused_flags(verb, words, fragment))
@@ -93,6 +96,7 @@ def _values(item: Argument, catalogue: Catalogue) -> tuple[str, ...]:
         return tuple(verb.name for verb in VERBS)
     known: dict[str, tuple[str, ...]] = {
         "run": catalogue.runs,
+        "runs": catalogue.runs,
         "target": catalogue.targets,
         "migration": catalogue.migrations,
         "job": catalogue.jobs,

@@ -6,25 +6,30 @@ it running, and ``jobs`` shows or cancels it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from cloudshift_lab.core.errors import UsageError, error_from_wire
+from cloudshift_lab.core.errors import NotFound, UsageError, error_from_wire
 from cloudshift_lab.core.money import format_duration
 from cloudshift_lab.core.steps import (
     ENDED_JOB,
     BranchAsk,
     DiffAsk,
     DiffReport,
+    ForgetAsk,
+    ForgetReport,
     GcAsk,
     GcReport,
     JobView,
+    PinAsk,
+    PinReport,
     RepairAsk,
     RepairReport,
     RestoreAsk,
     Restored,
     RestoreFormat,
+    UnpinAsk,
     UsageAsk,
     UsageReport,
     VerifyAsk,
@@ -143,13 +148,55 @@ def du(desk: Desk, name: str | None, show: Show) -> Report:
     )
 
 
-def gc(desk: Desk, name: str | None, show: Show, *, is_dry_run: bool, is_now: bool) -> Report:
-    """Collect garbage in the stores of one run, or of all."""
+def gc(
+    desk: Desk, name: str | None, show: Show, *, is_dry_run: bool, is_now: bool,
+    without: Sequence[str] = (),
+) -> Report:  # fmt: skip
+    """Collect garbage in the stores of one run, or of all; see ``checkpoint.gc.collect``."""
     if is_dry_run and is_now:
         raise UsageError("--dry-run changes nothing and --now deletes at once; take one away")
     run = None if name is None else desk.find_run(name).run_id
-    job = desk.client().ask(GcAsk(run, is_dry_run=is_dry_run, is_now=is_now))
+    given_up = tuple(_run_id(desk, each) for each in without)
+    ask = GcAsk(run, is_dry_run=is_dry_run, is_now=is_now, without=given_up)
+    job = desk.client().ask(ask)
     return _finish(desk, job, show, GcReport, lambda r: steps.gc_sheet(r, desk.prompt))
+
+
+def _run_id(desk: Desk, word: str) -> str:
+    """A run's id; what is no run of ours may be one of another state directory's."""
+    try:
+        return desk.find_run(word).run_id
+    except NotFound:
+        return word
+
+
+def pin(desk: Desk, word: str | None, show: Show, *, name: str | None) -> Report:
+    """Keep a stored step until it is unpinned."""
+    job = desk.client().ask(PinAsk(_exact_step(desk, "pin", word).ref, name))
+    return _finish(desk, job, show, PinReport, lambda r: steps.pin_sheet(r, desk.prompt))
+
+
+def unpin(desk: Desk, word: str | None, show: Show, *, name: str | None) -> Report:
+    """Take out the pins of a stored step, or the one of that name."""
+    job = desk.client().ask(UnpinAsk(_exact_step(desk, "unpin", word).ref, name))
+    return _finish(desk, job, show, PinReport, lambda r: steps.pin_sheet(r, desk.prompt))
+
+
+def forget(desk: Desk, word: str | None, show: Show) -> Report:
+    """Drop a stored step; not the newest one, and none that is pinned."""
+    job = desk.client().ask(ForgetAsk(_exact_step(desk, "forget", word).ref))
+    return _finish(desk, job, show, ForgetReport, lambda r: steps.forget_sheet(r, desk.prompt))
+
+
+def _exact_step(desk: Desk, verb: str, word: str | None) -> StepName:
+    """A step that was named, not guessed."""
+    found = None if word is None else find_step(desk, word)
+    if found is None or not found.step:
+        raise UsageError(
+            f"{verb} needs a step: {desk.prompt} {verb} RUN@400; "
+            f"to see what there is: {desk.prompt} log RUN"
+        )
+    return found
 
 
 def repair(desk: Desk, name: str | None, show: Show, *, is_dry_run: bool) -> Report:
@@ -165,6 +212,9 @@ _SHEETS: dict[str, tuple[type, Callable[..., Sheet]]] = {
     "du": (UsageReport, lambda r, prompt: steps.usage_sheet(r, prompt, run=None)),
     "gc": (GcReport, steps.gc_sheet),
     "repair": (RepairReport, steps.repair_sheet),
+    "pin": (PinReport, steps.pin_sheet),
+    "unpin": (PinReport, steps.pin_sheet),
+    "forget": (ForgetReport, steps.forget_sheet),
 }
 
 
@@ -276,8 +326,23 @@ def _du(request: Request) -> Shown:
 def _gc(request: Request) -> Shown:
     args = request.args
     return gc(
-        request.desk, args.run, request.stage.progress(), is_dry_run=args.dry_run, is_now=args.now
-    )
+        request.desk, args.run, request.stage.progress(), is_dry_run=args.dry_run,
+        is_now=args.now, without=args.without,
+    )  # fmt: skip
+
+
+def _pin(request: Request) -> Shown:
+    args = request.args
+    return pin(request.desk, args.step, request.stage.progress(), name=args.name)
+
+
+def _unpin(request: Request) -> Shown:
+    args = request.args
+    return unpin(request.desk, args.step, request.stage.progress(), name=args.name)
+
+
+def _forget(request: Request) -> Shown:
+    return forget(request.desk, request.args.step, request.stage.progress())
 
 
 def _repair(request: Request) -> Shown:
@@ -299,5 +364,8 @@ ACTIONS: dict[str, Callable[[Request], Shown | None]] = {
     "du": _du,
     "gc": _gc,
     "repair": _repair,
+    "pin": _pin,
+    "unpin": _unpin,
+    "forget": _forget,
     "jobs": _jobs,
 }

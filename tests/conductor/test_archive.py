@@ -16,7 +16,7 @@ from cloudshift_lab.checkpoint.layout import pack_key
 from cloudshift_lab.checkpoint.pins import pin
 from cloudshift_lab.conductor.archive import parse_ref
 from cloudshift_lab.conductor.service import ConductorService
-from cloudshift_lab.core.errors import NotFound, Unavailable, UsageError
+from cloudshift_lab.core.errors import Conflict, NotFound, Unavailable, UsageError
 from cloudshift_lab.core.home import save_clouds
 from cloudshift_lab.core.placement import Cloud, Clouds, Offer
 from cloudshift_lab.core.run import RunSpec
@@ -25,14 +25,19 @@ from cloudshift_lab.core.steps import (
     BranchAsk,
     DiffAsk,
     DiffReport,
+    ForgetAsk,
+    ForgetReport,
     GcAsk,
     GcReport,
     JobAsk,
     JobView,
+    PinAsk,
+    PinReport,
     RepairAsk,
     RepairReport,
     RestoreAsk,
     Restored,
+    UnpinAsk,
     UsageAsk,
     UsageReport,
     VerifyAsk,
@@ -275,6 +280,77 @@ def test_a_pinned_step_is_shown_with_its_pin(desk: Desk, saved: str) -> None:
     pin(desk.store(), "best", saved, 10, world=desk.world)
     lines = desk.service.history("gpt", last=None).lines
     assert [line.pins for line in lines] == [("best",), ()]
+
+
+def pins_of(desk: Desk, step: int) -> tuple[str, ...]:
+    lines = desk.service.history("gpt", last=None).lines
+    return next(line.pins for line in lines if line.step == step)
+
+
+def test_a_step_is_pinned_under_a_name_or_one_of_its_own_and_let_go(desk: Desk, saved: str) -> None:
+    made = desk.result(PinAsk("gpt@10"), PinReport)
+    assert (made.step, made.is_pinned, made.places) == ("gpt@10", True, ("aws-sim",))
+    assert made.names == (f"{saved}-10",)
+    assert desk.result(PinAsk("gpt@10"), PinReport) == made
+    desk.result(PinAsk("gpt@10", "best"), PinReport)
+    desk.result(PinAsk("gpt@20", "last"), PinReport)
+    assert set(pins_of(desk, 10)) == {"best", f"{saved}-10"}
+    assert desk.job(PinAsk("gpt@20", "best")).error.kind == "Conflict"
+    assert desk.result(UnpinAsk("gpt@10", "best"), PinReport).names == ("best",)
+    gone = desk.result(UnpinAsk("gpt@10"), PinReport)
+    assert (gone.names, gone.is_pinned) == ((f"{saved}-10",), False)
+    assert (pins_of(desk, 10), pins_of(desk, 20)) == ((), ("last",))
+    with pytest.raises(NotFound, match=r"gpt@10 has no pin.*cloudshift log gpt"):
+        desk.service.ask(UnpinAsk("gpt@10"))
+
+
+def test_a_branch_that_is_being_made_keeps_its_pin(desk: Desk, saved: str) -> None:
+    pin(desk.store(), "branch-run-9", saved, 10, world=desk.world)
+    with pytest.raises(NotFound):
+        desk.service.ask(UnpinAsk("gpt@10"))
+    with pytest.raises(UsageError, match="another name"):
+        desk.service.ask(PinAsk("gpt@10", "branch-mine"))
+    assert pins_of(desk, 10) == ("branch-run-9",)
+
+
+def test_a_step_is_forgotten_unless_it_is_pinned_or_the_newest(desk: Desk, saved: str) -> None:
+    with pytest.raises(Conflict, match=r"gpt@20 is the newest step.*cannot be forgotten"):
+        desk.service.ask(ForgetAsk("gpt@20"))
+    desk.result(PinAsk("gpt@10", "best"), PinReport)
+    with pytest.raises(Conflict, match=r"pinned as best.*cloudshift unpin gpt@10"):
+        desk.service.ask(ForgetAsk("gpt@10"))
+    assert desk.service.jobs()[0].kind == "pin"
+    desk.result(UnpinAsk("gpt@10"), PinReport)
+    told = desk.result(ForgetAsk("gpt@10"), ForgetReport)
+    assert (told.step, told.places, told.newest_in) == ("gpt@10", ("aws-sim",), ())
+    assert [line.step for line in desk.service.history("gpt", last=None).lines] == [20]
+    with pytest.raises(NotFound, match="no checkpoint of step 10"):
+        desk.service.ask(ForgetAsk("gpt@10"))
+
+
+def test_a_step_in_several_clouds_is_forgotten_where_it_is_not_the_newest(
+    desk: Desk, saved: str, serve_move: Callable[[str], None]
+) -> None:
+    serve_move(saved)
+    told = desk.result(ForgetAsk("gpt@10"), ForgetReport)
+    assert told.places == ("aws-sim",)
+    assert "gpt@10" not in [f"gpt@{n.step}" for n in desk.service.history("gpt", last=None).lines]
+
+
+def test_a_finished_run_whose_newest_step_is_lost_is_given_up_by_name(
+    desk: Desk, saved: str
+) -> None:
+    store = desk.store()
+    other = desk.train("other")
+    RunLog(store, saved, desk.world).release(generation=1, nonce="end")
+    store.delete(desk.service._archive.find("gpt@20").commit.manifest_key or "")
+    failed = desk.job(GcAsk())
+    assert failed.error is not None
+    assert f"gc --without {saved}" in failed.error.message
+    (told,) = desk.result(GcAsk(is_now=True, without=(saved,)), GcReport).stores
+    assert told.given_up == (f"{saved}@20",)
+    assert desk.service._archive.find("gpt@10").open().tensor("model/w") is not None
+    assert other
 
 
 def test_a_branch_starts_from_the_step_with_the_parents_script(desk: Desk, saved: str) -> None:

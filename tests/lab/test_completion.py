@@ -81,6 +81,17 @@ def test_a_run_or_a_step_comes_where_both_are_meant() -> None:
     assert words("%cloudshift verify g") == ("gpt", "gpt@latest", "gpt@400", "gpt@380")
 
 
+@pytest.mark.parametrize("verb", ["pin", "unpin", "forget"])
+def test_steps_come_after_pin_unpin_and_forget(verb: str) -> None:
+    assert words(f"%cloudshift {verb} gpt@") == ("gpt@latest", "gpt@400", "gpt@380")
+    assert verb in words("%cloudshift ")
+
+
+def test_runs_come_after_without() -> None:
+    assert words("%cloudshift gc --without ") == ("gpt", "run-1")
+    assert words("%cloudshift gc --without gpt r") == ("run-1",)
+
+
 def test_jobs_and_formats_come_where_they_are_meant() -> None:
     assert words("%cloudshift jobs ")[0] == "job-1"
     assert "safetensors" in words("%cloudshift restore gpt@400 --format ")

@@ -17,11 +17,15 @@ from cloudshift_lab.core.steps import (
     Diff,
     DiffAsk,
     DiffReport,
+    ForgetAsk,
+    ForgetReport,
     GcAsk,
     GcReport,
     History,
     JobView,
     LeafDiff,
+    PinAsk,
+    PinReport,
     RepairAsk,
     RepairReport,
     RestoreAsk,
@@ -32,6 +36,7 @@ from cloudshift_lab.core.steps import (
     StepRepair,
     StepUsage,
     TensorDiff,
+    UnpinAsk,
     Usage,
     UsageAsk,
     UsageReport,
@@ -43,6 +48,7 @@ from cloudshift_lab.core.wire import to_json
 from cloudshift_lab.lab import stored
 from cloudshift_lab.lab.cli import main
 from cloudshift_lab.lab.desk import Desk
+from cloudshift_lab.lab.render import steps
 
 NOW = 1_764_000_000.0
 URL = "s3://bucket"
@@ -118,6 +124,9 @@ RESULTS: dict[type, object] = {
         ),
         healed={"aws-sim": ("a", "b")}, bad={"aws-sim": ("c",)},
     ),
+    PinAsk: PinReport(step="first@100", is_pinned=True, names=("best",), places=("aws-sim",)),
+    UnpinAsk: PinReport(step="first@100", is_pinned=False, names=("best",), places=("aws-sim",)),
+    ForgetAsk: ForgetReport(step="first@100", places=("aws-sim",), newest_in=("gcp-sim",)),
     RestoreAsk: Restored(step="first@120", format="npz", path="/data/o.npz", num_bytes=9_300_000),
 }  # fmt: skip
 
@@ -330,6 +339,45 @@ def test_gc_says_what_was_marked_and_when_it_goes(jobs: Jobs) -> None:
     assert call("gc", "--dry-run", "--now")[0] == 2
 
 
+def test_gc_goes_on_without_runs_that_are_given_up_and_says_what_that_cost(jobs: Jobs) -> None:
+    call("gc", "--now", "--without", "first", "run-of-another-home")
+    assert jobs.asked == [GcAsk(is_now=True, without=("run-1", "run-of-another-home"))]
+    (found,) = RESULTS[GcAsk].stores  # type: ignore[attr-defined]
+    given_up = msgspec.structs.replace(found, given_up=("run-1@120",))
+    sheet = steps.gc_sheet(
+        GcReport(stores=(given_up,), places={URL: "aws-sim"}, is_dry_run=False, as_of=NOW), "%c"
+    )
+    assert sheet.troubles == (
+        "run-1@120 in aws-sim cannot be read and was given up: only what its records name is kept",
+    )
+
+
+def test_a_step_is_pinned_and_unpinned(jobs: Jobs) -> None:
+    out = call("pin", "first@100", "--name", "best")[1]
+    assert jobs.asked == [PinAsk("run-1@100", "best")]
+    assert "first@100 in aws-sim is pinned as best" in out
+    assert "cloudshift unpin first@100" in out
+    assert "first@100 in aws-sim is no longer pinned (best)" in call("unpin", "@100")[1]
+    assert jobs.asked[-1] == UnpinAsk("run-1@100", None)
+    assert json.loads(call("pin", "@100", "--json")[1])["names"] == ["best"]
+
+
+def test_a_step_is_forgotten_where_it_is_not_the_newest(jobs: Jobs) -> None:
+    out = call("forget", "first@100")[1]
+    assert jobs.asked == [ForgetAsk("run-1@100")]
+    assert "first@100 is forgotten in aws-sim" in out
+    assert "it stays in gcp-sim, where it is the newest" in out
+    assert "cloudshift gc" in out
+
+
+@pytest.mark.parametrize("verb", ["pin", "unpin", "forget"])
+def test_a_step_has_to_be_named_to_be_pinned_or_forgotten(jobs: Jobs, verb: str) -> None:
+    for words in ((), ("first",)):
+        status, _, err = call(verb, *words)
+        assert (status, f"cloudshift {verb} RUN@400" in err) == (2, True)
+    assert jobs.asked == []
+
+
 def test_a_job_that_fails_is_one_line_of_its_own_error(jobs: Jobs) -> None:
     jobs.error = Problem("Corrupt", "a chunk differs from its hash; use another step", "stop")
     status, _, err = call("diff", "100", "120")
@@ -403,6 +451,11 @@ def test_python_has_the_same_verbs(jobs: Jobs) -> None:
     assert cs.du().data.stores[0].pack_bytes == 70
     assert cs.gc(dry_run=True).data.stores[0].marked == 3
     assert cs.restore("first@120", "o.npz").data.path == "/data/o.npz"
+    assert cs.pin("first@100", name="best").data.names == ("best",)
+    assert not cs.unpin("first@100").data.is_pinned
+    assert cs.forget("first@100").data.newest_in == ("gcp-sim",)
+    cs.gc(without=["first"])
+    assert jobs.asked[-1] == GcAsk(without=("run-1",))
     assert cs.jobs().data[0].job_id == "job-1"
     jobs.error = Problem("NotFound", "gone; look elsewhere", "fix")
     with pytest.raises(CloudshiftError, match="gone"):

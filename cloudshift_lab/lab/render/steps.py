@@ -9,9 +9,11 @@ from typing import NamedTuple
 from cloudshift_lab.core.money import format_bytes, format_duration
 from cloudshift_lab.core.steps import (
     DiffReport,
+    ForgetReport,
     GcReport,
     History,
     JobView,
+    PinReport,
     RepairReport,
     Restored,
     RunUsage,
@@ -372,7 +374,32 @@ def gc_sheet(report: GcReport, prompt: str) -> Sheet:
         following = (f"{prompt} gc --now",) if notes else ()
     title = "What a collection would find" if report.is_dry_run else "Collected"
     table = Table(GC_HEAD, rows, frozenset({1, 2, 3, 4, 5, 6}))
-    return Sheet("collection", title, (table,), tuple(notes), following=following)
+    lost = tuple(
+        f"{step} in {report.places.get(each.url, each.url)} cannot be read and was given up: "
+        "only what its records name is kept"
+        for each in report.stores for step in each.given_up
+    )  # fmt: skip
+    return Sheet("collection", title, (table,), tuple(notes), lost, following)
+
+
+def pin_sheet(told: PinReport, prompt: str) -> Sheet:
+    """Which step is kept, or no longer kept, by a pin."""
+    what, names = f"{told.step} in {', '.join(told.places)}", ", ".join(told.names)
+    if told.is_pinned:
+        title = f"{what} is pinned as {names}: it stays whatever is forgotten or collected"
+        return Sheet(title, title, following=(f"{prompt} unpin {told.step}",))
+    title = f"{what} is no longer pinned ({names})"
+    return Sheet(title, title, notes=("from here on --keep says whether it stays",))
+
+
+def forget_sheet(told: ForgetReport, prompt: str) -> Sheet:
+    """Where a step exists no longer."""
+    title = f"{told.step} is forgotten in {', '.join(told.places)}"
+    stays = f"it stays in {', '.join(told.newest_in)}, where it is the newest"
+    return Sheet(
+        title, title, notes=(stays,) if told.newest_in else (),
+        following=(f"{prompt} gc --dry-run", f"{prompt} gc"),
+    )  # fmt: skip
 
 
 def _pile(count: int, num_bytes: int) -> str:
