@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from cloudshift_lab.checkpoint.boxes import Region
 from cloudshift_lab.checkpoint.codecs import ADAMW_V, ADAMW_W, DERIVED, Bytes1d, Encoded, encode
 from cloudshift_lab.checkpoint.derived import ROUNDINGS, encode_derived, round_half
 from cloudshift_lab.checkpoint.index import ChunkLocation
-from cloudshift_lab.checkpoint.known import MIN_REUSED_SHARE, KnownChunks
+from cloudshift_lab.checkpoint.known import KnownChunks, little_used
 from cloudshift_lab.checkpoint.recipe import (
     Bases,
     BaseStep,
@@ -315,11 +315,11 @@ def _trios(staged: Staged, boxes: Sequence[ShareBox], base: BaseStep) -> Iterato
 
 def _without_dragging(chosen: Recipes, ids: Sequence[bytes], known: KnownChunks) -> Recipes:
     """No delta to a pack of which the step would use less than a quarter: copies take it whole."""
-    used = {chunk for i in set(ids) if (chunk := known.find(i)) is not None}
-    used |= {c for r in chosen.values() for chunks in r.bases for c in chunks if c is not None}
-    used_bytes: Counter[str] = Counter()
-    for chunk in used:
-        used_bytes[chunk.pack] += chunk.stored_len
-    sizes = {chunk.pack: chunk.pack_size for chunk in used}
-    poor = frozenset(p for p, n in used_bytes.items() if n < MIN_REUSED_SHARE * sizes[p])
+    used = [chunk for i in set(ids) if (chunk := known.find(i)) is not None]
+    poor = little_used([*used, *bases_of(chosen)])
     return {row: recipe.without(poor) for row, recipe in chosen.items()}
+
+
+def bases_of(chosen: Recipes) -> Iterator[ChunkLocation]:
+    """Every stored chunk that some delta may refer to."""
+    return (c for r in chosen.values() for chunks in r.bases for c in chunks if c is not None)

@@ -39,7 +39,34 @@ def needed(locations: Iterable[ChunkLocation]) -> list[ChunkLocation]:
         if location not in found:
             found[location] = None
             todo += [chunk for operand in location.refs for chunk in operand.chunks]
-    return sorted(found, key=lambda c: (LEVELS.get(c.codec, 0), c.pack, c.offset))
+    return sorted(found, key=lambda c: (_level(c), c.pack, c.offset))
+
+
+def to_read(locations: Iterable[ChunkLocation]) -> list[ChunkLocation]:
+    """One location per id that is decoded for these: of the same content the one of lowest level.
+
+    Content may be here both alone and as a delta, even to itself. Still no chunk waits for itself:
+    whatever a chosen chunk refers to lies on a lower level, and what is chosen for that content
+    lies no higher, so that levels fall with every reference.
+    """
+    wanted = list(locations)
+    lowest: dict[bytes, ChunkLocation] = {}
+    for location in (*wanted, *needed(wanted)):
+        held = lowest.setdefault(location.id, location)
+        if _level(location) < _level(held):
+            lowest[location.id] = location
+    found: dict[bytes, ChunkLocation] = {}
+    todo = [location.id for location in wanted]
+    while todo:
+        chunk_id = todo.pop()
+        if chunk_id not in found:
+            found[chunk_id] = lowest[chunk_id]
+            todo += [c.id for operand in lowest[chunk_id].refs for c in operand.chunks]
+    return list(found.values())
+
+
+def _level(location: ChunkLocation) -> int:
+    return LEVELS.get(location.codec, 0)
 
 
 def root(location: ChunkLocation) -> ChunkLocation:
@@ -93,9 +120,12 @@ def _decode_delta(
 
 
 def _gathered(operand: Operand, resolve: Resolve) -> Bytes1d:
-    parts = [resolve(chunk.id) for chunk in operand.chunks]
-    joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    taken = joined[operand.skip : operand.skip + operand.length]
+    parts: list[Bytes1d] = []
+    at = -operand.skip
+    for raw in (resolve(chunk.id) for chunk in operand.chunks):
+        parts.append(raw[max(0, -at) : max(0, operand.length - at)])
+        at += len(raw)
+    taken = parts[0] if len(parts) == 1 else np.concatenate(parts)
     if len(taken) != operand.length:
         raise Corrupt("the base of a delta has another length than it should; use another step")
     return taken

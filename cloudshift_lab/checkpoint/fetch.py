@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cloudshift_lab.checkpoint.boxes import Ints
-from cloudshift_lab.checkpoint.codecs import Bytes1d
-from cloudshift_lab.checkpoint.delta import decode_checked, needed, root
+from cloudshift_lab.checkpoint.codecs import LEVELS, Bytes1d
+from cloudshift_lab.checkpoint.delta import decode_checked, to_read
 from cloudshift_lab.checkpoint.index import ChunkLocation
 from cloudshift_lab.checkpoint.layout import pack_key
 from cloudshift_lab.core.errors import Corrupt
@@ -25,6 +25,8 @@ CONCURRENCY = 32
 MAX_THREADS = 8
 MAX_REQUEST_BYTES = 8 * 2**20
 MIN_REQUEST_BYTES = 2**20
+IN_FLIGHT_BYTES = 128 * 2**20
+PENDING_BYTES = 64 * 2**20
 MAX_WASTE_BYTES = 64 * 1024
 INLINE_BYTES = 2**20
 
@@ -43,10 +45,14 @@ class Piece(NamedTuple):
 
 
 class _Blob(NamedTuple):
-    """A stored blob and everything that wants its content; only deltas want a base's."""
+    """A stored blob and everything that wants its content; only deltas want a base's.
+
+    ``turn``: the lower, the earlier it is to be fetched.
+    """
 
     location: ChunkLocation
     pieces: list[Piece]
+    turn: int = 0
 
     @property
     def operands(self) -> frozenset[bytes]:
@@ -85,8 +91,11 @@ def fetch_pieces(
 ) -> None:  # fmt: skip
     """Fill every piece's target, decoding what is there while more is on its way.
 
-    Holds at most ``concurrency + 2 * threads`` ranges of 1 to 8 MiB at a time; beside them, deltas
-    whose base is still on its way and bases whose deltas are.
+    Beside the targets it holds up to 128 MiB that are on their way (more only if ``concurrency``
+    is above 128), 64 MiB that wait for a thread or are being decoded, with the bases decoded from
+    them, and bases whose deltas are on their way, and the other way round. Ranges are fetched in
+    such an order that these come soon after each other, however large the whole is, if they lie in
+    the packs in about the same order.
 
     Args:
         store: Where the packs lie; it is only called from this thread.
@@ -100,7 +109,7 @@ def fetch_pieces(
     """
     blobs = _group(pieces)
     total = sum(blob.location.stored_len for blob in blobs)
-    ranges = _in_stream_order(merge_ranges(blobs, _request_bytes(total, concurrency)))
+    ranges = _in_stream_order(merge_ranges(_by_place(blobs), _request_bytes(total, concurrency)))
     if total <= INLINE_BYTES:
         threads = 1
     elif threads is None:
@@ -109,7 +118,7 @@ def fetch_pieces(
     with ExitStack() as stack:
         answers = stack.enter_context(closing(store.get_each(requests, concurrency)))
         pool = None if threads <= 1 else stack.enter_context(ThreadPoolExecutor(threads, "decode"))
-        scatter = _Scatter(store, blobs, pool, 2 * threads)
+        scatter = _Scatter(store, blobs, pool)
         for number, body in answers:
             scatter.arrived(ranges[number], memoryview(body))
         scatter.finish()
@@ -125,18 +134,32 @@ def usable_cpus() -> int:
 def _request_bytes(total: int, concurrency: int) -> int:
     """Two rounds of requests at least, so that decoding begins while bytes still arrive."""
     even = total // (2 * max(1, concurrency))
-    return min(max(even, MIN_REQUEST_BYTES), MAX_REQUEST_BYTES)
+    most = min(IN_FLIGHT_BYTES // max(1, concurrency), MAX_REQUEST_BYTES)
+    return max(min(even, most), MIN_REQUEST_BYTES)
 
 
 def _group(pieces: Iterable[Piece]) -> list[_Blob]:
-    """Each chunk once, with the chunks that deltas are decoded with, as they lie in the packs."""
-    blobs: dict[bytes, _Blob] = {}
+    """Each content once, in the order in which it is wanted, and what that is decoded with."""
+    wanted: dict[bytes, list[Piece]] = {}
     for piece in pieces:
-        blob = blobs.setdefault(piece.location.id, _Blob(piece.location, []))
-        blob.pieces.append(piece)
-    for location in needed([blob.location for blob in blobs.values()]):
-        blobs.setdefault(location.id, _Blob(location, []))
-    return sorted(blobs.values(), key=lambda b: (b.location.pack, b.location.offset))
+        wanted.setdefault(piece.location.id, []).append(piece)
+    chosen = to_read(piece.location for each in wanted.values() for piece in each)
+    return [_Blob(location, wanted.get(location.id, [])) for location in chosen]
+
+
+def _by_place(blobs: Iterable[_Blob]) -> list[_Blob]:
+    return sorted(_numbered(blobs), key=lambda b: (b.location.pack, b.location.offset))
+
+
+def _numbered(blobs: Iterable[_Blob]) -> list[_Blob]:
+    """With the stream key: what is decoded with others comes when the first of its users does."""
+    keys: dict[bytes, int] = {}
+    numbered = enumerate(blobs)
+    for number, blob in sorted(numbered, key=lambda n: -LEVELS.get(n[1].location.codec, 0)):
+        key = keys.setdefault(blob.location.id, number)
+        for chunk_id in blob.operands:
+            keys[chunk_id] = min(keys.get(chunk_id, key), key)
+    return [blob._replace(turn=keys[blob.location.id]) for blob in blobs]
 
 
 def merge_ranges(blobs: Iterable[_Blob], request_bytes: int = MAX_REQUEST_BYTES) -> list[_Range]:
@@ -165,12 +188,7 @@ def merge_ranges(blobs: Iterable[_Blob], request_bytes: int = MAX_REQUEST_BYTES)
 
 def _in_stream_order(ranges: list[_Range]) -> list[_Range]:
     """Deltas beside their bases, so that neither waits long for the other."""
-
-    def first_root(part: _Range) -> tuple[str, int]:
-        roots = (root(blob.location) for blob in part.blobs)
-        return min((chunk.pack, chunk.offset) for chunk in roots)
-
-    return sorted(ranges, key=first_root)
+    return sorted(ranges, key=lambda part: min(blob.turn for blob in part.blobs))
 
 
 class _Scatter:
@@ -182,28 +200,26 @@ class _Scatter:
         store: Read again where bytes came damaged.
         blobs: All that will arrive.
         pool: Threads to work in; None: this one.
-        max_pending: Batches under way or waiting for a thread; beyond that, arrivals wait.
     """
 
     def __init__(
-        self, store: Store, blobs: Iterable[_Blob], pool: ThreadPoolExecutor | None,
-        max_pending: int,
+        self, store: Store, blobs: Iterable[_Blob], pool: ThreadPoolExecutor | None
     ) -> None:  # fmt: skip
         self._store = store
         self._pool = pool
-        self._max_pending = max_pending
         self._uses = Counter(chunk_id for blob in blobs for chunk_id in blob.operands)
         self._decoded: dict[bytes, Bytes1d] = {}
-        self._parked: list[_Arrived] = []
-        self._pending: deque[Future[list[_Tried]]] = deque()
+        self._parked: dict[bytes, list[_Arrived]] = {}
+        self._pending: deque[tuple[int, Future[list[_Tried]]]] = deque()
+        self._pending_bytes = 0
         self._bad: list[_Blob] = []
 
     def arrived(self, part: _Range, body: memoryview) -> None:
         """Take the bytes of a range; waits while much is still to be decoded."""
         starts = [(blob, blob.location.offset - part.start) for blob in part.blobs]
         self._begin([_Arrived(b, body[at : at + b.location.stored_len]) for b, at in starts])
-        while len(self._pending) > self._max_pending:
-            self._take(self._pending.popleft().result())
+        while self._pending_bytes > PENDING_BYTES:
+            self._take_oldest()
 
     def finish(self) -> None:
         """Decode all that is left; read damaged blobs once more.
@@ -213,22 +229,35 @@ class _Scatter:
         """
         while self._pending or self._bad:
             while self._pending:
-                self._take(self._pending.popleft().result())
+                self._take_oldest()
             bad, self._bad = self._bad, []
             self._take([self._read_again(blob) for blob in bad])
-        assert not self._parked, "all bases were in the plan"
+        if self._parked:
+            raise Corrupt("deltas wait for each other in a circle; use another step")
+
+    def _take_oldest(self) -> None:
+        num_bytes, tried = self._pending.popleft()
+        self._pending_bytes -= num_bytes
+        self._take(tried.result())
 
     def _begin(self, batch: list[_Arrived]) -> None:
         """Work on what can be decoded; park what waits for a base."""
-        ready = [each for each in batch if each.blob.operands <= self._decoded.keys()]
-        if len(ready) < len(batch):
-            self._parked += [e for e in batch if not e.blob.operands <= self._decoded.keys()]
+        ready: list[_Arrived] = []
+        for each in batch:
+            missing = next((i for i in each.blob.operands if i not in self._decoded), None)
+            if missing is None:
+                ready.append(each)
+            else:
+                self._parked.setdefault(missing, []).append(_alone(each))
         if not ready:
             return
         if self._pool is None:
             self._take([self._try(each) for each in ready])
         else:
-            self._pending.append(self._pool.submit(lambda: [self._try(each) for each in ready]))
+            num_bytes = sum(len(each.stored) for each in ready)
+            self._pending_bytes += num_bytes
+            tried = self._pool.submit(lambda: [self._try(each) for each in ready])
+            self._pending.append((num_bytes, tried))
 
     def _try(self, each: _Arrived) -> _Tried:
         try:
@@ -250,22 +279,29 @@ class _Scatter:
 
     def _take(self, tried: list[_Tried]) -> None:
         """Note what was decoded, let go of bases that all have used, go on with their deltas."""
+        woken: list[_Arrived] = []
         for blob, matched, raw in tried:
             if not matched:
                 self._bad.append(blob)
                 continue
             if raw is not None:
                 self._decoded[blob.location.id] = raw
+                woken += self._parked.pop(blob.location.id, [])
             for chunk_id in blob.operands:
                 self._uses[chunk_id] -= 1
                 if not self._uses[chunk_id]:
                     del self._decoded[chunk_id]
-        if self._parked and any(raw is not None for _, _, raw in tried):
-            parked, self._parked = self._parked, []
-            self._begin(parked)
+        if woken:
+            self._begin(woken)
 
     def _read_again(self, blob: _Blob) -> _Tried:
         where = blob.location
         end = where.offset + where.stored_len
         again = self._store.get(pack_key(where.pack), start=where.offset, end=end)
         return _Tried(blob, matched=True, raw=self._decode(blob, memoryview(again)))
+
+
+def _alone(each: _Arrived) -> _Arrived:
+    """Without the rest of its range, which would stay in memory as long."""
+    is_alone = memoryview(each.stored.obj).nbytes == len(each.stored)
+    return each if is_alone else each._replace(stored=memoryview(bytes(each.stored)))

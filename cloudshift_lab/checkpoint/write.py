@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from cloudshift_lab.checkpoint.choice import choose
-from cloudshift_lab.checkpoint.delta import needed
+from cloudshift_lab.checkpoint.choice import bases_of, choose
 from cloudshift_lab.checkpoint.encoding import ShareEncoder, chunk_id, in_order
 from cloudshift_lab.checkpoint.index import ChunkLocation, add_bases, pack_table, write_index
-from cloudshift_lab.checkpoint.known import KnownChunks
+from cloudshift_lab.checkpoint.known import KnownChunks, packs_of
 from cloudshift_lab.checkpoint.layout import (
     DELTA_VERSION,
     VERSION,
@@ -85,6 +84,8 @@ def write_rank(
         store, staged, boxes, None if base is None else BaseStep(base, dead_packs), ids=ids,
         known=known, concurrency=concurrency,
     )  # fmt: skip
+    # What lies in a base's pack as it is: a delta to it, perhaps to itself, would only be larger.
+    known = known.and_also(bases_of(recipes))
     packer = Packer(store, known, dead_packs, concurrency)
     encoder = ShareEncoder(store, packer, ids, recipes, threads=threads, concurrency=concurrency)
     done = 0
@@ -115,8 +116,7 @@ def _reusable(
     return KnownChunks(
         chunk
         for chunk in usable
-        if chunk is not None
-        and dead_packs.isdisjoint({chunk.pack, *(c.pack for c in needed([chunk]))})
+        if chunk is not None and dead_packs.isdisjoint(packs_of(chunk))
     )
 
 

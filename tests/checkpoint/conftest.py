@@ -48,12 +48,13 @@ def stage_share(arrays: dict[str, np.ndarray], *, step: int, rank: int, world_si
 
 
 def save_arrays(
-    store, arrays, *, step=1, world_size=1, generation=1, known=None, ranks: Sequence[int] = ()
-) -> Sealed:
+    store, arrays, *, step=1, world_size=1, generation=1, known=None, base=None,
+    ranks: Sequence[int] = (),
+) -> Sealed:  # fmt: skip
     written = [
         write_rank(
             store, RUN, stage_share(arrays, step=step, rank=rank, world_size=world_size),
-            generation=generation, known=known,
+            generation=generation, known=known, base=base,
         )
         for rank in ranks or range(world_size)
     ]  # fmt: skip
