@@ -110,7 +110,8 @@ class CheckpointManager:
         """Save the state after a step, if the policy wants it.
 
         A save that is still under way is waited for. What went wrong with an earlier one is
-        raised here, once; the call after that saves again.
+        raised here, once, and the other ranks do not save this step either; the call after that
+        saves again.
 
         Args:
             step: Its number; greater than any saved before.
@@ -124,14 +125,15 @@ class CheckpointManager:
             Exhausted: The shared memory is full.
             CloudshiftError: An earlier save failed.
         """
-        self._raise_failure()
-        if not (self._pace.is_due(step, is_busy=self._is_busy()) or force):
+        is_due = self._pace.is_due(step, is_busy=self._is_busy())
+        if not (is_due or force):
+            self._raise_failure()
             return self._skipped(step)
         began = time.perf_counter()
         self._wait_for_newest()
-        self._raise_failure()
-        # A value that cannot be held is found before anything is taken.
-        share = self._shares().share(app_state, step)
+        share = self._agreed_share(app_state, step)
+        if share is None:
+            return self._skipped(step)
         works = self._works = self._works or self._begin(share)
         works.check_step(step)
         handle = SaveHandle(step)
@@ -225,6 +227,22 @@ class CheckpointManager:
         with contextlib.suppress(CloudshiftError):
             self.close()
 
+    def _agreed_share(self, app_state: Mapping[str, Any], step: int) -> Share | None:
+        """This rank's share, or None: another rank cannot save now, and says why there.
+
+        A value that cannot be held is found before anything is taken.
+        """
+        failure, share = self._take_failure(), None
+        try:
+            if failure is None:
+                share = self._shares().share(app_state, step)
+        except CloudshiftError as error:
+            failure = error
+        has_failed = self._ranks.any(failure is not None)
+        if failure is not None:
+            raise failure
+        return None if has_failed else share
+
     def _shares(self) -> ShareMaker:
         if self._share_maker is None:
             self._share_maker = ShareMaker(
@@ -240,10 +258,11 @@ class CheckpointManager:
             self._works.capture.finish()
             self._newest.upload_completion.exception()
 
+    def _take_failure(self) -> CloudshiftError | None:
+        return None if self._works is None else self._works.background.take_failure()
+
     def _raise_failure(self) -> None:
-        if self._works is None:
-            return
-        failure = self._works.background.take_failure()
+        failure = self._take_failure()
         if failure is not None:
             raise failure
 

@@ -42,6 +42,14 @@ class Ranks:
         dist.broadcast(told, src=0, group=self._group)
         return int(told.item())
 
+    def any(self, value: bool) -> bool:  # noqa: FBT001 - its only argument
+        """Whether it is true on any rank."""
+        if self._group is None:
+            return value
+        told = torch.tensor([value], dtype=torch.int32)
+        dist.all_reduce(told, op=dist.ReduceOp.MAX, group=self._group)
+        return bool(told.item())
+
     def check_same(self, names: Iterable[str]) -> None:
         """Make sure that all ranks give a state of the same tensors.
 

@@ -1,4 +1,4 @@
-"""What each rank does in the tests: python checkpoints_ranks.py save|check|timed|odd KIND URL."""
+"""What each rank does in the tests: python checkpoints_ranks.py ACTION KIND URL."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from cloudshift_lab.core.errors import UsageError
+from cloudshift_lab.core.errors import CloudshiftError, UsageError
 from cloudshift_lab.training.checkpoints import CheckpointManager, PerRank
 
 ROWS = 31
@@ -95,6 +95,39 @@ def timed(kind: str, url: str) -> None:
     manager.close()
 
 
+def stumble(kind: str, url: str) -> None:
+    """Rank 0 hears of a failure twice and goes on; all ranks save the same steps all the same."""
+    model, optimizer = build(kind, 0)
+    manager = CheckpointManager(url, "ranks", save_policy="1s")
+    state: dict[str, Any] = {"model": model, "optimizer": optimizer}
+    saved: list[int] = []
+    step, told, stop = 0, 0, torch.zeros(1)
+    while not stop.item():
+        step += 1
+        train(model, optimizer)
+        if dist.get_rank() == 0 and step in (4, 8):
+            works = manager._works
+            assert works is not None
+            works.background.failure = CloudshiftError("the store was away")
+        if step == 8 and dist.get_rank() == 1:
+            state["bad"] = object()
+        try:
+            handle = manager.save(step, state, force=step in (2, 8))
+            saved += [] if handle.is_skipped else [step]
+        except CloudshiftError:
+            told += 1
+        state.pop("bad", None)
+        time.sleep(0.05)
+        stop.fill_(float(len(saved) >= 3))
+        dist.broadcast(stop, 0)
+    manager.close()
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, (saved, told))
+    assert [steps for steps, _ in everyone] == [saved] * len(everyone), everyone
+    assert everyone[0][1] == 2 and everyone[1][1] == 1, everyone
+    assert 8 not in saved and manager.all_steps() == saved
+
+
 def odd(kind: str, url: str) -> None:
     del kind
     manager = CheckpointManager(url, "ranks", save_policy="1")
@@ -107,5 +140,7 @@ def odd(kind: str, url: str) -> None:
 if __name__ == "__main__":
     action, kind, url = sys.argv[1:]
     dist.init_process_group("gloo")
-    {"save": save, "check": check, "timed": timed, "odd": odd}[action](kind, url)
+    {"save": save, "check": check, "timed": timed, "odd": odd, "stumble": stumble}[action](
+        kind, url
+    )
     dist.destroy_process_group()

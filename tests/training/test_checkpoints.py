@@ -495,3 +495,7 @@ def test_ddp_ranks_agree_on_a_policy_of_time_and_share_the_state_out(
 
 def test_ranks_with_different_states_are_told(url: str) -> None:
     assert "PerRank" in ranks(2, "odd", "ddp", url)
+
+
+def test_ranks_stay_in_step_when_one_of_them_hears_of_a_failure_and_goes_on(url: str) -> None:
+    ranks(2, "stumble", "ddp", url)
