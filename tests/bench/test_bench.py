@@ -12,6 +12,7 @@ from cloudshift_lab.checkpoint.codecs import (
     PLANES_ZSTD,
     SHUFFLE_ZSTD,
     STORE,
+    XOR_PLANES_ZSTD,
 )
 from cloudshift_lab.checkpoint.reader import open_run
 from cloudshift_lab.sim.bench import corruption, ours
@@ -77,5 +78,7 @@ def test_what_is_damaged_has_chunks_of_every_kind_and_some_of_the_step_before():
     older, newer = corruption._states(corruption._SHAPES["tiny"])
     checkpoint = open_run(corruption._Ours(older, newer)._store, ours.RUN)
     codecs = {location.codec for location in checkpoint.locations()}
-    assert codecs >= {STORE, PLANES_ZSTD, SHUFFLE_ZSTD, DERIVED, ADAMW_V, ADAMW_W}
+    assert codecs >= {
+        STORE, PLANES_ZSTD, SHUFFLE_ZSTD, XOR_PLANES_ZSTD, DERIVED, ADAMW_V, ADAMW_W
+    }  # fmt: skip
     assert len(checkpoint.packs()) == 2

@@ -77,8 +77,16 @@ def _states(shape: gpt.Shape) -> tuple[Snapshot, Snapshot]:
         state["seen"] = torch.arange(3000) * training.num_steps
         state["mask"] = torch.arange(501) % 3 == 0
         state["rng"] = torch.get_rng_state()
+        state["rare"] = _rarely_changed(training.num_steps)
         states.append(Snapshot(state, leaves))
     return states[0], states[1]
+
+
+def _rarely_changed(step: int) -> torch.Tensor:
+    """Half-precision weights of which a step changes few: stored as differences."""
+    weight = torch.randn(128, 128, generator=torch.Generator().manual_seed(0))
+    weight[:, ::16] *= 1 + step / 8
+    return weight.bfloat16()
 
 
 class _Ours:
