@@ -121,9 +121,9 @@ class Capture:
         opened.volatile.begin()
         opened.volatile.read()
         opened.volatile.fence()
+        self._start_thread()
         opened.steady.begin()
         self._flight = Flight(self._arena, opened, watch)
-        self._start_thread()
         self._flights.put(self._flight)
 
     def hold(self, step: int, share: Share) -> None:
@@ -133,8 +133,10 @@ class Capture:
             Exhausted, UsageError: As ``begin``.
         """
         self.finish()
-        self._held = self._arena.open(step, share, is_last=True)
-        fill(self._held)
+        self._held = None
+        opened = self._arena.open(step, share, is_last=True)
+        fill(opened)
+        self._held = opened
 
     def announce_held(self) -> None:
         """Announce what is held; no-op when nothing is."""

@@ -67,7 +67,11 @@ class Copying:
                 for tensor, place in self._odd:
                     place.copy_(tensor)
         finally:
-            self._is_read.set()
+            self.end()
+
+    def end(self) -> None:
+        """Nothing is copied any more, whether it was or not: let those who wait go on."""
+        self._is_read.set()
 
     def fence(self) -> None:
         """Return when what the caller does next to the tensors cannot reach the copy any more.

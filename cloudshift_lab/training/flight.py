@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import sys
@@ -45,28 +46,20 @@ class Flight:
         self._watch = watch
         self._lock = threading.Lock()
 
-    def copy(self) -> None:
-        """Copy what is steady, and wait for what a device still has to do."""
-        began = time.perf_counter()
+    def carry(self) -> None:
+        """Copy, judge and announce; whatever goes wrong, nobody waits for it in vain."""
         try:
-            self.opened.steady.read()
-            self.opened.volatile.complete()
-            self.opened.steady.complete()
-        except (RuntimeError, MemoryError) as error:
-            self.failure = str(error)
-        finally:
-            self.settle_s = SETTLE_S + 4 * (time.perf_counter() - began)
-            self.is_copied.set()
-
-    def announce(self) -> None:
-        """Say that the step is complete, unless the copy is worth nothing."""
-        try:
+            self._copy()
+            if not self.is_judged.wait(self.settle_s):
+                self.judge()
             if self.torn_by is None and self.failure is None:
                 self._arena.announce(self.opened)
-        except (CloudshiftError, OSError) as error:
-            self.failure = str(error)
+        except Exception as error:  # noqa: BLE001 - kept for the training thread, which says it
+            self._fail(error)
         finally:
-            self.is_done.set()
+            self.opened.steady.end()
+            for event in (self.is_copied, self.is_judged, self.is_done):
+                event.set()
 
     def judge(self) -> None:
         """Decide once whether the copy is of one moment.
@@ -75,17 +68,39 @@ class Flight:
         """
         with self._lock:
             if not self.is_judged.is_set():
-                self.torn_by = self._watch.changed()
-                self.is_judged.set()
+                try:
+                    self.torn_by = self._watch.changed()
+                except Exception as error:  # noqa: BLE001 - kept, and the step is not announced
+                    self._fail(error)
+                finally:
+                    self.is_judged.set()
+
+    def _copy(self) -> None:
+        """Copy what is steady, and wait for what a device still has to do."""
+        began = time.perf_counter()
+        self.opened.steady.read()
+        self.opened.volatile.complete()
+        self.opened.steady.complete()
+        self.settle_s = SETTLE_S + 4 * (time.perf_counter() - began)
+        self.is_copied.set()
+
+    def _fail(self, error: Exception) -> None:
+        is_ours = isinstance(error, CloudshiftError | OSError)
+        self.failure = str(error) if is_ours else f"{type(error).__name__}: {error}"
 
 
 def carry(flights: queue.SimpleQueue[Flight | None]) -> None:
     """The copying thread: one capture after the other; it keeps none when it waits."""
-    if sys.platform == "linux":  # where a thread has a niceness of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+    _step_back()
     while (flight := flights.get()) is not None:
-        flight.copy()
-        if not flight.is_judged.wait(flight.settle_s):
-            flight.judge()
-        flight.announce()
+        flight.carry()
         del flight
+
+
+def _step_back() -> None:
+    """Let training's threads go first; never a right that this thread lacks."""
+    if sys.platform == "linux":  # where a thread has a niceness of its own
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):
+            niceness = max(os.getpriority(os.PRIO_PROCESS, thread), NICENESS)
+            os.setpriority(os.PRIO_PROCESS, thread, niceness)
