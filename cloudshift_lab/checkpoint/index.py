@@ -32,8 +32,11 @@ _COLUMNS: dict[str, np.dtype[Any]] = {
 }
 _REF_COLUMNS: dict[str, np.dtype[Any]] = {"refs": np.dtype("<u4"), "skip": np.dtype("<u4")}
 MAX_OPERANDS = 3
+MOST_UNFOLDED, MOST_UNFOLDED_PER_ROW = 65_536, 64
+"""Chunks that all rows together may be decoded with, counted once for each use on each level."""
 _NO_REF = 2**32 - 1
 _MAX_RUN = 64
+_UNKNOWN_LEVEL = 99
 
 
 class Operand(NamedTuple):
@@ -72,6 +75,9 @@ class ChunkTable:
 
     Invariant: every row lies inside its pack and within the format's limits, and refers only to
     rows of a lower level.
+
+    Raises:
+        Corrupt: A reference leads nowhere, or all of them together to far too much.
     """
 
     def __init__(self, columns: dict[str, npt.NDArray[Any]], packs: tuple[ObjectRef, ...]) -> None:
@@ -79,6 +85,7 @@ class ChunkTable:
         self.packs = packs
         self.has_refs = "refs" in columns
         self.num_bases = int(columns["bases"][0]) if self.has_refs else 0
+        self._resolved = _Resolver(self._plain_rows()).rows(columns) if self.has_refs else []
 
     def __len__(self) -> int:
         return len(self._columns["raw_len"])
@@ -89,14 +96,16 @@ class ChunkTable:
 
     def row(self, number: int) -> ChunkLocation:
         """One chunk, resolved."""
+        if self.has_refs:
+            return self._resolved[number]
         row = tuple(int(self._columns[name][number]) for name in list(_COLUMNS)[1:])
-        found = self._resolve(self._columns["id"][number].tobytes(), row)
-        return found._replace(refs=self._operands(number)) if self.has_refs else found
+        return self._resolve(self._columns["id"][number].tobytes(), row)
 
     def rows(self) -> list[ChunkLocation]:
         """All chunks, resolved."""
-        if self.has_refs:
-            return [self.row(number) for number in range(len(self))]
+        return list(self._resolved) if self.has_refs else self._plain_rows()
+
+    def _plain_rows(self) -> list[ChunkLocation]:
         lists = [self._columns[name].tolist() for name in list(_COLUMNS)[1:]]
         ids = self._columns["id"].tobytes()
         return [
@@ -111,39 +120,67 @@ class ChunkTable:
             chunk_id, raw_len, codec, width, pack.blake3, pack.size, offset, stored_len, xxh3
         )
 
-    def _operands(self, number: int) -> tuple[Operand, ...]:
-        firsts = [int(first) for first in self._columns["refs"][number] if first != _NO_REF]
-        lengths = operand_lengths(self._codec(number), int(self.raw_lens[number]))
+
+class _Resolver:
+    """Gives rows what they refer to, from the lowest level up: each is made once, and shared."""
+
+    def __init__(self, plain: list[ChunkLocation]) -> None:
+        self._rows = plain
+        self._levels = [LEVELS.get(row.codec, _UNKNOWN_LEVEL) for row in plain]
+        self._unfolded = [1] * len(plain)
+        self._left = MOST_UNFOLDED + MOST_UNFOLDED_PER_ROW * len(plain)
+
+    def rows(self, columns: dict[str, npt.NDArray[Any]]) -> list[ChunkLocation]:
+        """All rows, resolved."""
+        refs, skips = columns["refs"].tolist(), columns["skip"].tolist()
+        for number in sorted(range(len(self._rows)), key=self._levels.__getitem__):
+            row = self._rows[number]
+            operands = self._operands(number, [at for at in refs[number] if at != _NO_REF],
+                                      skips[number])  # fmt: skip
+            self._rows[number] = row._replace(refs=operands) if operands else row
+        return self._rows
+
+    def _operands(self, number: int, firsts: list[int], skip: int) -> tuple[Operand, ...]:
+        row = self._rows[number]
+        lengths = operand_lengths(row.codec, row.raw_len)
         if len(firsts) != len(lengths):
             raise Corrupt(
-                f"a chunk of codec {self._codec(number)} refers to {len(firsts)} others instead "
-                f"of {len(lengths)}; use another step or update cloudshift-lab"
+                f"a chunk of codec {row.codec} refers to {len(firsts)} others instead of "
+                f"{len(lengths)}; use another step or update cloudshift-lab"
             )
-        skip = int(self._columns["skip"][number])
-        return tuple(
-            self._run(number, first, skip, length)
-            for first, length in zip(firsts, lengths, strict=True)
-        )
+        if skip and row.codec != DERIVED:
+            raise Corrupt(f"a chunk of codec {row.codec} skips {skip} bytes; use another step")
+        runs = [self._run(number, *run, skip) for run in zip(firsts, lengths, strict=True)]
+        return tuple(Operand(tuple(self._rows[n] for n in run), skip, length)
+                     for run, length in zip(runs, lengths, strict=True))  # fmt: skip
 
-    def _run(self, number: int, first: int, skip: int, length: int) -> Operand:
+    def _run(self, number: int, first: int, length: int, skip: int) -> range:
         """The rows from ``first`` on that hold the operand's bytes."""
-        level = LEVELS.get(self._codec(number), 0)
-        chunks: list[ChunkLocation] = []
         missing = skip + length
-        for row in range(first, min(first + _MAX_RUN, len(self))):
-            if LEVELS.get(self._codec(row), level) >= level:
+        for row in range(first, min(first + _MAX_RUN, len(self._rows))):
+            if self._levels[row] >= self._levels[number]:
                 break
-            chunks.append(self.row(row))
-            missing -= chunks[-1].raw_len
+            raw_len = self._rows[row].raw_len
+            if row == first and skip and skip >= raw_len:
+                raise Corrupt(f"chunk {number} skips all of chunk {first}; use another step")
+            self._count(number, row)
+            missing -= raw_len
             if missing <= 0:
-                return Operand(tuple(chunks), skip, length)
+                return range(first, row + 1)
         raise Corrupt(
             f"chunk {number} is a delta to chunk {first}, which is not there, too short or "
             "itself such a delta; use another step"
         )
 
-    def _codec(self, number: int) -> int:
-        return int(self._columns["codec"][number])
+    def _count(self, number: int, base: int) -> None:
+        """Note what a row's decoding unfolds into: hashing or walking it costs as much."""
+        self._unfolded[number] += self._unfolded[base]
+        self._left -= self._unfolded[base]
+        if self._left < 0:
+            raise Corrupt(
+                f"{len(self._rows)} chunks refer to far more others than any writer makes them; "
+                "use another step"
+            )
 
 
 def operand_lengths(codec: int, raw_len: int) -> tuple[int, ...]:
@@ -242,10 +279,7 @@ def read_index(data: bytes, packs: tuple[ObjectRef, ...], key: str) -> ChunkTabl
         raise Corrupt(f"{key} points outside its packs; use another step")
     if "refs" in columns and not _refs_fit(columns):
         raise Corrupt(f"{key} has malformed references; use another step")
-    table = ChunkTable(columns, packs)
-    if table.has_refs:
-        table.rows()  # raises where a reference leads nowhere
-    return table
+    return ChunkTable(columns, packs)
 
 
 def _fits(columns: dict[str, npt.NDArray[Any]], name: str, dtype: np.dtype[Any]) -> bool:

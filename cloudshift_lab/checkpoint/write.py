@@ -114,9 +114,7 @@ def _reusable(
     found = known.worth_reusing(ids)
     usable = (found.find(each) for each in dict.fromkeys(ids))
     return KnownChunks(
-        chunk
-        for chunk in usable
-        if chunk is not None and dead_packs.isdisjoint(packs_of(chunk))
+        chunk for chunk in usable if chunk is not None and dead_packs.isdisjoint(packs_of(chunk))
     )
 
 

@@ -1,4 +1,4 @@
-"""The same content as a delta and alone, in one step: every reader and judge takes the plain one."""
+"""The same content as a delta and alone, in one step: every reader takes the plain chunk."""
 
 import numpy as np
 import pytest
