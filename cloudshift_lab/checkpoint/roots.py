@@ -180,8 +180,8 @@ def _advice(root: _Root, state: LogState) -> str:
     ref, run = f"{root.run_id}@{root.place.step}", root.run_id
     newest = state.last_commit
     if newest is None or newest.manifest_digest != root.digest:
-        return f"repair run {run}; if that does not help: cloudshift unpin, then cloudshift forget {ref}"
-    return f"repair run {run}; if that does not help, stop it, then: cloudshift gc --without {run}"
+        return f"repair run {run}, or else: cloudshift unpin {ref}, cloudshift forget {ref}"
+    return f"repair run {run}, or else stop it, then: cloudshift gc --without {run}"
 
 
 def read_guards(store: Store) -> Guards:

@@ -17,7 +17,7 @@ from cloudshift_lab.checkpoint.reader import Checkpoint, open_checkpoint
 from cloudshift_lab.checkpoint.repair import StepVerdict, repair
 from cloudshift_lab.checkpoint.verify import verify
 from cloudshift_lab.conductor.jobs import Jobs, Task
-from cloudshift_lab.conductor.keeping import Keeping
+from cloudshift_lab.conductor.keeping import Keeping, end_ownership, refuse_active
 from cloudshift_lab.conductor.records import AttemptStarted
 from cloudshift_lab.conductor.registry import Registry
 from cloudshift_lab.conductor.restoring import place_of, restore
@@ -240,9 +240,14 @@ class Archive:
     def _collect(self, ask: GcAsk) -> JobView:
         tenders, title = self._asked("gc", ask.run)
         grace_s = 0.0 if ask.is_now else GRACE_S
+        given_up = [each for each in self._registry.all() if each.run_id in ask.without]
+        for tender in given_up:
+            refuse_active(tender)
 
         def work(task: Task) -> GcReport:
             stores, places = _stores(tenders)
+            for tender in [] if ask.is_dry_run else given_up:
+                end_ownership(tender, self._world)
             found = []
             for store in stores:
                 report = collect(

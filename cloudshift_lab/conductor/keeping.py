@@ -126,3 +126,30 @@ class Keeping:
         """Names of the pins that people have put on the step."""
         found = (each for each in list_pins(store, self._run_id) if each.step == self._step)
         return [each.name for each in found if not each.name.startswith(_BRANCH)]
+
+
+def refuse_active(tender: RunTender) -> None:
+    """See that a run has ended, before it is given up.
+
+    Raises:
+        Conflict: It has not, or something of it still runs.
+    """
+    if tender.record.ended is None or not tender.side(tender.owner).is_gone():
+        name = tender.record.spec.name
+        raise Conflict(f"{name} has not ended; stop it first: cloudshift stop {name}")
+
+
+def end_ownership(tender: RunTender, world: World) -> None:
+    """Release an ended run whose agent died without doing so: should it wake, it is fenced.
+
+    A run that somebody else has taken over stays theirs.
+
+    Raises:
+        Unavailable, Denied, Corrupt: The run's store or log.
+    """
+    side = tender.side(tender.owner)
+    log = RunLog(side.store, tender.run_id, world)
+    state = log.sync()
+    ours = (side.job.generation, side.job.owner, None)
+    if (state.generation, state.owner, state.home_url) == ours:
+        log.release(generation=side.job.generation, nonce=f"{side.job.owner}:gave-up")

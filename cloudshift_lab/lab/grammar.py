@@ -224,6 +224,7 @@ VERBS: tuple[Verb, ...] = (
             "Garbage is marked first and deleted by a collection an hour later, or with --now.",
             "A step that cannot be read stops it. With --without RUN it goes on: of such a step of",
             "RUN only what its records name is kept; try repair first. Name RUN each time.",
+            "A lost RUN stops owning its log then: its agent, if it wakes, cannot save any more.",
         ),
     ),
     Verb(

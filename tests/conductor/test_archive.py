@@ -16,7 +16,7 @@ from cloudshift_lab.checkpoint.layout import pack_key
 from cloudshift_lab.checkpoint.pins import pin
 from cloudshift_lab.conductor.archive import parse_ref
 from cloudshift_lab.conductor.service import ConductorService
-from cloudshift_lab.core.errors import Conflict, NotFound, Unavailable, UsageError
+from cloudshift_lab.core.errors import Conflict, Fenced, NotFound, Unavailable, UsageError
 from cloudshift_lab.core.home import save_clouds
 from cloudshift_lab.core.placement import Cloud, Clouds, Offer
 from cloudshift_lab.core.run import RunSpec
@@ -343,6 +343,8 @@ def test_a_finished_run_whose_newest_step_is_lost_is_given_up_by_name(
     store = desk.store()
     other = desk.train("other")
     RunLog(store, saved, desk.world).release(generation=1, nonce="end")
+    desk.engine.puppets[saved, 1].is_gone = True
+    desk.step()
     store.delete(desk.service._archive.find("gpt@20").commit.manifest_key or "")
     failed = desk.job(GcAsk())
     assert failed.error is not None
@@ -351,6 +353,37 @@ def test_a_finished_run_whose_newest_step_is_lost_is_given_up_by_name(
     assert told.given_up == (f"{saved}@20",)
     assert desk.service._archive.find("gpt@10").open().tensor("model/w") is not None
     assert other
+
+
+def test_a_run_that_was_lost_is_given_up_too_and_its_agent_is_fenced(
+    desk: Desk, saved: str
+) -> None:
+    store = desk.store()
+    store.delete(desk.service._archive.find("gpt@20").commit.manifest_key or "")
+    ask = GcAsk(is_now=True, without=(saved,))
+    with pytest.raises(Conflict, match="gpt has not ended; stop it first"):
+        desk.service.ask(ask)
+    desk.engine.puppets[saved, 1].is_gone = True
+    desk.step()
+    assert desk.service.run("gpt").state == "lost"
+    assert desk.job(GcAsk(is_dry_run=True, without=(saved,))).state == "failed"
+    log = RunLog(store, saved, desk.world)
+    assert log.sync().owner is not None
+    (told,) = desk.result(ask, GcReport).stores
+    assert told.given_up == (f"{saved}@20",)
+    with pytest.raises(Fenced):
+        log.commit(generation=1, step=30, manifest_key="k", manifest_digest="0" * 64, nonce="late")
+
+
+def test_a_run_that_another_owner_has_is_not_released_for_it(desk: Desk, saved: str) -> None:
+    store = desk.store()
+    store.delete(desk.service._archive.find("gpt@20").commit.manifest_key or "")
+    desk.engine.puppets[saved, 1].is_gone = True
+    desk.step()
+    log = RunLog(store, saved, desk.world)
+    log.acquire(generation=2, owner="another conductor's", nonce="theirs")
+    assert desk.job(GcAsk(is_now=True, without=(saved,))).state == "failed"
+    assert log.sync().owner == "another conductor's"
 
 
 def test_a_branch_starts_from_the_step_with_the_parents_script(desk: Desk, saved: str) -> None:
