@@ -20,6 +20,7 @@ from cloudshift_lab.storage.store import Store
 from cloudshift_lab.training.ownership import Ownership
 
 _POLL_S = 0.01
+_SAVING_POLL_S = 0.05
 _COLLECT_EVERY_S = 900.0
 
 
@@ -145,7 +146,7 @@ class Background:
         self._learn(state)
         self._saver.start(step, self._incarnation)
         while (outcome := self._saver.poll()) is None:
-            self._pause()
+            self._pause(_SAVING_POLL_S)
         if isinstance(outcome, FailedAnswer):
             raise error_from_wire(outcome.error_kind, outcome.message)
         if isinstance(outcome, WrittenAnswer):
@@ -191,9 +192,10 @@ class Background:
         except CloudshiftError as error:
             self.failure = error
 
-    def _pause(self) -> None:
+    def _pause(self, seconds: float = _POLL_S) -> None:
+        """Each look takes the interpreter's lock from training for a moment."""
         self._beat()
-        self._world.sleep(_POLL_S)
+        self._world.sleep(seconds)
 
     def _beat(self) -> None:
         """Show now and then that the owner lives; safety never depends on it."""

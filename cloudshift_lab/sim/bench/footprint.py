@@ -16,10 +16,14 @@ def cpu_s(pid: int) -> float:
 
 
 def private_bytes(pid: int) -> int:
-    """Memory of a process besides shared memory: its own pages and the files it has mapped."""
+    """Memory of a process besides shared memory: its own pages and the files it has mapped.
+
+    One that has ended and is not buried yet has none.
+    """
     status = Path(f"/proc/{pid}/status").read_text()
     values = dict(line.partition(":")[::2] for line in status.splitlines())
-    return 1024 * sum(int(values[key].split()[0]) for key in ("RssAnon", "RssFile"))
+    sizes = (values.get(key, "0").split()[0] for key in ("RssAnon", "RssFile"))
+    return 1024 * sum(map(int, sizes))
 
 
 class PeakMemory:
