@@ -28,7 +28,6 @@ from cloudshift_lab.storage.store import Store
 from cloudshift_lab.telemetry.spool import Sender
 
 TICK_S = 0.05
-SAVER_FILE = "saver.json"
 SAVER_LOG = "saver.log"
 COLLECTOR_LOG = "collector.log"
 
@@ -123,8 +122,18 @@ def place_script(job: JobSpec) -> Path:
 
 def saver_of(job: JobSpec, node_dir: Path) -> SaverProcess:
     """The saver of one attempt, started: its imports take longer than the ranks' first steps."""
-    placement, workdir = job.placement, Path(job.workdir)
-    saver_job = SaverJob(
+    return SaverProcess(saver_job_of(job), node_dir, Path(job.workdir) / LOGS / SAVER_LOG)
+
+
+def collector_of(job: JobSpec) -> CollectorProcess:
+    """The collector of one attempt."""
+    return CollectorProcess(saver_job_of(job), Path(job.workdir) / LOGS / COLLECTOR_LOG)
+
+
+def saver_job_of(job: JobSpec) -> SaverJob:
+    """Which store, and whose steps: all that saving and collecting need."""
+    placement = job.placement
+    return SaverJob(
         run_id=job.run_id,
         generation=job.generation,
         world_size=placement.world_size,
@@ -133,13 +142,6 @@ def saver_of(job: JobSpec, node_dir: Path) -> SaverProcess:
         home=job.home,
         cloud=placement.cloud,
     )
-    return SaverProcess(saver_job, workdir / SAVER_FILE, node_dir, workdir / LOGS / SAVER_LOG)
-
-
-def collector_of(job: JobSpec) -> CollectorProcess:
-    """The collector of one attempt; it reads the saver's job."""
-    workdir = Path(job.workdir)
-    return CollectorProcess(workdir / SAVER_FILE, workdir / LOGS / COLLECTOR_LOG)
 
 
 def _sender(job: JobSpec, store: Store, world: World) -> Sender:

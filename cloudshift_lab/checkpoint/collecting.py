@@ -1,9 +1,10 @@
 """The collector: a niced process that marks and sweeps one store once, then ends.
 
-    python -m cloudshift_lab.checkpoint.collecting <saver's job file> <parent pid>
+    python -m cloudshift_lab.checkpoint.collecting <run> <parent pid>
 
-It may be killed at any moment, and is: by its owner, when a drain needs the machine. Its answer is
-one line of JSON on its standard output.
+On its standard input it is told the saver's job: which store, and how to open it. It may be killed
+at any moment, and is: by its owner, when a drain needs the machine. Its answer is one line of JSON
+on its standard output.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pathlib import Path
 import msgspec
 
 from cloudshift_lab.checkpoint.gc import GcReport, collect
-from cloudshift_lab.checkpoint.saving import SaverJob, open_saver_store, step_back
+from cloudshift_lab.checkpoint.priority import step_back
+from cloudshift_lab.checkpoint.saving import SaverJob, open_saver_store
 from cloudshift_lab.core.errors import CloudshiftError, Exhausted
 from cloudshift_lab.core.lineage import die_with_parent
 from cloudshift_lab.core.wire import from_json, to_json
@@ -41,13 +43,13 @@ class CollectorProcess:
     """Runs one collection at a time, in a session of its own. No call waits for it.
 
     Args:
-        job_file: Of the saver: names the store and how to open it.
+        job: Of the saver: names the store and how to open it.
         log_path: What it prints.
         world: Clock.
     """
 
-    def __init__(self, job_file: Path, log_path: Path, world: World = REAL_WORLD) -> None:
-        self._job_file = job_file
+    def __init__(self, job: SaverJob, log_path: Path, world: World = REAL_WORLD) -> None:
+        self._job = job
         self._log = log_path
         self._world = world
         self._process: subprocess.Popen[bytes] | None = None
@@ -107,22 +109,26 @@ class CollectorProcess:
     def _launch(self) -> subprocess.Popen[bytes]:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [
                     sys.executable, "-m", "cloudshift_lab.checkpoint.collecting",
-                    str(self._job_file), str(os.getpid()),
+                    self._job.run_id, str(os.getpid()),
                 ],
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
+            pipe.write(to_json(self._job))  # one that dies this moment is noticed by poll()
+        return process
 
 
 def main(arguments: Sequence[str]) -> None:
     """Collect once and say how it went."""
-    job_file, parent_pid = arguments
+    _run_id, parent_pid = arguments
     die_with_parent(int(parent_pid))
     step_back()
-    job = from_json(Path(job_file).read_bytes(), SaverJob, what=job_file)
+    job = from_json(sys.stdin.buffer.read(), SaverJob, what="the collector's job")
     try:
         report = collect(open_saver_store(job), concurrency=_CONCURRENCY)
         said = Collected(report=report)

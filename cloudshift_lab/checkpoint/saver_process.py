@@ -24,7 +24,6 @@ from cloudshift_lab.checkpoint.saving import (
     SaverJob,
 )
 from cloudshift_lab.core.errors import CloudshiftError, Exhausted
-from cloudshift_lab.core.home import write_private
 from cloudshift_lab.core.wire import to_json
 from cloudshift_lab.core.world import REAL_WORLD, World
 
@@ -44,8 +43,7 @@ class SaverProcess:
     end it. No call but the constructor waits for it.
 
     Args:
-        job: What it serves.
-        job_file: Where the job is written for it to read, for its user's eyes only.
+        job: What it serves; told through the pipe, since it may hold credentials.
         node_dir: Where the ranks stage.
         log_path: What it prints.
         deadline_s: Longest time without any progress of a save, seconds; then it is ended.
@@ -53,10 +51,10 @@ class SaverProcess:
     """
 
     def __init__(
-        self, job: SaverJob, job_file: Path, node_dir: Path, log_path: Path, *,
+        self, job: SaverJob, node_dir: Path, log_path: Path, *,
         deadline_s: float = DEADLINE_S, world: World = REAL_WORLD,
     ) -> None:  # fmt: skip
-        self._job_file = job_file
+        self._job = job
         self._node_dir = node_dir
         self._log = log_path
         self._deadline_s = deadline_s
@@ -67,7 +65,6 @@ class SaverProcess:
         self._received = b""
         self._not_started = ""
         self.done_bytes = 0
-        write_private(job_file, to_json(job))
         self._process = self._start_or_explain()
 
     @property
@@ -143,7 +140,7 @@ class SaverProcess:
                 self._write(process, self._committed)
         self._write(process, request)
 
-    def _write(self, process: subprocess.Popen[bytes], request: Request) -> None:
+    def _write(self, process: subprocess.Popen[bytes], request: Request | SaverJob) -> None:
         assert process.stdin is not None
         try:
             process.stdin.write(to_json(request) + b"\n")
@@ -154,17 +151,19 @@ class SaverProcess:
     def _start_or_explain(self) -> subprocess.Popen[bytes] | None:
         """A new saver; None where the system refuses one: poll() then says why."""
         try:
-            return self._start()
+            process = self._start()
         except OSError as error:
             self._not_started = str(error)
             return None
+        self._write(process, self._job)
+        return process
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
             return subprocess.Popen(
                 [
-                    sys.executable, "-m", "cloudshift_lab.checkpoint.saving", str(self._job_file),
+                    sys.executable, "-m", "cloudshift_lab.checkpoint.saving", self._job.run_id,
                     str(self._node_dir), str(os.getpid()),
                 ],
                 stdin=subprocess.PIPE,

@@ -1,9 +1,10 @@
 """The saver: a niced process that reads staged slots, encodes, uploads and seals.
 
-    python -m cloudshift_lab.checkpoint.saving <job file> <node dir> <parent pid>
+    python -m cloudshift_lab.checkpoint.saving <run> <node dir> <parent pid>
 
-One request per line on its standard input; on its standard output one answer per save, and before
-it lines that say how far the save is. All are JSON. It reads shared memory, never the ranks, and
+On its standard input the job, which may hold credentials and so is written nowhere, then one
+request per line; on its standard output one answer per save, and before it lines that say how far
+the save is. All are JSON. It reads shared memory, never the ranks, and
 commits nothing: that is its owner's.
 """
 
@@ -16,6 +17,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from io import FileIO
 from pathlib import Path
 from queue import SimpleQueue
 from typing import BinaryIO
@@ -27,6 +29,7 @@ from cloudshift_lab.checkpoint.gathering import Gathering, tell_ready
 from cloudshift_lab.checkpoint.known import KnownChunks
 from cloudshift_lab.checkpoint.layout import Coverage, step_dir
 from cloudshift_lab.checkpoint.leaves import decode_leaves
+from cloudshift_lab.checkpoint.priority import step_back
 from cloudshift_lab.checkpoint.reader import Checkpoint, open_checkpoint
 from cloudshift_lab.checkpoint.seal import seal
 from cloudshift_lab.checkpoint.tombs import tombstoned
@@ -47,13 +50,9 @@ from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.core.world import REAL_WORLD, World
 from cloudshift_lab.storage.store import Store, open_store
 
-NICENESS = 10
 PROGRESS_EVERY_S = 0.5
 PACKS_IN_FLIGHT = 3
 _MAX_THREADS = 4
-_KILL_ME_FIRST = "500"
-_TRIES = 10
-_AGAIN_S = 0.1
 
 
 class SaverJob(msgspec.Struct, frozen=True):
@@ -61,9 +60,9 @@ class SaverJob(msgspec.Struct, frozen=True):
 
     ``ranks`` are those that stage on this node; when they are not all of ``world_size``, the saver
     that has rank 0 waits up to ``gather_s`` seconds for the others' shares. The store's options
-    are those of ``home``'s ``cloud``, or ``store_options`` as raw JSON values; they may hold
-    credentials, so the job's file is private. ``threads`` 0: as many as the machine can spare.
-    A request that a throttling store turns away is tried for ``patience_s`` seconds.
+    are those of ``home``'s ``cloud``, or ``store_options`` as raw JSON values. ``threads`` 0:
+    as many as the machine can spare. A request that a throttling store turns away is tried for
+    ``patience_s`` seconds.
     """
 
     run_id: str
@@ -432,15 +431,16 @@ class Channel:
 
 def main(arguments: Sequence[str]) -> None:
     """Serve requests until the owner closes the pipe or dies."""
-    job_file, node_dir, parent_pid = arguments
+    _run_id, node_dir, parent_pid = arguments
     die_with_parent(int(parent_pid))
     pipe = _claim_output()
     step_back()
-    job = from_json(Path(job_file).read_bytes(), SaverJob, what=job_file)
+    owner = FileIO(0, closefd=False)
+    job = from_json(owner.readline(), SaverJob, what="the saver's job")
     channel = Channel(pipe)
     encoder = Encoder(job, Path(node_dir), open_saver_store(job), moved=channel.moved)
     requests: SimpleQueue[SaveRequest | LearnRequest | None] = SimpleQueue()
-    threading.Thread(target=_listen, args=(channel, requests), daemon=True).start()
+    threading.Thread(target=_listen, args=(owner, channel, requests), daemon=True).start()
     while (request := requests.get()) is not None:
         if isinstance(request, SaveRequest):
             channel.step = request.step
@@ -449,9 +449,15 @@ def main(arguments: Sequence[str]) -> None:
             channel.say(outcome)
 
 
-def _listen(channel: Channel, requests: SimpleQueue[SaveRequest | LearnRequest | None]) -> None:
-    """Hear the owner also during a save; its silence for good is the end."""
-    for line in sys.stdin.buffer:
+def _listen(
+    owner: FileIO, channel: Channel, requests: SimpleQueue[SaveRequest | LearnRequest | None]
+) -> None:
+    """Hear the owner also during a save; its silence for good is the end.
+
+    Not through ``sys.stdin``: its lock, held here, would turn an error of the main thread into an
+    abort of the interpreter.
+    """
+    for line in owner:
         request = _REQUESTS.decode(line)
         if isinstance(request, AbandonRequest):
             channel.abandon(request.step)
@@ -467,33 +473,6 @@ def _claim_output() -> BinaryIO:
     pipe = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return pipe
-
-
-def step_back() -> None:
-    """The ranks come first: for the processor, and when memory runs out."""
-    os.nice(NICENESS)
-    _step_back_as_session()
-    victim = Path("/proc/self/oom_score_adj")
-    if victim.exists():
-        victim.write_text(_KILL_ME_FIRST)
-
-
-def _step_back_as_session() -> None:
-    """Let this session count less than the ranks': niceness alone only counts within one.
-
-    Linux shares the processor out between sessions first (``sched_autogroup_enabled``, on by
-    default). It takes one such word in 100 ms from all unprivileged processes together.
-    """
-    weight = Path("/proc/self/autogroup")
-    for _ in range(_TRIES if weight.exists() else 0):
-        try:
-            weight.write_text(str(NICENESS))
-        except BlockingIOError:
-            REAL_WORLD.sleep(_AGAIN_S)
-        except PermissionError:
-            return  # a container that forbids it: saves then cost training more
-        else:
-            return
 
 
 if __name__ == "__main__":

@@ -116,4 +116,4 @@ class Works:
             store_options={key: msgspec.Raw(to_json(value)) for key, value in options.items()},
         )
         place = self._place.path
-        return SaverProcess(job, place / "job.json", place, place / "saver.log")
+        return SaverProcess(job, place, place / "saver.log")

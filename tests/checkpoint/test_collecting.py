@@ -13,7 +13,6 @@ import pytest
 
 from cloudshift_lab.checkpoint import seal, stage_arrays, write_rank
 from cloudshift_lab.checkpoint.collecting import DEADLINE_S, CollectorProcess
-from cloudshift_lab.core.wire import to_json
 from cloudshift_lab.core.world import RealWorld
 from cloudshift_lab.storage.log import RunLog
 from cloudshift_lab.storage.store import Store, open_store
@@ -55,8 +54,7 @@ def world() -> AheadWorld:
 
 @pytest.fixture
 def collector(store: Store, world: AheadWorld, tmp_path: Path) -> Iterator[CollectorProcess]:
-    (tmp_path / "saver.json").write_bytes(to_json(make_job(store.url)))
-    made = CollectorProcess(tmp_path / "saver.json", tmp_path / "logs" / "collector.log", world)
+    made = CollectorProcess(make_job(store.url), tmp_path / "logs" / "collector.log", world)
     yield made
     made.close()
 

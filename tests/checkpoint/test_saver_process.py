@@ -8,12 +8,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from cloudshift_lab.checkpoint import open_checkpoint
 from cloudshift_lab.checkpoint.saver_process import SaverProcess
 from cloudshift_lab.checkpoint.saving import FailedAnswer, Outcome, SavedAnswer, SaverJob
+from cloudshift_lab.core.staging import slot_file
+from cloudshift_lab.core.wire import to_json
 from cloudshift_lab.storage.store import open_store
 
 from .staged_node import make_job, stage, until, weights
@@ -56,7 +59,7 @@ def saver(job: SaverJob, world: PatientWorld, tmp_path: Path) -> Iterator[SaverP
     node = tmp_path / "node"
     node.mkdir()
     made = SaverProcess(
-        job, tmp_path / "saver.json", node, tmp_path / "logs" / "saver.log",
+        job, node, tmp_path / "logs" / "saver.log",
         deadline_s=60.0, world=world,
     )  # fmt: skip
     yield made
@@ -259,5 +262,35 @@ def test_a_saver_that_cannot_be_started_is_a_failed_save_and_not_its_owners_end(
     assert isinstance(outcome(saver), SavedAnswer)
 
 
-def test_the_savers_job_is_for_its_users_eyes_only(saver: SaverProcess, tmp_path: Path) -> None:
-    assert (tmp_path / "saver.json").stat().st_mode & 0o777 == 0o600
+def test_credentials_of_the_store_are_written_nowhere(tmp_path: Path) -> None:
+    secret = "hunter2-in-plain-words"
+    raw = {"auto_mkdir": msgspec.Raw(b"true"), "key": msgspec.Raw(to_json(secret))}
+    job = make_job(f"file://{tmp_path}/store", store_options=raw)
+    (tmp_path / "node").mkdir()
+    saver = SaverProcess(job, tmp_path / "node", tmp_path / "logs" / "saver.log")
+    stage_both(tmp_path, 7)
+    saver.start(7)
+    ended = outcome(saver)
+    assert saver.pid is not None
+    process = Path(f"/proc/{saver.pid}")
+    told = [process / "cmdline", process / "environ"]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) >= 2
+    assert not [path for path in (*told, *files) if secret.encode() in path.read_bytes()]
+    saver.close()
+    assert not isinstance(ended, FailedAnswer) or "key" in ended.message
+
+
+def test_an_error_that_nobody_foresaw_ends_the_saver_with_a_traceback_and_no_abort(
+    saver: SaverProcess, tmp_path: Path
+) -> None:
+    stage_both(tmp_path, 7)
+    slot_file(tmp_path / "node", 0, 0).write_bytes(b"")  # which cannot be mapped
+    saver.start(7)
+    failed = outcome(saver)
+    assert isinstance(failed, FailedAnswer)
+    assert "ended with code 1;" in failed.message
+    assert "Traceback" in (tmp_path / "logs" / "saver.log").read_text()
+    stage_both(tmp_path, 8)
+    saver.start(8)
+    assert isinstance(outcome(saver), SavedAnswer)

@@ -32,9 +32,7 @@ class Throttled:
         for rank in range(2):
             stage(tmp_path / "node", rank, 7, weights(7, rank))
         job = make_job(url, store_options=raw, patience_s=patience_s)
-        self.saver = SaverProcess(
-            job, tmp_path / "saver.json", tmp_path / "node", tmp_path / "saver.log"
-        )
+        self.saver = SaverProcess(job, tmp_path / "node", tmp_path / "saver.log")
 
 
 @pytest.fixture
