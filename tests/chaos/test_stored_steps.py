@@ -125,6 +125,12 @@ def test_a_runs_steps_are_listed_compared_branched_restored_and_cleaned_up(
     assert before <= set((tmp_path / "here" / "packs").rglob("*.pack"))
 
     assert all(check["ok"] for check in data("verify", "tiny")["checks"])
+    assert data("pin", f"tiny@{first}", "--name", "begin")["names"] == ["begin"]
+    assert data("log", "tiny", "--last", "0")["lines"][0]["pins"] == ["begin"]
+    assert "no longer pinned" in call("unpin", f"tiny@{first}")
+    assert "is forgotten in here" in call("forget", f"tiny@{first}")
+    assert first not in [line["step"] for line in data("log", "tiny", "--last", "0")["lines"]]
+    assert all(check["ok"] for check in data("verify", "again")["checks"])
     usage = data("du")["stores"][0]
     assert {run["run_id"] for run in usage["runs"]} >= {"run-1", "run-2"}
     assert data("gc", "--dry-run")["stores"][0]["deleted"] == 0
