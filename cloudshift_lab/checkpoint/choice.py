@@ -13,6 +13,7 @@ import numpy.typing as npt
 from cloudshift_lab.checkpoint.boxes import Region
 from cloudshift_lab.checkpoint.codecs import ADAMW_V, ADAMW_W, DERIVED, Bytes1d, Encoded, encode
 from cloudshift_lab.checkpoint.derived import ROUNDINGS, encode_derived, round_half
+from cloudshift_lab.checkpoint.gains import PastGains, Role, role_of
 from cloudshift_lab.checkpoint.index import ChunkLocation
 from cloudshift_lab.checkpoint.known import KnownChunks, little_used
 from cloudshift_lab.checkpoint.recipe import (
@@ -30,11 +31,14 @@ from cloudshift_lab.storage.store import Store
 
 MIN_GAIN = 0.10
 """Share of the raw bytes that a delta must save beyond direct coding, in a sample."""
+MIN_GAIN_OF_A_STEP = 0.04
+"""The same against the step before, as in a cut-over: then bytes count more than processor time."""
 MIN_BOX_BYTES = 4096
 SAMPLE_BYTES = 128 * 1024
 _BATCH_BYTES = 64 * 2**20
 _PROBES = 256
 _SAMPLED_PARAMS = 4
+_SAMPLED_BOXES = 4
 Recipes = dict[int, Recipe]
 
 
@@ -48,7 +52,7 @@ class Sample(NamedTuple):
 
 def choose(
     store: Store, staged: Staged, boxes: Sequence[ShareBox], base: BaseStep | None, *,
-    ids: Sequence[bytes], known: KnownChunks, concurrency: int,
+    ids: Sequence[bytes], known: KnownChunks, concurrency: int, gains: PastGains | None = None,
 ) -> Recipes:  # fmt: skip
     """Recipes of the boxes that are worth a delta, by the boxes' first rows.
 
@@ -60,6 +64,7 @@ def choose(
         ids: Per row the chunk's id; only needed with a base.
         known: Chunks that will be reused as they are.
         concurrency: Requests at a time.
+        gains: What earlier saves found out about deltas; takes in what this one does.
     """
     boxes = [box for box in boxes if box.num_chunks]  # an empty one has its neighbour's first row
     chosen = _derived(boxes)
@@ -69,7 +74,13 @@ def choose(
         chosen |= _replayed(store, staged, boxes, base, concurrency)
     needed_plain = {box.first_row for recipe in chosen.values() for box in recipe.own}
     others = [b for b in boxes if b.first_row not in chosen and b.first_row not in needed_plain]
-    chosen |= _xored(store, others, base, ids, concurrency=concurrency)
+    gains = PastGains() if gains is None else gains
+    distance = staged.step - base.checkpoint.step
+    gains.begin(distance)
+    chosen |= _xored(
+        store, others, base, ids, gains=gains, concurrency=concurrency,
+        min_gain=MIN_GAIN_OF_A_STEP if distance == 1 else MIN_GAIN,
+    )  # fmt: skip
     return _without_dragging(chosen, ids, known)
 
 
@@ -118,20 +129,50 @@ def _probes(words: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _xored(
     store: Store, boxes: Sequence[ShareBox], base: BaseStep, ids: Sequence[bytes], *,
-    concurrency: int,
+    gains: PastGains, min_gain: float, concurrency: int,
 ) -> Recipes:  # fmt: skip
-    """Boxes of which a chunk gains much by its difference to the base."""
-    bases = {b.first_row: base.keyframes(b) for b in boxes if len(b.flat) >= MIN_BOX_BYTES}
-    samples = [
-        sample
-        for box in boxes
-        if (sample := _changed_chunk(box, bases.get(box.first_row, ()), ids)) is not None
-    ]
+    """Boxes of which a chunk gains much by its difference to the base.
+
+    Of many boxes of one role a few are looked at first, and the others only if those promise much.
+    """
+    roles: dict[Role, list[ShareBox]] = defaultdict(list)
+    for box in boxes:
+        role = role_of(box.entry.name, box.entry.dtype)
+        if len(box.flat) >= MIN_BOX_BYTES and gains.is_worth_sampling(role):
+            roles[role].append(box)
+    bases = {box.first_row: base.keyframes(box) for like in roles.values() for box in like}
+    firsts: list[Sample] = []
+    others: dict[Role, list[Sample]] = {}
+    for role, like in roles.items():
+        changed = (_changed_chunk(box, bases[box.first_row], ids) for box in like)
+        samples = [sample for sample in changed if sample is not None]
+        stride = max(1, -(-len(samples) // _SAMPLED_BOXES))
+        firsts += samples[::stride]
+        others[role] = [sample for n, sample in enumerate(samples) if n % stride]
+    found = _gains(store, firsts, concurrency)
+    promising = {_role(sample) for sample, gain in found if gain >= min_gain / 2}
+    for role in {_role(sample) for sample, _ in found}:
+        gains.found(role, pays=role in promising)
+    found += _gains(store, [s for role in promising for s in others[role]], concurrency)
     return {
         s.box.first_row: xor_recipe(s.box, bases[s.box.first_row])
-        for s, raws in read_samples(store, samples, concurrency)
-        if xor_gain(s.box.chunk(s.number), raws[0], s.box) >= MIN_GAIN
+        for s, gain in found
+        if gain >= min_gain
     }
+
+
+def _role(sample: Sample) -> Role:
+    return role_of(sample.box.entry.name, sample.box.entry.dtype)
+
+
+def _gains(
+    store: Store, samples: Iterable[Sample], concurrency: int
+) -> list[tuple[Sample, float]]:  # fmt: skip
+    """What deltas of these chunks gain; nothing of those whose base cannot be read."""
+    return [
+        (s, xor_gain(s.box.chunk(s.number), raws[0], s.box))
+        for s, raws in read_samples(store, samples, concurrency)
+    ]
 
 
 def _changed_chunk(box: ShareBox, bases: Bases, ids: Sequence[bytes]) -> Sample | None:
@@ -249,8 +290,8 @@ def _best_step(trio: _Trio, number: int, raws: Sequence[Bytes1d], step_number: i
     v_size = _size(encode_v(v, m, old_m, old_v, steps[0]))
     return _Best(
         rate, order,
-        is_good_for_v=_gains(trio.v, number, v_size),
-        is_good_for_w=_gains(trio.w, number, sizes[rate, order]),
+        is_good_for_v=_step_gains(trio.v, number, v_size),
+        is_good_for_w=_step_gains(trio.w, number, sizes[rate, order]),
     )  # fmt: skip
 
 
@@ -258,7 +299,7 @@ def _size(encoded: Encoded | None) -> float:
     return math.inf if encoded is None else len(encoded.blob)
 
 
-def _gains(box: ShareBox, number: int, size: float) -> bool:
+def _step_gains(box: ShareBox, number: int, size: float) -> bool:
     raw = box.chunk(number)
     return len(encode(raw, box.kind).blob) - size >= MIN_GAIN * len(raw)
 

@@ -29,7 +29,7 @@ WORDS: dict[int, np.dtype[Any]] = {
     4: np.dtype("<u4"),
     8: np.dtype("<u8"),
 }
-_PROBE_BLOCK, _PROBE_BLOCKS = 1024, 4
+_PROBE_BLOCK, _PROBE_BLOCKS = 64, 16
 # Share of equal pairs in random bytes is 1/256; at 7.9 bits of order-0 entropy it is 15 % more.
 _RANDOM_PAIRS = 1.15 / 256
 _SPLIT = 2**31

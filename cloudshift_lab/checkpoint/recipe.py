@@ -101,15 +101,15 @@ def smaller(
 ) -> tuple[Encoded, bool]:  # fmt: skip
     """A chunk as a delta or alone, whichever is smaller, and whether it is a delta.
 
-    Coding it alone is left out where it cannot win: the delta is a mere reference or a step
-    without residual, or less than half of what the base takes, from which little differs then.
+    Coding it alone is left out where it can hardly win: the delta is a mere reference or a step
+    without residual, or an eighth less than what the base took when it was coded alone.
     """
     raw = box.chunk(number)
     delta = recipe.attempt(box, number, bases)
     if delta is None:
         return encode(raw, box.kind), False
     stored = recipe.stored(number) or ()
-    alone_at_least = min((chunk.stored_len for chunk in stored[-1:]), default=len(raw)) // 2
+    alone_at_least = min((chunk.stored_len for chunk in stored[-1:]), default=len(raw)) // 8 * 7
     if len(delta.blob) <= max(alone_at_least, _REFERENCE_BYTES * bool(recipe.own)):
         return delta, True
     alone = encode(raw, box.kind)

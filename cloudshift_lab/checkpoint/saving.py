@@ -25,6 +25,7 @@ from typing import BinaryIO
 import msgspec
 
 from cloudshift_lab.checkpoint.boxes import TensorBox, TensorSpec
+from cloudshift_lab.checkpoint.gains import PastGains
 from cloudshift_lab.checkpoint.gathering import Gathering, tell_ready
 from cloudshift_lab.checkpoint.known import KnownChunks
 from cloudshift_lab.checkpoint.layout import Coverage, step_dir
@@ -173,6 +174,7 @@ class Encoder:
         self._dead_packs: frozenset[str] = frozenset()
         self._is_unproven = False
         self._warning: str | None = None
+        self._gains = PastGains()
         self._done_bytes = 0
 
     def learn(self, manifest_key: str, manifest_digest: str) -> None:
@@ -224,17 +226,11 @@ class Encoder:
         staged = read_slot(self._node_dir, rank, step)
         before = self._done_bytes
         written = write_rank(
-            self._store,
-            job.run_id,
-            staged,
-            generation=job.generation,
-            known=self._known,
-            concurrency=PACKS_IN_FLIGHT,
-            threads=self._threads,
-            base=self._base,
-            dead_packs=self._dead_packs,
+            self._store, job.run_id, staged, generation=job.generation, known=self._known,
+            concurrency=PACKS_IN_FLIGHT, threads=self._threads, base=self._base,
+            dead_packs=self._dead_packs, gains=self._gains,
             progress=lambda done_bytes: self._advance(before + done_bytes),
-        )
+        )  # fmt: skip
         if len(job.ranks) < job.world_size:
             place = step_dir(job.run_id, step, job.generation)
             tell_ready(self._store, place, job.world_size, written, incarnation=incarnation)

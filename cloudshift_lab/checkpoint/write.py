@@ -9,6 +9,7 @@ import msgspec
 
 from cloudshift_lab.checkpoint.choice import bases_of, choose
 from cloudshift_lab.checkpoint.encoding import ShareEncoder, chunk_id, in_order
+from cloudshift_lab.checkpoint.gains import PastGains
 from cloudshift_lab.checkpoint.index import ChunkLocation, add_bases, pack_table, write_index
 from cloudshift_lab.checkpoint.known import KnownChunks, packs_of
 from cloudshift_lab.checkpoint.layout import (
@@ -45,7 +46,7 @@ def write_rank(
     store: Store, run_id: str, staged: Staged, *, generation: int,
     known: KnownChunks | None = None, concurrency: int = 4, threads: int = 1,
     base: Checkpoint | None = None, dead_packs: frozenset[str] = frozenset(),
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | None = None, gains: PastGains | None = None,
 ) -> WrittenRank:  # fmt: skip
     """Store one rank's share: new packs first, then the index, then the record.
 
@@ -63,6 +64,7 @@ def write_rank(
         base: A committed step of the same store that deltas may refer to; None: no deltas to it.
         dead_packs: Hashes of packs that are about to be deleted: neither used nor written.
         progress: Told how many raw bytes of the share are done so far.
+        gains: What earlier saves found out about deltas; takes in what this one does.
 
     Returns:
         What ``seal`` needs to know.
@@ -82,7 +84,7 @@ def write_rank(
     known = _reusable(ids, known, dead_packs)
     recipes = choose(
         store, staged, boxes, None if base is None else BaseStep(base, dead_packs), ids=ids,
-        known=known, concurrency=concurrency,
+        known=known, concurrency=concurrency, gains=gains,
     )  # fmt: skip
     # What lies in a base's pack as it is: a delta to it, perhaps to itself, would only be larger.
     known = known.and_also(bases_of(recipes))
