@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 
 from cloudshift_lab.core.errors import UsageError
 from cloudshift_lab.core.money import HOUR_S, format_duration
@@ -25,7 +26,8 @@ MAX_INTERVAL_S = HOUR_S
 BUSY_SHARE = 0.5
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _STEPS = re.compile(r"[0-9]{1,9}")
-_TIME = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?([smh])")
+_TIME = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,17})?) ?([smh])")
+_LONGEST_S = 1e9
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class EverySeconds:
     seconds: float
 
     def __str__(self) -> str:
-        return f"{self.seconds:g}s"
+        """Exact, and without an exponent, so that parsing it gives the same."""
+        return f"{Decimal(repr(self.seconds)).normalize():f}s"
 
 
 @dataclass(frozen=True)
@@ -94,11 +97,13 @@ def parse_save_policy(text: str) -> SavePolicy:
     if _STEPS.fullmatch(word) and int(word) > 0:
         return EverySteps(int(word))
     match = _TIME.fullmatch(word)
-    if match is not None and (seconds := float(match[1]) * _SECONDS[match[2]]) >= 1:
-        return EverySeconds(seconds)
+    if match is not None:
+        seconds = float(match[1]) * _SECONDS[match[2]]
+        if 1 <= seconds < _LONGEST_S:
+            return EverySeconds(seconds)
     raise UsageError(
-        f"'{text[:40]}' is no checkpoint interval; give steps (50), a time of at least a second "
-        "(30s, 5m, 1h) or auto"
+        f"'{text[:40]}' is no checkpoint interval; give steps (50), a time from a second to 30 "
+        "years (30s, 5m, 1h) or auto"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cloudshift_lab.core.errors import UsageError
@@ -142,3 +142,26 @@ def test_fixed_policies_are_told_as_they_are() -> None:
 )
 def test_seconds_are_told_in_two_digits(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+@given(
+    number=st.from_regex(r"[0-9]{1,9}(\.[0-9]{1,9})?", fullmatch=True), unit=st.sampled_from("smh")
+)
+@example(number="300", unit="h")
+@example(number="999999999", unit="s")
+@example(number="1.000000001", unit="h")
+def test_a_time_that_was_accepted_is_the_same_once_written_and_read_again(
+    number: str, unit: str
+) -> None:
+    try:
+        policy = parse_save_policy(number + unit)
+    except UsageError:
+        seconds = float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
+        assert not 1 <= seconds < 1e9
+    else:
+        assert parse_save_policy(str(policy)) == policy
+
+
+@given(st.floats(1.0, 999_999_999.0))
+def test_every_time_can_be_written_and_read_again(seconds: float) -> None:
+    assert parse_save_policy(str(EverySeconds(seconds))) == EverySeconds(seconds)
