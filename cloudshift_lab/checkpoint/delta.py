@@ -39,7 +39,7 @@ def needed(locations: Iterable[ChunkLocation]) -> list[ChunkLocation]:
         if location not in found:
             found[location] = None
             todo += [chunk for operand in location.refs for chunk in operand.chunks]
-    return sorted(found, key=lambda c: (_level(c), c.pack, c.offset))
+    return sorted(found, key=_place)
 
 
 def to_read(locations: Iterable[ChunkLocation]) -> list[ChunkLocation]:
@@ -53,7 +53,7 @@ def to_read(locations: Iterable[ChunkLocation]) -> list[ChunkLocation]:
     lowest: dict[bytes, ChunkLocation] = {}
     for location in (*wanted, *needed(wanted)):
         held = lowest.setdefault(location.id, location)
-        if _level(location) < _level(held):
+        if _place(location) < _place(held):
             lowest[location.id] = location
     found: dict[bytes, ChunkLocation] = {}
     todo = [location.id for location in wanted]
@@ -65,8 +65,8 @@ def to_read(locations: Iterable[ChunkLocation]) -> list[ChunkLocation]:
     return list(found.values())
 
 
-def _level(location: ChunkLocation) -> int:
-    return LEVELS.get(location.codec, 0)
+def _place(location: ChunkLocation) -> tuple[int, str, int]:
+    return LEVELS.get(location.codec, 0), location.pack, location.offset
 
 
 def root(location: ChunkLocation) -> ChunkLocation:

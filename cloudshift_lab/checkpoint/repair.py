@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import msgspec
 from xxhash import xxh3_64_intdigest
 
-from cloudshift_lab.checkpoint.delta import needed
+from cloudshift_lab.checkpoint.delta import to_read
 from cloudshift_lab.checkpoint.index import ChunkLocation
 from cloudshift_lab.checkpoint.layout import blake3_hex, pack_key
 from cloudshift_lab.checkpoint.reader import Checkpoint, open_checkpoint
@@ -297,19 +297,19 @@ class _Repair:
         lost = tuple(
             name
             for name in step.names()
-            if any(self._is_lost(location) for _, location in step.chunks_of(name))
+            if self._is_lost([location for _, location in step.chunks_of(name)])
         )
         return StepVerdict(
             step=step.step, manifest_key=step.manifest_key,
             state="damaged" if lost else "whole", lost=lost, num_tensors=len(step.names()),
         )  # fmt: skip
 
-    def _is_lost(self, location: ChunkLocation) -> bool:
-        """Whether a chunk, or one that it is decoded with, is in no sound place of its pack."""
-        parts = (location, *needed([location]))
+    def _is_lost(self, chunks: Sequence[ChunkLocation]) -> bool:
+        """Whether what these, or any of them, are read from has no sound place in its pack."""
         return any(
             part.pack in self.bad and part._replace(refs=()) not in self.bad[part.pack]
-            for part in parts
+            for together in (chunks, *([chunk] for chunk in chunks))
+            for part in to_read(together)
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from typing import Literal
@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from cloudshift_lab.checkpoint.delta import decode_checked
+from cloudshift_lab.checkpoint.delta import decode_checked, to_read
 from cloudshift_lab.checkpoint.fetch import (
     INLINE_BYTES,
     MAX_THREADS,
@@ -58,7 +58,7 @@ def verify(
         manifest_key: From the log's commit record.
         digest: The manifest's blake3, from there too.
         level: 1 or 2.
-        progress: Called with bytes checked and bytes in all.
+        progress: Called with bytes checked and bytes in all; deltas are read twice and count so.
         concurrency: Packs (of about 16 MiB) read at a time; a few more wait for a thread.
         threads: Threads that hash and decode; None: one per usable processor, up to 8.
 
@@ -100,6 +100,9 @@ class _Check:
         self._progress = progress
         self._done = 0
         self.total = sum(size for _, size in self._packs.values())
+        self._to_do = self.total + sum(
+            chunk.stored_len for chunks in self._chunks.values() for chunk in chunks if chunk.refs
+        )
         self.problems: dict[str, str] = {}
 
     def read_packs(self, concurrency: int, threads: int | None) -> None:
@@ -116,9 +119,12 @@ class _Check:
         for key, (pack, _) in self._packs.items():
             deltas = [chunk for chunk in self._chunks.get(pack, ()) if chunk.refs]
             try:
-                fetch_pieces(self._store, [Piece(c, (c.raw_len,), *_NOTHING) for c in deltas])
+                for group in apart(deltas):
+                    fetch_pieces(self._store, [Piece(c, (c.raw_len,), *_NOTHING) for c in group])
             except (Corrupt, NotFound) as error:
                 self.problems[key] = error.message
+            if deltas:
+                self._advance(sum(chunk.stored_len for chunk in deltas))
 
     def _stream(self, left: dict[str, None], concurrency: int, threads: int | None) -> None:
         """Read what is ``left``, and take out of it what is settled."""
@@ -153,9 +159,12 @@ class _Check:
     def _settle(self, key: str, problem: str | None) -> None:
         if problem is not None:
             self.problems[key] = problem
-        self._done += self._packs[key][1]
+        self._advance(self._packs[key][1])
+
+    def _advance(self, num_bytes: int) -> None:
+        self._done += num_bytes
         if self._progress is not None:
-            self._progress(self._done, self.total)
+            self._progress(self._done, self._to_do)
 
     def _problem(self, key: str, data: bytes) -> str | None:
         """What is wrong with a pack's bytes; None when nothing is."""
@@ -174,6 +183,18 @@ class _Check:
         except Corrupt as error:
             return error.message
         return None
+
+
+def apart(deltas: Sequence[ChunkLocation]) -> Iterator[list[ChunkLocation]]:
+    """Deltas in groups in which each is decoded itself, not a plain chunk of the same content.
+
+    Left out are deltas to their own content: nobody ever decodes these.
+    """
+    read = set(to_read(deltas))
+    yield [delta for delta in deltas if delta in read]
+    for delta in deltas:
+        if delta not in read and delta in to_read([delta]):
+            yield [delta]
 
 
 def _by_pack(checkpoint: Checkpoint) -> dict[str, list[ChunkLocation]]:

@@ -103,7 +103,7 @@ def test_a_whole_chunk_is_not_skipped():
     size = MAX_CHUNK_BYTES
     rows = [*[(size, PLANES_ZSTD, (), 0)] * 64, (4, DERIVED, (0,), 64 * size - 8)]
     with pytest.raises(Corrupt, match="skips"):
-        read_index(table(rows[:64] + [(4, DERIVED, (0,), size)]), PACKS, "x.index")
+        read_index(table([*rows[:64], (4, DERIVED, (0,), size)]), PACKS, "x.index")
     with pytest.raises(Corrupt, match="skips"):
         read_index(table([*rows[:64], (4, DERIVED, (0,), 2**32 - 9)]), PACKS, "x.index")
     fits = read_index(table([*rows[:64], (4, DERIVED, (0,), size - 4)]), PACKS, "x.index")
