@@ -297,8 +297,11 @@ class NodeAgent:
         self._ranks.request_drain()
         while (sealed := self._sealed()) is None:
             self._refuse_failed()
-            if (refusal := self._refusal()) is not None:
-                raise refusal
+            if (why := self._vain_save()) is not None:
+                raise CloudshiftError(
+                    f"{why}: it is tried again, and training then goes on here; mend the cause, "
+                    "then try this again"
+                )
             if self._view.state == "finished":
                 raise Conflict("the run finished before it could be drained; nothing is to be done")
             yield OrderResult(state="running", detail=self._view.state)
@@ -313,7 +316,8 @@ class NodeAgent:
             if self._view.state == "finished":
                 yield OrderResult(state="done", detail="finished")
                 return
-            yield OrderResult(state="running", detail="waiting for the drained step")
+            detail = self._vain_save() or "waiting for the drained step"
+            yield OrderResult(state="running", detail=detail)
         self._tenure.check()
         self._saves.continue_from(sealed)
         self._ranks.start(sealed, standby=False)
@@ -365,12 +369,15 @@ class NodeAgent:
         return self._saves.closing if self._view.state == "drained" else None
 
     def _refusal(self) -> CloudshiftError | None:
+        """That an attempt ends though what the ranks staged last is not saved."""
+        what = self._vain_save()
+        return None if what is None else self._resumable(what)
+
+    def _vain_save(self) -> str | None:
         """That what the ranks staged last cannot be saved, once that is certain."""
         has_ended = self._view.state in ("drained", "finished", "failed")
         reason = self._saves.refused(self._view) if has_ended else None
-        if reason is None:
-            return None
-        return self._resumable(f"step {self._view.staged_step} could not be saved ({reason})")
+        return reason and f"step {self._view.staged_step} could not be saved ({reason})"
 
     def _stuck_since(self, moved_at: float) -> CloudshiftError | None:
         """That the ranks will never stop by themselves; what follows a loop may take its time."""

@@ -239,6 +239,28 @@ def test_a_drain_whose_step_cannot_be_saved_fails_and_is_still_saved_later(
     assert source.ranks.told[-1] == "start from 12"
 
 
+def test_a_refused_drain_and_the_resume_after_it_say_what_is_tried_again_and_why(
+    source: Attempt,
+) -> None:
+    source.tick()
+    drain = source.order("drain")
+    source.tick()
+    source.saver.failures = [SaveFailed(12, "Exhausted", "the disk is full; free space")] * 99
+    source.drain_to(12)
+    source.tick(800)
+    error = source.result(drain).error or ""
+    assert "it is tried again, and training then goes on here" in error
+    assert "cloudshift resume" not in error, "the attempt has not ended"
+    resume = source.order("resume")
+    source.tick(8)
+    result = source.result(resume)
+    assert result.state == "running"
+    assert "the disk is full" in (result.detail or "")
+    source.saver.failures = []
+    source.tick(200)
+    assert source.ranks.told[-1] == "start from 12"
+
+
 def test_a_drain_ends_with_a_final_commit_and_its_digest(source: Attempt) -> None:
     sealed = drained(source)
     result = source.result("drain-0")
