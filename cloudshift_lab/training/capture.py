@@ -1,4 +1,4 @@
-"""Copies the state while the next step computes, and never lets a torn copy out."""
+"""Copies the state while the next step computes, and drops a copy that was torn."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class Capture:
     next step, which therefore waits for the thread first. The thread announces the step once it is
     certain that nothing changed meanwhile: at that optimizer step, or a few seconds after the copy
     when none comes. A copy that something changed under is dropped, and from then on
-    captures copy everything at the boundary while training waits (``mode`` "blocking").
+    captures copy everything at the boundary while training waits (``mode`` "blocking"). What a
+    ``Watch`` cannot see slips through: few elements of a large tensor, changed through ``.data``.
 
     With a CUDA device the copy runs on a stream of its own into pinned memory, and the optimizer's
     stream waits for it instead of the process. That has never been run on a GPU.

@@ -29,7 +29,7 @@ class Copying:
     def __init__(self, sources: Sequence[torch.Tensor], places: Sequence[torch.Tensor]) -> None:
         self._addresses = addresses_of(sources)
         self._sources = tuple(sources)
-        self._places = tuple(places)  # kept, since the moves below hold addresses only
+        self.places = tuple(places)  # kept, since the moves below hold addresses only
         self._moves: list[Move] = []
         self._odd: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._device: list[tuple[torch.Tensor, torch.Tensor]] = []

@@ -52,6 +52,7 @@ class Flight:
             self._copy()
             if not self.is_judged.wait(self.settle_s):
                 self.judge()
+            self.torn_by = self.torn_by or self._watch.torn_by(self.opened.steady.places)
             if self.torn_by is None and self.failure is None:
                 self._arena.announce(self.opened)
         except Exception as error:  # noqa: BLE001 - kept for the training thread, which says it
