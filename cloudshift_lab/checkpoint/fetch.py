@@ -109,7 +109,7 @@ def fetch_pieces(
     """
     blobs = _group(pieces)
     total = sum(blob.location.stored_len for blob in blobs)
-    ranges = _in_stream_order(merge_ranges(_by_place(blobs), _request_bytes(total, concurrency)))
+    ranges = _in_stream_order(merge_ranges(_by_place(blobs), bytes_per_request(total, concurrency)))
     if total <= INLINE_BYTES:
         threads = 1
     elif threads is None:
@@ -131,7 +131,7 @@ def usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def _request_bytes(total: int, concurrency: int) -> int:
+def bytes_per_request(total: int, concurrency: int) -> int:
     """Two rounds of requests at least, so that decoding begins while bytes still arrive."""
     even = total // (2 * max(1, concurrency))
     most = min(IN_FLIGHT_BYTES // max(1, concurrency), MAX_REQUEST_BYTES)

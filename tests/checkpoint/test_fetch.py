@@ -1,16 +1,35 @@
 """Fetching by a plan: ranges in any order, deltas with their bases, damage on the way."""
 
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
 from blake3 import blake3
 
-from cloudshift_lab.checkpoint.codecs import DERIVED, STORE
+from cloudshift_lab.checkpoint import (
+    BoxRequest,
+    open_checkpoint,
+    packer,
+    seal,
+    stage_arrays,
+    write_rank,
+)
+from cloudshift_lab.checkpoint.boxes import whole
+from cloudshift_lab.checkpoint.codecs import ADAMW_V, ADAMW_W, DERIVED, STORE
 from cloudshift_lab.checkpoint.derived import round_half
-from cloudshift_lab.checkpoint.fetch import MAX_WASTE_BYTES, Piece, fetch_pieces
+from cloudshift_lab.checkpoint.fetch import (
+    IN_FLIGHT_BYTES,
+    MAX_REQUEST_BYTES,
+    MAX_WASTE_BYTES,
+    MIN_REQUEST_BYTES,
+    Piece,
+    bytes_per_request,
+    fetch_pieces,
+)
 from cloudshift_lab.checkpoint.index import ChunkLocation, Operand
 from cloudshift_lab.checkpoint.layout import pack_key
+from cloudshift_lab.checkpoint.replay import Step, replayed_w, w_scalars
 from cloudshift_lab.core.errors import Corrupt
 from cloudshift_lab.storage.memory import MemoryStore
 
@@ -151,3 +170,71 @@ def test_only_the_callers_thread_asks_the_store():
     store.flips[pack_key(rows[0].pack)] = 1
     fetch_pieces(store, wanted(rows)[0], threads=4)
     assert store.threads == {threading.get_ident()}
+
+
+# -- memory ---------------------------------------------------------------------------------------
+
+
+def trained(state, number):
+    """The state one AdamW step later, with noise for a gradient, and leaves that say so."""
+    draw = np.random.default_rng(number)
+    step = Step(1e-3, 0.9, 0.999, 1e-8, 0.01, number)
+    after, names = {}, [name.removeprefix("model/") for name in state if name[:6] == "model/"]
+    for name in names:
+        m, v = (state[f"optimizer/{name}/exp_avg{part}"] for part in ("", "_sq"))
+        grad = (draw.standard_normal(m.shape) * 1e-3).astype(np.float32)
+        m = m + np.float32(0.1) * (grad - m)
+        v = v * np.float32(0.999) + (grad * np.float32(1 - 0.999)) * grad
+        after |= {
+            f"model/{name}": replayed_w(m, v, state[f"model/{name}"], w_scalars(step), 0),
+            f"optimizer/{name}/exp_avg": m,
+            f"optimizer/{name}/exp_avg_sq": v,
+            f"optimizer/{name}/step": np.array(number, np.float32),
+        }
+    values = {
+        "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01, "amsgrad": False,
+        "decoupled_weight_decay": True,
+    }  # fmt: skip
+    return after, {"optimizer": {"groups": [{"names": names, "values": values}]}}
+
+
+def replayed_step(store):
+    """A step that is a replay of the one before, its state, and how many bytes that has."""
+    state = {}
+    for number in range(48):
+        zeros = np.zeros((512, 128), np.float32)
+        draw = np.random.default_rng(100 + number)
+        state[f"model/{number:02}"] = draw.standard_normal(zeros.shape).astype(np.float32)
+        state |= {f"optimizer/{number:02}/exp_avg{part}": zeros for part in ("", "_sq")}
+    base = None
+    for number in (1, 2):
+        state, leaves = trained(state, number)
+        staged = stage_arrays(state, step=number, leaves=leaves)
+        written = write_rank(store, "r", staged, generation=1, base=base)
+        sealed = seal(store, "r", number, generation=1, world_size=1, written=[written])
+        base = open_checkpoint(store, "r", sealed.manifest_key, digest=sealed.manifest_digest)
+    assert {ADAMW_V, ADAMW_W} <= {row.codec for row in base.locations()}
+    return base, state
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_replayed_step_is_restored_without_holding_all_its_bases(backwards, monkeypatch):
+    monkeypatch.setattr(packer, "PACK_BYTES", 3_000_000)
+    step, state = replayed_step(MemoryStore())
+    names = sorted(state, reverse=backwards)
+    out = [np.empty(state[name].nbytes, np.uint8) for name in names]
+    requests = [BoxRequest(name, *whole(state[name].shape)) for name in names]
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    step.read_many(requests, out=out, threads=1)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [found.tobytes() for found in out] == [state[name].tobytes() for name in names]
+    assert most - before < 0.4 * sum(found.nbytes for found in out)
+
+
+def test_requests_under_way_are_bounded_in_bytes():
+    for concurrency in (1, 4, 32, 100):
+        assert concurrency * bytes_per_request(2**50, concurrency) <= IN_FLIGHT_BYTES
+    assert bytes_per_request(2**50, 4) == MAX_REQUEST_BYTES
+    assert bytes_per_request(2**20, 32) == MIN_REQUEST_BYTES

@@ -11,6 +11,7 @@ from cloudshift_lab.checkpoint.boxes import TensorSpec, whole
 from cloudshift_lab.checkpoint.codecs import ADAMW_V, ADAMW_W, DERIVED, LEVELS, XOR_PLANES_ZSTD
 from cloudshift_lab.checkpoint.derived import round_half
 from cloudshift_lab.checkpoint.gc import collect
+from cloudshift_lab.checkpoint.layout import PACK_BYTES
 from cloudshift_lab.checkpoint.replay import Step, replayed_w, w_scalars
 from cloudshift_lab.checkpoint.share import Staged, stage_arrays
 from cloudshift_lab.checkpoint.tombs import tombstoned
@@ -184,9 +185,9 @@ class Run:
         assert step.tensor(name).tobytes() == state[name].tobytes()
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_every_kept_step_of_a_changeful_run_comes_back_bit_by_bit(seed, monkeypatch):
-    monkeypatch.setattr(packing, "PACK_BYTES", 300_000)
+@pytest.mark.parametrize("seed, pack_bytes", [(1, 300_000), (1, PACK_BYTES), (2, PACK_BYTES)])
+def test_every_kept_step_of_a_changeful_run_comes_back_bit_by_bit(seed, pack_bytes, monkeypatch):
+    monkeypatch.setattr(packing, "PACK_BYTES", pack_bytes)
     training = Training(seed)
     run = Run(training.chance)
     for _ in range(25):
