@@ -22,6 +22,7 @@ from cloudshift_lab.training.ownership import Ownership
 _POLL_S = 0.01
 _SAVING_POLL_S = 0.05
 _COLLECT_EVERY_S = 900.0
+_TRIES_WHEN_SWEPT = 6
 
 
 @dataclass(frozen=True)
@@ -132,14 +133,20 @@ class Background:
         while not work.is_staged():
             self._pause()
         handle.staging_completion.set_result(None)
-        try:
-            self._save(handle.step)
-        except Conflict as error:
-            if type(error) is not Conflict:
-                raise
-            self._save(handle.step)  # swept meanwhile: what is to be deleted is written anew
+        self._save_despite_sweeps(handle.step)
         self.released_step = self.saved_step = handle.step
         handle.upload_completion.set_result(handle.step)
+
+    def _save_despite_sweeps(self, step: int) -> None:
+        """Save; again whenever the store was swept meanwhile, so that nothing deleted is used."""
+        for more in reversed(range(_TRIES_WHEN_SWEPT)):
+            try:
+                self._save(step)
+            except Conflict as error:
+                if type(error) is not Conflict or not more:
+                    raise
+            else:
+                return
 
     def _save(self, step: int) -> None:
         state = self._log.sync() if self._owned is None else self._owned.hold()
