@@ -84,8 +84,10 @@ class Watch:
         return _Samples([(n, kind, tensors[n]) for n, kind in self._kinds])
 
     def _differing(self, samples: _Samples) -> str | None:
-        differing = np.flatnonzero(samples.bytes() != self._before)
-        return self._names[samples.owner(differing[0])] if len(differing) else None
+        now = samples.bytes()
+        if np.array_equal(now, self._before):
+            return None
+        return self._names[samples.owner(int(np.argmax(now != self._before)))]
 
     def _count(self) -> list[int]:
         return list(map(_VERSION, self._counted))
@@ -108,9 +110,14 @@ class _Samples:
 
     def bytes(self) -> Bytes:
         """As they are now."""
-        found = [np.concatenate(views).reshape(-1) for views in (self._lines, self._whole) if views]
-        found += [view.reshape(-1).view(np.uint8) for view in self._grids]
-        return np.concatenate(found) if found else np.zeros(0, dtype=np.uint8)
+        found: Bytes = np.empty(len(self._owners), dtype=np.uint8)
+        end = len(self._lines) * NUM_LINES * LINE_BYTES
+        if self._lines:
+            np.concatenate(self._lines, out=found[:end].reshape(-1, LINE_BYTES))
+        rest = [*self._whole, *(grid.reshape(-1).view(np.uint8) for grid in self._grids)]
+        if rest:
+            np.concatenate(rest, out=found[end:])
+        return found
 
     def owner(self, place: int) -> int:
         """The number of the tensor whose byte is at a place in ``bytes``."""
