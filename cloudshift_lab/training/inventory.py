@@ -12,7 +12,7 @@ from torch import nn
 
 from cloudshift_lab.core.errors import UsageError
 from cloudshift_lab.training.sharding import is_sharded
-from cloudshift_lab.training.tree import pull_tensors
+from cloudshift_lab.training.tree import check_tensor, pull_tensors
 
 Leaves = dict[str, Any]
 Optimizers = (
@@ -79,6 +79,8 @@ class ModelTensors:
         others: Leaves = {}
         self.computed: set[str] = set()
         for name, value in found.items():
+            if isinstance(value, torch.Tensor):
+                check_tensor(value, f"model/{name}")
             if not isinstance(value, torch.Tensor):
                 others[name] = pull_tensors(value, f"model/{name}", self.volatile)
                 self.computed.add(name)
@@ -193,7 +195,7 @@ class OptimizerTensors:
         others: Leaves = {}
         for key, value in state.items():
             if isinstance(value, torch.Tensor) and "/" not in str(key):
-                self.steady[f"optimizer/{name}/{key}"] = value
+                pull_tensors(value, f"optimizer/{name}/{key}", self.steady)
             else:
                 others[key] = pull_tensors(value, f"optimizer/{name}/{key}", self.steady)
                 self._is_computed |= not (value is None or isinstance(value, bool))

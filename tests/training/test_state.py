@@ -252,3 +252,10 @@ def test_a_large_replicated_tensor_is_staged_in_parts_by_reference() -> None:
         rows = slice(part.offset[0], part.offset[0] + part.tensor.shape[0])
         assert part.tensor.data_ptr() == model.weight[rows].data_ptr()
     assert max(s.num_bytes for s in shares) < 1.2 * min(s.num_bytes for s in shares)
+
+
+def test_a_model_that_no_checkpoint_holds_is_refused_by_the_name_of_its_tensor() -> None:
+    with torch.device("meta"):
+        model = nn.Linear(2, 3)
+    with pytest.raises(UsageError, match=r"model/weight, a tensor on the meta device"):
+        TrainingState(model, torch.optim.SGD(model.parameters()), {}, rank=0, world_size=1)
