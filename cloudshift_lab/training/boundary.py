@@ -17,7 +17,11 @@ from cloudshift_lab.training.capture import Capture
 from cloudshift_lab.training.flight import Lost
 from cloudshift_lab.training.inventory import Optimizers, listed
 from cloudshift_lab.training.node import Node
+from cloudshift_lab.training.parts import Part, Share
 from cloudshift_lab.training.state import TrainingState
+from cloudshift_lab.training.watching import Watch
+
+NUM_MARKED = 32
 
 
 class Boundary:
@@ -64,6 +68,8 @@ class Boundary:
         self._num_served = 0
         self._is_first = True
         self._step = 0
+        self._marked: tuple[Part, ...] | None = None
+        self._mark: Watch | None = None
 
     @property
     def kept_step(self) -> int | None:
@@ -85,6 +91,8 @@ class Boundary:
             UsageError: A leaf that a checkpoint cannot hold.
         """
         self._step = step
+        if self._mark is not None:
+            self._mark.begin()
         self._capture.settle()
         flags = self._agreement.read()
         is_again = self._drop(flags)
@@ -117,8 +125,16 @@ class Boundary:
         """
         try:
             self._capture.finish()
-            if step != self.kept_step and not sys.is_finalizing():
-                self._capture.hold(step, self._state.share(step))
+            if step == self.kept_step or sys.is_finalizing():
+                return
+            changed = None if self._mark is None else self._mark.changed()
+            if changed is not None:
+                self._say(
+                    f"step {step} is not saved: '{changed}' was changed after it, outside of the "
+                    "loop; write `for step in session.steps(n)`, so that its end is seen at once"
+                )
+                return
+            self._capture.hold(step, self._state.share(step))
         except CloudshiftError as error:
             self._say(f"step {step}, after which the loop was left, is not saved: {error.message}")
 
@@ -135,7 +151,7 @@ class Boundary:
 
     def _begin(self, step: int) -> None:
         try:
-            self._capture.begin(step, self._state.share(step))
+            self._capture.begin(step, self._share(step))
         except Exhausted as error:
             self._has_failed = True
             self._warn("room", f"step {step} is not saved: {error.message}")
@@ -144,9 +160,20 @@ class Boundary:
 
     def _rehearse(self, step: int) -> None:
         try:
-            self._capture.rehearse(self._state.share(step))
+            self._capture.rehearse(self._share(step))
         except Exhausted as error:
             self._warn("room", f"nothing will be saved: {error.message}")
+
+    def _share(self, step: int) -> Share:
+        """This rank's share; its values are remembered, as those at every later boundary."""
+        share = self._state.share(step)
+        if share.steady is not self._marked:
+            names = [part.name for part in share.steady]
+            tensors = [part.tensor for part in share.steady]
+            self._mark = Watch(names, tensors, max_sampled=NUM_MARKED)
+            self._mark.begin()
+            self._marked = share.steady
+        return share
 
     def _drop(self, flags: Flags) -> bool:
         """Drop a step that some rank has lost; whether to capture again at once."""

@@ -84,6 +84,7 @@ class Session:
         self.start_step = 0
         self._current: int | None = None
         self._completed: int | None = None
+        self._has_left = False
         self._total = 0
         self._step_began = 0.0
         self._boundary: Boundary | None = None
@@ -101,15 +102,20 @@ class Session:
         """The steps still to be done: from the restored one + 1 to ``total``.
 
         A loop that is left early, after ``session.step()``, is as finished as a whole one: its
-        state is copied at once, and counts when the process ends without an error.
+        state is copied at once, and counts when the process ends without an error. A second loop
+        goes on after the last completed step.
 
         Args:
             total: Optimizer steps of the whole run, counted from its very beginning.
+
+        Raises:
+            UsageError: An earlier loop ended the run, or was left in the middle of a step.
         """
+        done = self._resume()
         self._total = total
         self._step_began = time.perf_counter()
         try:
-            for step in range(self.start_step + 1, total + 1):
+            for step in range(done + 1, total + 1):
                 self._current = step
                 yield step
                 if self._current is not None:
@@ -117,7 +123,7 @@ class Session:
         except GeneratorExit:
             self._keep()
             raise
-        self._finish(max(total, self.start_step))
+        self._finish(max(total, done))
 
     def step(self, *, loss: torch.Tensor | float | None = None, tokens: int | None = None) -> None:
         """Mark the end of an optimizer step: the state is whole now.
@@ -141,6 +147,20 @@ class Session:
             self._boundary.stage_last(step)
             self._leave(self._node, RankState(self.rank, "drained", step))
             raise Drained(step)
+
+    def _resume(self) -> int:
+        """The step after which a loop begins."""
+        if self._current is not None:
+            raise UsageError(
+                f"the loop was left in the middle of step {self._current}; call session.step() "
+                "before `break` to go on in another loop"
+            )
+        if self._has_left:
+            raise UsageError(
+                f"the run ended with step {self._completed or self.start_step}; give "
+                "session.steps() the number of all steps of the run in the first loop"
+            )
+        return self.start_step if self._completed is None else self._completed
 
     # -- beginning and end ------------------------------------------------------------------------
 
@@ -180,6 +200,7 @@ class Session:
         self._leave(self._node, RankState(self.rank, "finished", step))
 
     def _leave(self, node: Node, state: RankState) -> None:
+        self._has_left = True
         atexit.unregister(self._depart)
         node.rows.close()
         node.tell(state)

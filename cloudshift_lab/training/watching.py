@@ -35,16 +35,24 @@ class Watch:
     Args:
         names: For the report.
         tensors: As many as names.
+        max_sampled: Of so many tensors, taken evenly, bytes are sampled; None: of all.
     """
 
-    def __init__(self, names: Sequence[str], tensors: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        tensors: Sequence[torch.Tensor],
+        *,
+        max_sampled: int | None = None,
+    ) -> None:
         self._names = tuple(names)
         self._tensors = tuple(tensors)
         self._addresses = addresses_of(tensors)
         self._numbers = [n for n, t in enumerate(tensors) if not t.is_inference()]
         self._counted = [tensors[n] for n in self._numbers]
         kinds = [(n, _kind(tensor)) for n, tensor in enumerate(tensors)]
-        self._kinds = [(n, kind) for n, kind in kinds if kind is not None]
+        seen = [(n, kind) for n, kind in kinds if kind is not None]
+        self._kinds = seen[:: 1 if max_sampled is None else -(-len(seen) // max_sampled) or 1]
         self._sampled = self._samples_of(self._tensors)
         self._copied = self._sampled
         self._places: Sequence[torch.Tensor] = self._tensors

@@ -119,3 +119,49 @@ def test_a_loop_that_runs_to_its_end_says_nothing_at_exit(around: AroundUs) -> N
     done = run(around, "for step in session.steps(7):\n        train()\n        session.step()")
     assert (done.returncode, done.stderr) == (0, "")
     assert weight_after(around, 7) == 7.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["model.weight.data.fill_(99.0)", "model.load_state_dict({'weight': torch.ones(1, 1)})"],
+)
+def test_weights_that_changed_after_a_loop_whose_iterator_lives_on_are_not_saved(
+    around: AroundUs, change: str
+) -> None:
+    """As ``bar = tqdm(session.steps(n))`` keeps it."""
+    body = "global held\n    held = session.steps(100)\n    "
+    body += LOOP.replace("session.steps(100)", "held") + f"break\n    {change}"
+    done = run(around, body)
+    assert done.returncode == 0, done.stderr
+    assert "step 7 is not saved: 'model/weight' was changed after it" in done.stderr
+    assert around.state().state == "finished"
+    with pytest.raises(NotFound):
+        around.save(7)
+    assert weight_after(around, 3) == 3.0
+
+
+def test_a_second_loop_goes_on_after_the_last_completed_step(around: AroundUs) -> None:
+    done = run(
+        around,
+        LOOP + "break\n    for step in session.steps(9):\n        train()\n        session.step()",
+    )
+    assert done.returncode == 0, done.stderr
+    assert [row.step for row in around.rows()] == list(range(1, 10))
+    assert weight_after(around, 9) == 9.0
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("for step in session.steps(3): train()\n    for step in session.steps(5): train()",
+         "the run ended with step 3"),
+        ("for step in session.steps(3): break\n    for step in session.steps(5): train()",
+         "left in the middle of step 1"),
+    ],
+)  # fmt: skip
+def test_a_second_loop_that_would_number_steps_twice_is_refused(
+    around: AroundUs, body: str, why: str
+) -> None:
+    done = run(around, body)
+    assert done.returncode != 0
+    assert why in done.stderr
