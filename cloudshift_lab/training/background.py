@@ -39,6 +39,10 @@ class SaveHandle:
     staging_completion: Future[None] = field(default_factory=Future)
     upload_completion: Future[int] = field(default_factory=Future)
 
+    def __post_init__(self) -> None:
+        for future in (self.staging_completion, self.upload_completion):
+            future.set_running_or_notify_cancel()  # a save under way cannot be cancelled
+
 
 @dataclass(frozen=True)
 class Work:
@@ -123,10 +127,10 @@ class Background:
                 return
             try:
                 self._carry(work)
-            except (CloudshiftError, OSError) as error:
-                self._fail(work, error)
-            else:
                 self._look_after()
+            except Exception as error:  # noqa: BLE001 - told at the next save; the thread goes on
+                self._fail(work, error)
+            del work  # it leads to the tensors that were copied
 
     def _carry(self, work: Work) -> None:
         handle = work.handle
@@ -134,7 +138,9 @@ class Background:
             self._pause()
         handle.staging_completion.set_result(None)
         self._save_despite_sweeps(handle.step)
-        self.released_step = self.saved_step = handle.step
+        self.released_step = handle.step
+        if self._owned is not None:  # elsewhere a share is stored, and rank 0 may fail to commit
+            self.saved_step = handle.step
         handle.upload_completion.set_result(handle.step)
 
     def _save_despite_sweeps(self, step: int) -> None:
@@ -174,16 +180,22 @@ class Background:
         self._learnt = last.manifest_digest
         self._saver.learn(last.manifest_key, last.manifest_digest)
 
-    def _fail(self, work: Work, error: CloudshiftError | OSError) -> None:
+    def _fail(self, work: Work, error: Exception) -> None:
         """Give the step up; the next save finds the memory free."""
         told = error
         if not isinstance(told, CloudshiftError):
-            told = CloudshiftError(f"step {work.handle.step} was not saved: {error}; save again")
+            what = error if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            told = CloudshiftError(f"{self._what_became(work)}: {what}; save again")
         self.failure = told
         self.released_step = max(self.released_step, work.handle.step)
         for future in (work.handle.staging_completion, work.handle.upload_completion):
             if not future.done():
                 future.set_exception(told)
+
+    def _what_became(self, work: Work) -> str:
+        is_saved = self.saved_step >= work.handle.step
+        what = "was saved, but what follows a save failed" if is_saved else "was not saved"
+        return f"step {work.handle.step} {what}"
 
     def _look_after(self) -> None:
         """Forget steps that the policy does not keep, and now and then collect what they held."""

@@ -76,6 +76,11 @@ class Capture:
         return self._arena.staged_step
 
     @property
+    def flight(self) -> Flight | None:
+        """The capture that the thread carries; None when there is none, or it is closed."""
+        return self._flight
+
+    @property
     def held_step(self) -> int | None:
         """The step that is copied and waits for ``announce_held``."""
         return None if self._held is None else self._held.staged.step

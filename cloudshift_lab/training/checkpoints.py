@@ -138,7 +138,7 @@ class CheckpointManager:
         works.check_step(step)
         handle = SaveHandle(step)
         works.capture.begin(step, share)
-        works.background.submit(Work(handle, lambda: works.is_staged(step)))
+        works.background.submit(Work(handle, works.staged()))
         self._newest = handle
         self._pace.saved(time.perf_counter() - began, handle)
         if not self._is_async:

@@ -54,6 +54,7 @@ class _Loading:
         self._differences = Differences()
         self._wanted: list[Wanted] = []
         self._new: list[str] = []
+        self._filled_by: dict[str, str] = {}
 
     def compare(self) -> RestoreReport:
         """Find a place for every stored tensor, and what does not fit."""
@@ -79,8 +80,17 @@ class _Loading:
         targets = _targets(tree, self._built[key])
         if isinstance(part, torch.nn.Module):
             self._differences.compare(_entries(key, tree), _entries(key, self._built[key]))
+        stored = set(self._checkpoint.names())
         for name in dict.fromkeys(tensor_names(tree)):
-            target = self._places.get(targets.get(name, ""))
+            if name not in stored:
+                raise Corrupt(f"step {self._checkpoint.step} lacks '{name}'; use another step")
+            built = targets.get(name, "")
+            first = self._filled_by.setdefault(built, name) if built in self._places else name
+            if first != name:
+                apart = f"{name} (saved apart from {first}, built as one tensor with it)"
+                self._differences.mismatched.append(apart)
+                continue
+            target = self._places.get(built)
             if target is None:
                 target = _beside_its_parameter(part, name, self._checkpoint)
             if target is None:

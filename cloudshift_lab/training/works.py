@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import msgspec
 import torch
@@ -17,7 +18,7 @@ from cloudshift_lab.storage.store import Store
 from cloudshift_lab.training.arena import Arena
 from cloudshift_lab.training.background import Background
 from cloudshift_lab.training.capture import Capture
-from cloudshift_lab.training.flight import Lost
+from cloudshift_lab.training.flight import Flight
 from cloudshift_lab.training.place import Place
 from cloudshift_lab.training.tenancy import Ranks, take_run
 
@@ -80,19 +81,13 @@ class Works:
                 f"save a later one than {step}, or save under another run id"
             )
 
-    def is_staged(self, step: int) -> bool:
-        """Whether the copy of a step is complete.
+    def staged(self) -> Callable[[], bool]:
+        """Call after ``capture.begin``: what tells, or raises, whether that copy is complete.
 
-        Raises:
-            CloudshiftError: It was lost.
+        It asks nothing of the training thread, which may itself wait for the save.
         """
-        if self._arena.staged_step == step:
-            return True
-        if self.capture.lost != Lost.NOTHING:
-            raise CloudshiftError(
-                f"step {step} was not saved: its copy was torn or could not be finished; save again"
-            )
-        return False
+        flight = self.capture.flight
+        return (lambda: True) if flight is None else partial(_has_landed, flight)
 
     def close(self) -> None:
         """Finish what is under way, and give the run and the memory back."""
@@ -117,3 +112,17 @@ class Works:
         )
         place = self._place.path
         return SaverProcess(job, place, place / "saver.log")
+
+
+def _has_landed(flight: Flight) -> bool:
+    """Whether a capture is announced.
+
+    Raises:
+        CloudshiftError: It was lost.
+    """
+    if not flight.is_done.is_set():
+        return False
+    if flight.torn_by is not None or flight.failure is not None:
+        why = flight.failure or f"'{flight.torn_by}' changed while it was copied"
+        raise CloudshiftError(f"step {flight.step} was not saved: {why}; save again")
+    return True

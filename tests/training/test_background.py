@@ -9,7 +9,7 @@ import pytest
 
 from cloudshift_lab.checkpoint.keep import KeepAll
 from cloudshift_lab.checkpoint.saver_process import SaverProcess
-from cloudshift_lab.core.errors import Conflict
+from cloudshift_lab.core.errors import CloudshiftError, Conflict
 from cloudshift_lab.storage.log import LogState
 from cloudshift_lab.storage.store import Store, open_store
 from cloudshift_lab.training.background import Background, SaveHandle, Work
@@ -70,3 +70,15 @@ def test_a_step_is_saved_again_each_time_the_store_was_swept_meanwhile(carrier: 
 def test_a_store_that_is_swept_all_the_time_is_an_error_in_the_end(carrier: Carrier) -> None:
     with pytest.raises(Conflict):
         carrier.save()
+
+
+@pytest.mark.parametrize("carrier", [0], indirect=True)
+def test_an_unexpected_error_is_told_and_the_next_step_is_carried(carrier: Carrier) -> None:
+    def odd() -> bool:
+        raise ZeroDivisionError("odd")
+
+    handle = SaveHandle(7)
+    carrier.background.submit(Work(handle, odd))
+    with pytest.raises(CloudshiftError, match="step 7 was not saved: ZeroDivisionError: odd"):
+        handle.upload_completion.result(timeout=60)
+    assert carrier.save() == 7

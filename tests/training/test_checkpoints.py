@@ -362,6 +362,29 @@ def test_a_policy_by_a_metric_is_refused(url: str) -> None:
         CheckpointManager(url, "run", save_policy="often")
 
 
+def test_a_torn_copy_is_told_to_whoever_waits_for_the_upload(manage: Manage) -> None:
+    job, manager = Job(), manage()
+    manager.attach(job.optimizer, job.model)
+    job.step(1)
+    handle = manager.save(1, job.state)
+    with torch.no_grad():
+        job.model.wte.weight.add_(1)
+    with pytest.raises(CloudshiftError, match=r"changed while it was copied; save again"):
+        handle.upload_completion.result(timeout=30)
+    with pytest.raises(CloudshiftError):
+        manager.save(1, job.state)
+    assert manager.save(1, job.state).upload_completion.result(timeout=30) == 1
+
+
+def test_a_save_cannot_be_cancelled_and_the_next_one_works(manage: Manage) -> None:
+    job, manager = Job(), manage()
+    handle = manager.save(1, job.state)
+    assert not handle.upload_completion.cancel() and not handle.staging_completion.cancel()
+    manager.save(2, job.state)
+    manager.wait_until_finished()
+    assert manager.all_steps() == [1, 2]
+
+
 # -- restore --------------------------------------------------------------------------------------
 
 
@@ -391,6 +414,18 @@ def test_a_model_that_does_not_fit_is_named_and_strict_false_takes_the_rest(
     assert set(report.missing) == {"model/2.weight", "model/2.bias"}
     assert not torch.equal(other[0].weight, before["0.weight"])
     assert torch.equal(other[1].weight, before["1.weight"])
+
+
+def test_weights_saved_apart_do_not_vanish_in_a_model_that_ties_them(manage: Manage) -> None:
+    apart = Tied()
+    apart.head.weight = nn.Parameter(torch.ones(31, 8))
+    manager = manage(async_=False)
+    manager.save(1, {"model": apart})
+    tied = Tied()
+    with pytest.raises(UsageError, match="saved apart from model/wte.weight"):
+        manager.restore(1, {"model": tied})
+    assert manager.restore(1, {"model": tied}, strict=False) == 1
+    assert torch.equal(tied.head.weight, apart.wte.weight)
 
 
 def test_a_step_of_another_kind_is_refused_in_words(manage: Manage, url: str) -> None:
