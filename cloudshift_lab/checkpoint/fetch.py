@@ -25,8 +25,8 @@ CONCURRENCY = 32
 MAX_THREADS = 8
 MAX_REQUEST_BYTES = 8 * 2**20
 MIN_REQUEST_BYTES = 2**20
-IN_FLIGHT_BYTES = 128 * 2**20
-PENDING_BYTES = 64 * 2**20
+IN_FLIGHT_BYTES = 96 * 2**20
+PENDING_BYTES = 32 * 2**20
 MAX_WASTE_BYTES = 64 * 1024
 INLINE_BYTES = 2**20
 
@@ -91,8 +91,8 @@ def fetch_pieces(
 ) -> None:  # fmt: skip
     """Fill every piece's target, decoding what is there while more is on its way.
 
-    Beside the targets it holds up to 128 MiB that are on their way (more only if ``concurrency``
-    is above 128), 64 MiB that wait for a thread or are being decoded, with the bases decoded from
+    Beside the targets it holds up to 96 MiB that are on their way (more only if ``concurrency``
+    is above 96), 32 MiB that wait for a thread or are being decoded, with the bases decoded from
     them, and bases whose deltas are on their way, and the other way round. Ranges are fetched in
     such an order that these come soon after each other, however large the whole is, if they lie in
     the packs in about the same order.

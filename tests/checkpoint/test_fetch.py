@@ -234,7 +234,7 @@ def test_a_replayed_step_is_restored_without_holding_all_its_bases(backwards, mo
 
 
 def test_requests_under_way_are_bounded_in_bytes():
-    for concurrency in (1, 4, 32, 100):
+    for concurrency in (1, 4, 32, 96):
         assert concurrency * bytes_per_request(2**50, concurrency) <= IN_FLIGHT_BYTES
     assert bytes_per_request(2**50, 4) == MAX_REQUEST_BYTES
     assert bytes_per_request(2**20, 32) == MIN_REQUEST_BYTES
