@@ -15,7 +15,14 @@ from cloudshift_lab.training.inventory import (
     OptimizerTensors,
     canonical,
 )
-from cloudshift_lab.training.restore import Differences, Wanted, fits, like_state, read_new
+from cloudshift_lab.training.restore import (
+    Differences,
+    Wanted,
+    fits,
+    lies_elsewhere,
+    like_state,
+    read_new,
+)
 from cloudshift_lab.training.tree import push_tensors, tensor_name, tensor_names, tensor_tag
 
 _PARTS = {"step", "world_size", "model", "optimizer", "extra", "rng"}
@@ -194,6 +201,8 @@ class OptimizerRestore:
         """Make the state that the optimizers do not have yet; what is to be read."""
         params = self._optimizer.params()
         groups = {id(p): group for _, group in self._optimizer.groups() for p in group["params"]}
+        for group, theirs in self._groups:  # what ``finish`` makes of them
+            groups |= {id(p): {**group, **theirs} for p in group["params"]}
         for name, saved in self._states.items():
             optimizer, param = params[name]
             state = optimizer.state[param]
@@ -205,8 +214,9 @@ class OptimizerRestore:
                     state[key] = _on_device(self._saved.whole(value), param)
                     continue
                 spec = self._saved.checkpoint.spec(stored)
-                if not fits(spec, state.get(key)):
-                    state[key] = like_state(key, spec, param, groups[id(param)])
+                group = groups[id(param)]
+                if not fits(spec, state.get(key)) or lies_elsewhere(key, state[key], param, group):
+                    state[key] = like_state(key, spec, param, group)
                 self._wanted.append(Wanted(stored, state[key]))
             if not state:
                 del optimizer.state[param]

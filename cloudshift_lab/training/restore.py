@@ -182,11 +182,23 @@ def like_state(
     dtype: torch.dtype = getattr(torch, spec.dtype)
     shape = tuple(spec.global_shape)
     if key in _COUNTERS and not shape:
-        is_on_device = group.get("fused") or group.get("capturable")
-        return torch.zeros((), dtype=dtype, device=param.device if is_on_device else "cpu")
+        return torch.zeros((), dtype=dtype, device=_counter_device(param, group))
     if shape == tuple(param.shape):
         return torch.zeros_like(param.detach(), dtype=dtype)
     return param.detach().new_zeros(shape, dtype=dtype)
+
+
+def lies_elsewhere(
+    key: str, value: torch.Tensor, param: torch.Tensor, group: Mapping[str, object]
+) -> bool:
+    """Whether a step counter is not where the optimizer with these settings expects it."""
+    is_counter = key in _COUNTERS and value.dim() == 0
+    return is_counter and value.device != _counter_device(param, group)
+
+
+def _counter_device(param: torch.Tensor, group: Mapping[str, object]) -> torch.device:
+    is_on_device = group.get("fused") or group.get("capturable")
+    return param.device if is_on_device else torch.device("cpu")
 
 
 def _read(name: str, target: torch.Tensor, box: LocalBox) -> _Read:

@@ -17,6 +17,9 @@ from torch import nn
 from cloudshift_lab.checkpoint import Checkpoint, open_checkpoint
 from cloudshift_lab.core.errors import UsageError
 from cloudshift_lab.storage.store import open_store
+from cloudshift_lab.training.inventory import ModelTensors, OptimizerTensors
+from cloudshift_lab.training.matching import OptimizerRestore, SavedState
+from cloudshift_lab.training.restore import Differences
 from cloudshift_lab.training.state import TrainingState
 
 from .simulated import committed
@@ -361,3 +364,22 @@ def test_a_checkpoint_of_the_first_release_still_restores(world_size: int) -> No
     assert scheduler.last_epoch == 3
     assert net.mid.restored["seen"] == 7 and net.mid.restored["history"].tolist() == [0, 1, 2]
     assert (torch.rand(1).item() == expected["next_draw"]) == (world_size == 2)
+
+
+@pytest.mark.parametrize("saved_fused", [True, False])
+def test_step_counters_lie_where_the_saved_settings_want_them(*, saved_fused: bool) -> None:
+    net = Net()
+    optimizer = torch.optim.AdamW(matrices(net), fused=saved_fused)
+    net(torch.arange(4)).backward()
+    optimizer.step()
+    saved = TrainingState(net, optimizer, {}, rank=0, world_size=1)
+    checkpoint = SavedState(committed([saved.share(1)]), rank=0, world_size=1)
+    other = Net()
+    built = torch.optim.AdamW(matrices(other), fused=not saved_fused)
+    tensors = OptimizerTensors(built, ModelTensors(other))
+    restore = OptimizerRestore(tensors, checkpoint, Differences(), set())
+    for param in matrices(other):  # stands in for another device
+        torch.utils.swap_tensors(param, nn.Parameter(param.to("meta")))
+    restore.prepare()
+    places = {state["step"].device.type for state in built.state.values()}
+    assert places == {"meta" if saved_fused else "cpu"}
