@@ -26,7 +26,7 @@ from cloudshift_lab.checkpoint.write import Staged, WrittenRank, write_rank
 from cloudshift_lab.core.errors import Corrupt, NotFound, Unsupported, UsageError
 from cloudshift_lab.storage.store import Store, open_store
 from cloudshift_lab.training.dcp_writer import names_step, step_in
-from cloudshift_lab.training.flat import FlatState, KeyPath, checked_paths
+from cloudshift_lab.training.flat import FlatState, KeyPath, check_lists, checked_paths
 from cloudshift_lab.training.memory import Bytes, bytes_of
 from cloudshift_lab.training.ownership import Ownership, new_owner
 from cloudshift_lab.training.tree import dtype_name
@@ -183,6 +183,7 @@ def _dcp_source(folder: Path, metadata: Metadata) -> _Source:
         raise Corrupt(f"{folder} has metadata without items; import another copy")
     try:
         paths = checked_paths(metadata.planner_data or {})
+        check_lists(paths)
     except TypeError as error:
         raise Corrupt(f"{folder} has malformed metadata ({error}); import another copy") from error
     per_file: dict[str, list[_Item]] = {}

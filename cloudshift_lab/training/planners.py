@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.planner import (
     WriteItemType,
 )
 
-from cloudshift_lab.core.errors import UsageError
+from cloudshift_lab.core.errors import Corrupt, UsageError
 from cloudshift_lab.training.values import from_bytes, to_bytes
 
 _SHOWN = 4
@@ -163,8 +163,21 @@ def put_at(root: dict[str, Any], path: Iterable[str | int], value: object) -> No
         root: Outermost dictionary.
         path: Keys; an integer is a place in a list.
         value: What to put there.
+
+    Raises:
+        Corrupt: The path leads through something that is no such container.
     """
     keys = list(path)
+    try:
+        _put_at(root, keys, value)
+    except (TypeError, IndexError, AttributeError) as error:
+        raise Corrupt(
+            f"{keys} cannot be a path in this state, where another value stands on it; "
+            "use another step"
+        ) from error
+
+
+def _put_at(root: dict[str, Any], keys: list[str | int], value: object) -> None:
     container: Any = root
     for key, following in itertools.pairwise(keys):
         _make_room(container, key)

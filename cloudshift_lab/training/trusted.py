@@ -9,10 +9,14 @@ from __future__ import annotations
 import io
 import pathlib
 import pickle  # noqa: TID251 - DCP's metadata is a pickle; only the classes below can be made of it
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch.distributed.checkpoint import metadata
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata
 
 from cloudshift_lab.core.errors import Corrupt, NotFound, UsageError
@@ -20,18 +24,19 @@ from cloudshift_lab.core.errors import Corrupt, NotFound, UsageError
 METADATA_FILE = ".metadata"
 _MAX_METADATA_BYTES = 2**31
 _METADATA = "torch.distributed.checkpoint.metadata"
-_ALLOWED = {
-    (_METADATA, "Metadata"),
-    (_METADATA, "MetadataIndex"),
-    (_METADATA, "StorageMeta"),
-    (_METADATA, "TensorProperties"),
-    (_METADATA, "TensorStorageMetadata"),
-    (_METADATA, "BytesStorageMetadata"),
-    (_METADATA, "ChunkStorageMetadata"),
-    (_METADATA, "_MEM_FORMAT_ENCODING"),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
+_CLASSES: dict[tuple[str, str], type] = {
+    (_METADATA, "Metadata"): metadata.Metadata,
+    (_METADATA, "MetadataIndex"): metadata.MetadataIndex,
+    (_METADATA, "StorageMeta"): metadata.StorageMeta,
+    (_METADATA, "TensorStorageMetadata"): metadata.TensorStorageMetadata,
+    (_METADATA, "BytesStorageMetadata"): metadata.BytesStorageMetadata,
+    (_METADATA, "ChunkStorageMetadata"): metadata.ChunkStorageMetadata,
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): _StorageInfo,
+}
+_FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
+    (_METADATA, "_MEM_FORMAT_ENCODING"): int,
+    ("torch", "Size"): torch.Size,
+    ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
 }
 _PATHS = {"PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"}
 _UNREADABLE = (
@@ -40,17 +45,46 @@ _UNREADABLE = (
 )  # fmt: skip
 
 
+class _Properties(metadata.TensorProperties):
+    """As DCP's, from a pickle in which the memory format is a number."""
+
+    def __setstate__(self, state: Any) -> None:
+        dtype, layout, requires_grad, encoding, pin_memory = state
+        shown = metadata._MEM_FORMAT_ENCODING(encoding)
+        super().__setstate__((dtype, layout, requires_grad, shown, pin_memory))  # type: ignore[no-untyped-call]
+
+
 class _OnlyMetadata(pickle.Unpickler):
-    """An unpickler that makes nothing but the classes of DCP's metadata."""
+    """An unpickler that makes nothing but the classes of DCP's metadata.
+
+    A pickle may set attributes of whatever it names, so it is given subclasses and functions that
+    are its own; nothing that it does outlives it.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+        self._given: dict[tuple[str, str], Any] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        if module.startswith("pathlib") and name in _PATHS:
-            return pathlib.PurePosixPath
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it wants {module}.{name}, which no metadata needs")
-        return super().find_class(module, name)
+        if (module, name) not in self._given:
+            self._given[module, name] = _made_for_once(module, name)
+        return self._given[module, name]
+
+
+def _made_for_once(module: str, name: str) -> Any:
+    key = module, name
+    if key in _FUNCTIONS:
+        return partial(_FUNCTIONS[key])
+    base = _CLASSES.get(key)
+    if module.startswith("pathlib") and name in _PATHS:
+        base = pathlib.PurePosixPath
+    elif key == (_METADATA, "TensorProperties"):
+        base = _Properties
+    if base is None:
+        raise pickle.UnpicklingError(f"it wants {module}.{name}, which no metadata needs")
+    return type(base.__name__, (base,), {})
 
 
 def require_trust(path: Path, *, trusted: bool, what: str) -> None:

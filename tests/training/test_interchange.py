@@ -35,7 +35,7 @@ from cloudshift_lab.training.interchange import (
     main,
 )
 from cloudshift_lab.training.state import TrainingState
-from cloudshift_lab.training.trusted import read_item
+from cloudshift_lab.training.trusted import read_item, read_metadata
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:torch.distributed is disabled:UserWarning",
@@ -331,6 +331,26 @@ def test_a_pickle_bomb_in_the_metadata_does_not_go_off(
     with pytest.raises(Corrupt, match="which no metadata needs"):
         import_dcp(source, url, "run", trusted=True)
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("torch.distributed.checkpoint.metadata", "Metadata"),
+        ("torch.distributed.checkpoint.metadata", "TensorProperties"),
+        ("torch.serialization", "_get_layout"),
+        ("pathlib", "PurePosixPath"),
+    ],
+)
+def test_refused_metadata_leaves_the_process_as_it_was(
+    source: Path, module: str, name: str
+) -> None:
+    found = getattr(sys.modules[module], name)
+    evil = b"c" + f"{module}\n{name}\n".encode() + b"(N}S'evil'\nI1\nstb."
+    (source / ".metadata").write_bytes(evil)
+    with pytest.raises(Corrupt):
+        read_metadata(source)
+    assert not hasattr(found, "evil")
 
 
 def test_a_pickle_bomb_in_an_item_does_not_go_off(

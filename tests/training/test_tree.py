@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from cloudshift_lab.core.errors import Corrupt, UsageError
+from cloudshift_lab.training.flat import check_lists, checked_paths
+from cloudshift_lab.training.planners import put_at
 from cloudshift_lab.training.tree import pull_tensors, push_tensors
 
 Pair = namedtuple("Pair", "a b")
@@ -93,3 +95,33 @@ def test_plain_arrays_come_back_with_their_types(dtype: str) -> None:
 def test_a_hostile_tag_is_corrupt(tree: Any) -> None:
     with pytest.raises(Corrupt):
         push_tensors({"a": [tree]}, {"x": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        {f"a{i}": (f"a{i}", 999_999) for i in range(100)},
+        {"a": ("a", 10**12)},
+        {"a": ("a", *([0] * 100))},
+        {"a": ("a", -1)},
+    ],
+)
+def test_places_that_would_fill_the_memory_are_refused(paths: Any) -> None:
+    with pytest.raises(TypeError):
+        check_lists(checked_paths(paths))
+
+
+def test_the_places_of_a_long_list_and_of_one_with_gaps_are_taken() -> None:
+    paths = {f"a.{i}": ("a", i) for i in range(50_000) if i % 100 or i < 1000}
+    check_lists(checked_paths(paths))
+
+
+def test_paths_that_contradict_each_other_are_corrupt() -> None:
+    root: dict[str, Any] = {}
+    put_at(root, ("a", "b"), 1)
+    for path in (("a", "b", "c"), ("a", "b", 0)):
+        with pytest.raises(Corrupt, match="cannot be a path"):
+            put_at(root, path, 2)
+    put_at(root, ("l", 0), 1)
+    with pytest.raises(Corrupt, match="cannot be a path"):
+        put_at(root, ("l", "x"), 2)
