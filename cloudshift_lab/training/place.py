@@ -14,6 +14,7 @@ from cloudshift_lab.core.errors import Conflict, Denied
 
 _LOCK_FILE = "agent.lock"
 _SHARED_MEMORY = Path("/dev/shm")
+_held: dict[Path, int] = {}
 
 
 class Place:
@@ -43,15 +44,34 @@ class Place:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(self._lock)
-            raise Conflict(
-                f"another process on this machine saves run '{run_id}' (rank {rank}) to {url}; "
-                "stop it, or save under another run id"
-            ) from error
+            raise Conflict(_taken(self.path, f"run '{run_id}' (rank {rank}) to {url}")) from error
+        _held[self.path] = self._lock
         for entry in self.path.iterdir():
             if entry.name != _LOCK_FILE:
                 entry.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Give the memory back."""
+        if _held.pop(self.path, None) is None:
+            return  # a forked child: the place is its parent's
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
+
+
+def _taken(path: Path, what: str) -> str:
+    if path in _held:
+        return (
+            f"another CheckpointManager of this process saves {what}; call its close(), use that "
+            "one, or restart the notebook's kernel"
+        )
+    return f"another process on this machine saves {what}; stop it, or save under another run id"
+
+
+def _let_go() -> None:
+    """In a forked child, a loader's for example: a lock that it holds would outlive the parent."""
+    for lock in _held.values():
+        os.close(lock)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)

@@ -32,6 +32,7 @@ from cloudshift_lab.storage.store import Store, open_store
 from cloudshift_lab.training import checkpoints as module
 from cloudshift_lab.training.checkpoints import CheckpointManager, PerRank
 from cloudshift_lab.training.interchange import export_safetensors, export_state_dict
+from cloudshift_lab.training.place import Place, _held
 from cloudshift_lab.training.trusted import read_item
 
 RANKS = Path(__file__).with_name("checkpoints_ranks.py")
@@ -249,16 +250,44 @@ def test_a_step_that_exists_is_refused(manage: Manage) -> None:
         manage().save(3, job.state)
 
 
-def test_a_second_process_on_this_machine_is_told_and_the_first_goes_on(
+def test_a_second_manager_of_this_process_is_told_and_the_first_goes_on(
     manage: Manage, url: str
 ) -> None:
     job, manager = Job(), manage()
     manager.save(1, job.state)
-    with pytest.raises(Conflict, match="another process on this machine saves run 'run'"):
+    with pytest.raises(Conflict, match="another CheckpointManager of this process saves run 'run'"):
         CheckpointManager(url, "run", save_policy="1").save(2, job.state)
     manager.save(2, job.state)
     manager.wait_until_finished()
     assert manager.all_steps() == [1, 2]
+
+
+def test_a_second_process_on_this_machine_is_told(url: str) -> None:
+    process = subprocess.Popen([sys.executable, str(LOOP), url], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    try:
+        with pytest.raises(Conflict, match="another process on this machine saves run 'loop'"):
+            CheckpointManager(url, "loop", save_policy="1").save(10**6, {"w": torch.zeros(1)})
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_a_forked_child_does_not_hold_the_run_of_its_dead_parent(url: str) -> None:
+    place = Place(url, "forked", 0)
+    child = os.fork()
+    if child == 0:
+        time.sleep(30)
+        os._exit(0)
+    try:
+        os.close(place._lock)  # as the kernel does for a parent that dies
+        _held.clear()
+        Place(url, "forked", 0).remove()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_a_process_on_another_machine_is_told_while_the_owner_beats(
@@ -422,7 +451,7 @@ def test_weights_saved_apart_do_not_vanish_in_a_model_that_ties_them(manage: Man
     manager = manage(async_=False)
     manager.save(1, {"model": apart})
     tied = Tied()
-    with pytest.raises(UsageError, match="saved apart from model/wte.weight"):
+    with pytest.raises(UsageError, match=r"saved apart from model/wte\.weight"):
         manager.restore(1, {"model": tied})
     assert manager.restore(1, {"model": tied}, strict=False) == 1
     assert torch.equal(tied.head.weight, apart.wte.weight)
