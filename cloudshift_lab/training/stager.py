@@ -13,6 +13,10 @@ import torch
 from torch.distributed.checkpoint.staging import AsyncStager
 from torch.distributed.tensor import DTensor
 
+from cloudshift_lab.core.errors import Conflict
+from cloudshift_lab.training.watching import Watch
+
+Path = tuple[tuple[int, str], ...]
 _PLAIN = (bool, int, float, str, bytes, type(None))
 
 
@@ -46,8 +50,9 @@ class ArenaStager(AsyncStager):
 
     Args:
         optimizer: The tensors that only its step changes are copied by a thread while the next
-            forward and backward pass runs, and the copy is joined before its next step. None: the
-            whole copy is made at once.
+            forward and backward pass runs, and the copy is joined before its next step. When they
+            are seen to change earlier, that save fails and later copies are made at once. None:
+            the whole copy is made at once.
     """
 
     _synchronize_after_execute = False
@@ -57,6 +62,7 @@ class ArenaStager(AsyncStager):
         self._copies: _Copies | None = None
         self._lent: weakref.ref[_Lent] | None = None
         self._staging: Future[dict[str, Any]] | None = None
+        self._is_torn = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="stage") if optimizer else None
         self._hook = optimizer.register_step_pre_hook(self._join) if optimizer else None
 
@@ -67,7 +73,8 @@ class ArenaStager(AsyncStager):
             The copy, or with an optimizer a future of it.
         """
         self._wait()
-        tensors = list(_tensors(state_dict))
+        named = dict(_tensors(state_dict))
+        tensors = list(named.values())
         locals_ = [_local(tensor) for tensor in tensors]
         places = self._take(locals_)
         steady = self._steady()
@@ -78,7 +85,12 @@ class ArenaStager(AsyncStager):
         self._lent = weakref.ref(staged)
         if self._thread is None or not later:
             return staged
-        self._staging = self._thread.submit(_copy_and_give, places, locals_, later, staged)
+        paths = list(named)
+        watch = Watch([_dotted(paths[i]) for i in later], [locals_[i] for i in later])
+        watch.begin()
+        self._staging = self._thread.submit(
+            _copy_and_give, places, locals_, later, staged, watch
+        )  # fmt: skip
         return self._staging
 
     def synchronize_staging(self) -> None:
@@ -102,7 +114,7 @@ class ArenaStager(AsyncStager):
 
     def _steady(self) -> set[tuple[int, int]]:
         """Where the tensors lie that only the optimizer changes: its parameters and its state."""
-        if self._optimizer is None:
+        if self._optimizer is None or self._is_torn:
             return set()
         params = [p for group in self._optimizer.param_groups for p in group["params"]]
         state = [
@@ -119,19 +131,26 @@ class ArenaStager(AsyncStager):
     def _wait(self) -> None:
         staging, self._staging = self._staging, None
         if staging is not None:
-            staging.result()
+            error = staging.exception()
+            self._is_torn |= isinstance(error, Conflict)
+            if error is not None and not isinstance(error, Conflict):
+                raise error  # a torn copy is for the save that waits for it, not for training
 
 
-def _tensors(value: object) -> Iterator[torch.Tensor]:
-    """Every tensor of a state, in a fixed order."""
+def _tensors(value: object, path: Path = ()) -> Iterator[tuple[Path, torch.Tensor]]:
+    """Every tensor of a state with its path, in a fixed order."""
     if isinstance(value, torch.Tensor):
-        yield value
+        yield path, value
     elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
+        for number, (key, item) in enumerate(value.items()):
+            yield from _tensors(item, (*path, (number, str(key))))
     elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
+        for number, item in enumerate(value):
+            yield from _tensors(item, (*path, (number, str(number))))
+
+
+def _dotted(path: Path) -> str:
+    return ".".join(key for _, key in path)
 
 
 def _rebuild(value: Any, tensors: Iterator[torch.Tensor]) -> Any:
@@ -176,7 +195,14 @@ def _copy(places: list[torch.Tensor], tensors: list[torch.Tensor], numbers: Iter
 
 
 def _copy_and_give(
-    places: list[torch.Tensor], tensors: list[torch.Tensor], numbers: list[int], staged: _Lent
-) -> dict[str, Any]:
+    places: list[torch.Tensor], tensors: list[torch.Tensor], numbers: list[int], staged: _Lent,
+    watch: Watch,
+) -> dict[str, Any]:  # fmt: skip
     _copy(places, tensors, numbers)
+    changed = watch.changed() or watch.torn_by([places[i] for i in numbers])
+    if changed is not None:
+        raise Conflict(
+            f"the state was not saved: '{changed}' changed while it was copied, before the "
+            "optimizer's step; save again, later copies are made at once"
+        )
     return staged

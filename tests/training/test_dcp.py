@@ -6,7 +6,9 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,10 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from cloudshift_lab.checkpoint import open_run, verify
+from cloudshift_lab.core.errors import Conflict
 from cloudshift_lab.storage.log import RunLog
 from cloudshift_lab.storage.store import open_store
+from cloudshift_lab.training import stager as stager_module
 from cloudshift_lab.training.dcp import (
     ArenaStager,
     CasStorageReader,
@@ -327,6 +331,32 @@ def test_async_save_holds_the_state_of_the_moment_of_the_call(url: str) -> None:
         wanted = {"model": blank(model.state_dict()), "step": 0}
         dcp.load(wanted, storage_reader=CasStorageReader(url, "run"))
         assert same(dict(wanted["model"]), dict(expected)) and wanted["step"] == step
+    stager.close()
+
+
+def test_a_copy_that_was_torn_is_not_given_to_the_save_and_later_ones_are_made_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, optimizer = trained()
+    stager = ArenaStager(optimizer)
+    go = threading.Event()
+    original = stager_module._copy
+
+    def copy(*args: Any) -> None:
+        assert threading.current_thread() is threading.main_thread() or go.wait(60)
+        original(*args)
+
+    monkeypatch.setattr(stager_module, "_copy", copy)
+    staging = stager.stage({"model": model.state_dict()})
+    assert isinstance(staging, Future)
+    model.wte.weight.data.mul_(2.0)
+    go.set()
+    with pytest.raises(Conflict, match=r"'model\.wte\.weight' changed.*save again"):
+        staging.result()
+    train(model, optimizer)
+    again = stager.stage({"model": model.state_dict()})
+    assert isinstance(again, dict)
+    assert same(dict(again["model"]), dict(model.state_dict()))
     stager.close()
 
 
