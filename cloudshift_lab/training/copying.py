@@ -18,7 +18,7 @@ class Copying:
 
     On the host each chunk is one ``memmove`` without the interpreter's lock and without the
     threads that torch would share the work between: those belong to the training step. Tensors of
-    a CUDA device go through a stream of their own into the places, which are then expected to be
+    a CUDA device go through a stream of that device into the places, which are then expected to be
     pinned. That half has never been run: no machine with a GPU was at hand when it was written.
 
     Args:
@@ -32,17 +32,15 @@ class Copying:
         self.places = tuple(places)  # kept, since the moves below hold addresses only
         self._moves: list[Move] = []
         self._odd: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._device: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._devices: dict[torch.device, _Device] = {}
         for source, place in zip(sources, places, strict=True):
             if source.is_cuda:
-                self._device.append((source, place))
+                device = self._devices.setdefault(source.device, _Device(source.device))
+                device.pairs.append((source, place))
             elif is_plain(source):
                 self._moves += _chunks(place.data_ptr(), source.data_ptr(), source.nbytes)
             else:
                 self._odd.append((source, place))
-        self._stream = torch.cuda.Stream() if self._device else None  # type: ignore[no-untyped-call]
-        self._start: torch.cuda.Event | None = None
-        self._end: torch.cuda.Event | None = None
         self._is_read = threading.Event()
         self._is_read.set()
 
@@ -53,14 +51,14 @@ class Copying:
     def begin(self) -> None:
         """Mark the moment whose values are copied; ``read`` follows, on any thread."""
         self._is_read.clear()
-        if self._stream is not None:
-            self._start = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._start.record()
+        for device in self._devices.values():
+            device.begin()
 
     def read(self) -> None:
         """Copy: on the host now, on a device as soon as its stream gets there."""
         try:
-            self._read_device()
+            for device in self._devices.values():
+                device.read()
             for target, source, num_bytes in self._moves:
                 ctypes.memmove(target, source, num_bytes)
             with torch.no_grad():
@@ -79,24 +77,55 @@ class Copying:
         A host copy is waited for; on a device only the caller's stream waits, not the caller.
         """
         self._is_read.wait()
-        if self._end is not None:
-            torch.cuda.current_stream().wait_event(self._end)
+        for device in self._devices.values():
+            device.fence()
 
     def complete(self) -> None:
         """Return when all bytes are in their places."""
         self._is_read.wait()
-        if self._end is not None:
-            self._end.synchronize()
+        for device in self._devices.values():
+            device.complete()
 
-    def _read_device(self) -> None:
-        if self._stream is None or self._start is None:
+
+class _Device:
+    """What is copied from one CUDA device, on a stream of its own there. Never run, see Copying."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+        self._start: torch.cuda.Event | None = None
+        self._end: torch.cuda.Event | None = None
+        self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def begin(self) -> None:
+        """Mark the moment on the stream that the device computes on now."""
+        self._start = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._start.record(torch.cuda.current_stream(self._device))
+        self._end = None
+
+    def read(self) -> None:
+        """Have the copies made after that moment."""
+        if self._start is None:
             return
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(self._stream), torch.no_grad():
             self._stream.wait_event(self._start)
-            for source, place in self._device:
+            for source, place in self.pairs:
                 place.copy_(source, non_blocking=True)
-            self._end = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._end.record()
+            end = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            end.record(self._stream)
+        self._end = end
+
+    def fence(self) -> None:
+        """Let what the device computes from now on wait for the copies."""
+        if self._end is not None:
+            torch.cuda.current_stream(self._device).wait_event(self._end)
+
+    def complete(self) -> None:
+        """Wait for the copies."""
+        if self._end is not None:
+            self._end.synchronize()
 
 
 def are_same(
