@@ -20,7 +20,7 @@ from cloudshift_lab.training.watching import Watch
 
 from .test_capture import Job, is_staged
 
-HANG_S = 10.0
+HANG_S = 120.0
 
 
 @pytest.fixture
