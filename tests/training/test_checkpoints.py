@@ -277,17 +277,22 @@ def test_a_second_process_on_this_machine_is_told(url: str) -> None:
 
 def test_a_forked_child_does_not_hold_the_run_of_its_dead_parent(url: str) -> None:
     place = Place(url, "forked", 0)
+    told, tell = os.pipe()
     child = os.fork()
     if child == 0:
+        os.write(tell, b"x")
         time.sleep(30)
         os._exit(0)
     try:
+        assert os.read(told, 1) == b"x"
         os.close(place._lock)  # as the kernel does for a parent that dies
         _held.clear()
         Place(url, "forked", 0).remove()
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(told)
+        os.close(tell)
 
 
 def test_a_process_on_another_machine_is_told_while_the_owner_beats(
