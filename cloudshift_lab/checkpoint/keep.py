@@ -119,6 +119,12 @@ def steps_to_forget(
     return tuple(sorted(_steps(commits) - kept))
 
 
+def goes_by_metric(policy: KeepPolicy) -> bool:
+    """Whether a policy needs to know how good each step was."""
+    parts = policy.policies if isinstance(policy, AnyOf) else (policy,)
+    return any(isinstance(part, KeepBest) for part in parts)
+
+
 def parse_keep(text: str) -> KeepPolicy:
     """Read a policy: ``5`` (the newest five), ``5,every=1000``, ``3,every=2h,best=2``, ``all``.
 

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from cloudshift_lab.checkpoint.gc import collect, list_pins
-from cloudshift_lab.checkpoint.keep import KeepPolicy, steps_to_forget
+from cloudshift_lab.checkpoint.keep import KeepPolicy, goes_by_metric, steps_to_forget
 from cloudshift_lab.checkpoint.saver_process import SaverProcess
 from cloudshift_lab.checkpoint.saving import FailedAnswer, SavedAnswer, WrittenAnswer
 from cloudshift_lab.core.errors import CloudshiftError, Conflict, error_from_wire
@@ -46,10 +46,14 @@ class SaveHandle:
 
 @dataclass(frozen=True)
 class Work:
-    """A step on its way; ``is_staged`` answers whether the copy is complete, or raises."""
+    """A step on its way; ``is_staged`` answers whether the copy is complete, or raises.
+
+    ``metric``: the step's figure for ``keep="best=N"``, smaller is better; None: not measured.
+    """
 
     handle: SaveHandle
     is_staged: Callable[[], bool]
+    metric: float | None = None
 
 
 class Background:
@@ -82,6 +86,7 @@ class Background:
         self._beat_at = float("-inf")
         self._learnt: str | None = None
         self._collect_at = world.monotonic() + _COLLECT_EVERY_S
+        self._metrics: dict[int, float] = {}
         self._work: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self.released_step = self.saved_step = -1
         self.failure: CloudshiftError | None = None
@@ -134,6 +139,8 @@ class Background:
 
     def _carry(self, work: Work) -> None:
         handle = work.handle
+        if work.metric is not None:
+            self._metrics[handle.step] = work.metric
         while not work.is_staged():
             self._pause()
         handle.staging_completion.set_result(None)
@@ -204,7 +211,11 @@ class Background:
         try:
             pinned = {pin.step for pin in list_pins(self._store, self._run_id)}
             commits = self._owned.look().commits
-            self._owned.forget(steps_to_forget(commits, self._keep, pinned=pinned))
+            if goes_by_metric(self._keep):  # what was never measured may be the best
+                pinned |= {c.step for c in commits if c.step is not None} - set(self._metrics)
+            self._owned.forget(
+                steps_to_forget(commits, self._keep, pinned=pinned, metrics=self._metrics)
+            )
             if self._world.monotonic() >= self._collect_at:
                 self._collect_at = self._world.monotonic() + _COLLECT_EVERY_S
                 collect(self._store, world=self._world)

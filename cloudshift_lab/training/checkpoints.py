@@ -24,10 +24,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from cloudshift_lab.checkpoint.keep import AnyOf, KeepBest, KeepPolicy, parse_keep
+from cloudshift_lab.checkpoint.keep import goes_by_metric, parse_keep
 from cloudshift_lab.checkpoint.reader import open_run
-from cloudshift_lab.core.errors import CloudshiftError, Unsupported, UsageError
+from cloudshift_lab.core.errors import CloudshiftError, NotFound, UsageError
 from cloudshift_lab.core.save_policy import parse_save_policy
+from cloudshift_lab.core.world import REAL_WORLD
 from cloudshift_lab.storage.log import RunLog
 from cloudshift_lab.storage.store import open_store
 from cloudshift_lab.training.app_state import PerRank, ShareMaker
@@ -55,7 +56,8 @@ class CheckpointManager:
         async_: False: ``save`` returns when the step is committed.
         save_policy: When ``save`` really saves: ``"100"`` (steps), ``"30s"``, ``"10m"``, or
             ``"auto"``: as often as loses least time, from what saves turn out to cost.
-        keep: Which steps to keep: ``"5"``, ``"5,every=1000"``, ``"all"``.
+        keep: Which steps to keep: ``"5"``, ``"5,every=1000"``, ``"3,best=2"`` (by the ``metric``
+            given to ``save``), ``"all"``.
         store_options: fsspec options of the store.
         mtbf_s: Mean time between failures of the job in seconds, for ``"auto"``; None: a day.
 
@@ -72,7 +74,7 @@ class CheckpointManager:
         self._run_id = run_id
         self._options = dict(store_options or {})
         self._is_async = async_
-        self._keep = _keep_policy(keep)
+        self._keep = parse_keep(keep)
         self._ranks = Ranks()
         self._pace = Pace(parse_save_policy(save_policy), self._ranks, mtbf_s)
         self._share_maker: ShareMaker | None = None
@@ -106,7 +108,10 @@ class CheckpointManager:
         self._optimizers = optimizers
         self._model = next((p for p in parts if isinstance(p, nn.Module)), None)
 
-    def save(self, step: int, app_state: Mapping[str, Any], *, force: bool = False) -> SaveHandle:
+    def save(
+        self, step: int, app_state: Mapping[str, Any], *, metric: float | None = None,
+        force: bool = False,
+    ) -> SaveHandle:  # fmt: skip
         """Save the state after a step, if the policy wants it.
 
         A save that is still under way is waited for. What went wrong with an earlier one is
@@ -117,14 +122,20 @@ class CheckpointManager:
             step: Its number; greater than any saved before.
             app_state: Objects with ``state_dict``, dictionaries, tensors, plain values, by name;
                 ``PerRank(value)`` for what each rank has its own of.
+            metric: How good the step is, smaller is better (a validation loss); for ``best=``.
             force: Save whatever the policy says.
 
         Raises:
-            UsageError: A value that a checkpoint cannot hold, by its key path; a step that exists.
+            UsageError: A value that a checkpoint cannot hold, by its key path; a step that exists;
+                ``keep`` goes by a metric and none is given.
             Conflict: Another process saves this run. Fenced: another one has taken it over.
             Exhausted: The shared memory is full.
             CloudshiftError: An earlier save failed.
         """
+        if metric is None and goes_by_metric(self._keep):
+            raise UsageError(
+                "keep='best=...' needs a figure of each step: pass metric=loss to save"
+            )
         is_due = self._pace.is_due(step, is_busy=self._is_busy())
         if not (is_due or force):
             self._raise_failure()
@@ -138,7 +149,7 @@ class CheckpointManager:
         works.check_step(step)
         handle = SaveHandle(step)
         works.capture.begin(step, share)
-        works.background.submit(Work(handle, works.staged()))
+        works.background.submit(Work(handle, works.staged(), metric))
         self._newest = handle
         self._pace.saved(time.perf_counter() - began, handle)
         if not self._is_async:
@@ -182,6 +193,22 @@ class CheckpointManager:
         """The newest committed step; None before the first."""
         steps = self.all_steps()
         return steps[-1] if steps else None
+
+    def delete(self, step: int) -> None:
+        """Make a committed step exist no longer, on rank 0; collections take its bytes later.
+
+        Raises:
+            UsageError: It is the newest one, which always stays.
+            NotFound: No such step.
+        """
+        if self._ranks.rank != 0:
+            return
+        log = RunLog(self._store, self._run_id)
+        if log.forget(steps=(step,), nonce=REAL_WORLD.new_id("delete")) == (step,):
+            return
+        if step == self.latest_step():
+            raise UsageError(f"step {step} is the newest, from which training goes on; it stays")
+        raise NotFound(f"run '{self._run_id}' has no step {step}; it has {self.all_steps()[-5:]}")
 
     def wait_until_finished(self) -> None:
         """Wait until the newest save is committed (on other ranks than 0: stored).
@@ -273,20 +300,3 @@ class CheckpointManager:
         handle.staging_completion.set_result(None)
         handle.upload_completion.set_result(step)
         return handle
-
-
-def _keep_policy(text: str) -> KeepPolicy:
-    """What to keep.
-
-    Raises:
-        UsageError: It does not say so.
-        Unsupported: It goes by a metric, which nobody gives.
-    """
-    policy = parse_keep(text)
-    parts = policy.policies if isinstance(policy, AnyOf) else (policy,)
-    if any(isinstance(part, KeepBest) for part in parts):
-        raise Unsupported(
-            f"keep='{text}' goes by a metric, which a CheckpointManager does not know; "
-            "give a number of steps, and every=... after it"
-        )
-    return policy

@@ -24,7 +24,6 @@ from cloudshift_lab.core.errors import (
     Conflict,
     Fenced,
     NotFound,
-    Unsupported,
     UsageError,
 )
 from cloudshift_lab.storage.log import RunLog
@@ -389,9 +388,37 @@ def test_attach_belongs_before_the_first_save_and_needs_an_optimizer(manage: Man
         manager.attach(job.optimizer)
 
 
-def test_a_policy_by_a_metric_is_refused(url: str) -> None:
-    with pytest.raises(Unsupported, match="goes by a metric"):
-        CheckpointManager(url, "run", keep="3,best=2")
+def test_the_best_steps_are_kept_by_the_metric_given_with_each(manage: Manage) -> None:
+    job, manager = Job(), manage(keep="1,best=2")
+    for step, loss in enumerate((5.0, 1.0, 4.0, 2.0, 3.0), start=1):
+        job.step(step)
+        manager.save(step, job.state, metric=loss)
+        manager.wait_until_finished()
+    manager.close()
+    assert manager.all_steps() == [2, 4, 5]
+    with pytest.raises(UsageError, match="pass metric="):
+        manager.save(6, job.state)
+
+
+def test_a_step_is_deleted_but_never_the_newest(manage: Manage) -> None:
+    job, manager = Job(), manage(keep="all")
+    for step in (1, 2, 3):
+        job.step(step)
+        manager.save(step, job.state)
+        manager.wait_until_finished()
+    manager.delete(2)
+    assert manager.all_steps() == [1, 3]
+    with pytest.raises(UsageError, match="newest"):
+        manager.delete(3)
+    with pytest.raises(NotFound, match="no step 2"):
+        manager.delete(2)
+    job.step(4)
+    manager.save(4, job.state)
+    manager.wait_until_finished()
+    assert manager.all_steps() == [1, 3, 4]
+
+
+def test_a_policy_that_nobody_understands_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match="no checkpoint interval"):
         CheckpointManager(url, "run", save_policy="often")
 
