@@ -1,4 +1,8 @@
-"""What a save costs training: stall, lost time, memory, bytes; all savers and none, in turns."""
+"""What a save costs training: stall, lost time, memory, bytes; all savers and none, in turns.
+
+Twice: with training on all processors, where whatever a saver computes is taken from it, and with
+one processor to spare, as hosts of GPUs have.
+"""
 
 from __future__ import annotations
 
@@ -34,22 +38,27 @@ NOTHING_S = 0.001
 class _Scale(NamedTuple):
     """How much is measured.
 
-    ``rounds`` at most, ``least_rounds`` at least, none begun after ``budget_s`` seconds;
-    ``steps`` are looked at after each save at least.
+    ``rounds`` at most, ``least_rounds`` at least, none begun after ``budget_s`` seconds, with a
+    processor to spare ``spare_rounds``; ``steps`` are looked at after each save at least.
     """
 
     shape: gpt.Shape
     rounds: int
     least_rounds: int
     budget_s: float
+    spare_rounds: int
     steps: int
 
 
 _SCALES = {
     "full": _Scale(
-        gpt.Shape(layers=12, dim=512, heads=8, vocab=10_000, block=128, batch=2), 8, 2, 90.0, 4
+        gpt.Shape(layers=12, dim=512, heads=8, vocab=10_000, block=128, batch=2),
+        8, 2, 90.0, 2, 4,
     ),
-    "tiny": _Scale(gpt.Shape(layers=1, dim=64, heads=2, vocab=512, block=16, batch=2), 2, 1, 30, 3),
+    "tiny": _Scale(
+        gpt.Shape(layers=1, dim=64, heads=2, vocab=512, block=16, batch=2),
+        2, 1, 30.0, 1, 3,
+    ),
 }  # fmt: skip
 _LONGEST_S = 120.0
 _RESUMED_STEPS = 3
@@ -139,12 +148,24 @@ class _Bench:
             late = time.monotonic() - began > self.scale.budget_s
             if late and number >= self.scale.least_rounds:
                 break
-            found.controls.append(self._control())
-            turn = number % len(self.savers)
-            for saver in (*self.savers[turn:], *self.savers[:turn]):
-                found.windows[saver.name].append(self._window(saver))
-            self._tell(number, found)
+            self._round(number, found)
         return found
+
+    def run_with_a_spare_processor(self) -> Measured:
+        """The same while torch leaves one processor idle; every saver has saved before."""
+        torch.set_num_threads(max(1, torch.get_num_threads() - 1))
+        self.say(f"with {torch.get_num_threads()} threads")
+        found = Measured([], {saver.name: [] for saver in self.savers}, {})
+        for number in range(self.scale.spare_rounds):
+            self._round(number, found)
+        return found
+
+    def _round(self, number: int, found: Measured) -> None:
+        found.controls.append(self._control())
+        turn = number % len(self.savers)
+        for saver in (*self.savers[turn:], *self.savers[:turn]):
+            found.windows[saver.name].append(self._window(saver))
+        self._tell(number, found)
 
     def _tell(self, number: int, found: Measured) -> None:
         step_s = median(found.controls[-1])
@@ -221,55 +242,95 @@ def run(size: Size, say: Say) -> tuple[Row, ...]:
     """Train, and save in turns with everything there is."""
     with tempfile.TemporaryDirectory() as folder, rivals.group_of_one():
         say("building a GPT")
-        bench = _Bench(size, Path(folder), say)
+        bench, threads = _Bench(size, Path(folder), say), torch.get_num_threads()
         try:
             found = bench.run()
-            return (*_costs(bench, found), *_rest(bench))
+            spared = bench.run_with_a_spare_processor()
+            return (*_costs(bench, found), *_spared(bench, spared), *_rest(bench))
         finally:
+            torch.set_num_threads(threads)
             bench.close()
 
 
 def _costs(bench: _Bench, found: Measured) -> tuple[Row, ...]:
-    lost = {name: _lost(found, name) for name in found.windows}
-    mine = found.windows[bench.ours.name]
-    steps = [seconds for control in found.controls for seconds in control]
-    noise = [sum(control) - len(control) * median(steps) for control in found.controls]
-    # Less than what steps scatter without any save cannot be told from nothing.
-    mine_lost = max(median(lost[bench.ours.name]), median([abs(each) for each in noise]))
-    stalls = [1000 * window.stall_s for window in mine]
+    """What saves cost where training computes on every processor."""
+    return (
+        *_stalls(bench, found),
+        *_ratios(found, bench.ours.name, ""),
+        *_per_saver(found, ""),
+        *(
+            row(f"{name}: first save, stall", 1000 * window.stall_s, "ms",
+                samples=[1000 * window.stall_s],
+                note="what starts a process or takes memory; counted nowhere else")
+            for name, window in found.first.items()
+        ),
+        *_without(found, ""),
+    )  # fmt: skip
+
+
+def _spared(bench: _Bench, found: Measured) -> tuple[Row, ...]:
+    """What they cost where one processor is idle."""
+    prefix = "a processor to spare, "
+    return (
+        *_ratios(found, bench.ours.name, prefix),
+        *_per_saver(found, prefix),
+        *_without(found, prefix),
+    )
+
+
+def _stalls(bench: _Bench, found: Measured) -> tuple[Row, ...]:
+    stalls = [1000 * window.stall_s for window in found.windows[bench.ours.name]]
     memcpy = [1000 * seconds for seconds in bench.memcpy_s()]
-    rows = [
+    return (
         row("ours: stall p50", percentile(stalls, 0.5), "ms", samples=stalls, goal=at_most(5.0),
             full_only=True, note="the call, and the wait for the copy before the optimizer's step"),
         row("ours: stall p99", percentile(stalls, 0.99), "ms", samples=stalls,
             goal=at_most(percentile(memcpy, 0.5)), full_only=True,
             note=f"the goal is one copy of the state; of {len(stalls)} saves"),
         row("copy of the state into warm memory", median(memcpy), "ms", samples=memcpy),
-    ]  # fmt: skip
-    rows += [
-        row(f"ours: lost training time / {rival}'s",
-            mine_lost / max(median(lost[rival]), NOTHING_S), "x", goal=at_most(0.1),
-            full_only=True)
-        for rival in lost
-        if rival not in ("ours", "dcp.save")
-    ]  # fmt: skip
-    for name, windows in found.windows.items():
-        calls = [1000 * window.stall_s for window in windows]
-        rows += [
-            row(f"{name}: lost training time per save", median(lost[name]), "s",
-                samples=lost[name]),
-            *([] if name == "ours" else [row(f"{name}: stall p50", median(calls), "ms",
-                                             samples=calls)]),
-            row(f"{name}: first save, stall", 1000 * found.first[name].stall_s, "ms",
-                samples=[1000 * found.first[name].stall_s],
-                note="what starts a process or takes memory; counted nowhere else"),
-        ]  # fmt: skip
-    return (
-        *rows,
-        row("no save: a step", median(steps), "s", samples=steps),
-        row("no save: scatter of as many steps", median([abs(each) for each in noise]), "s",
-            samples=noise, note="what is lost without any save: our loss counts as no less"),
     )  # fmt: skip
+
+
+def _ratios(found: Measured, ours: str, prefix: str) -> tuple[Row, ...]:
+    """Our lost time over each rival's.
+
+    Less than what steps scatter without any save cannot be told from nothing, so ours is at least
+    that.
+    """
+    lost = {name: median(_lost(found, name)) for name in found.windows}
+    mine = max(lost[ours], median([abs(each) for each in _noise(found)]))
+    return tuple(
+        row(f"{prefix}ours: lost training time / {rival}'s",
+            mine / max(lost[rival], NOTHING_S), "x", goal=at_most(0.1), full_only=True)
+        for rival in lost
+        if rival not in (ours, "dcp.save")
+    )  # fmt: skip
+
+
+def _per_saver(found: Measured, prefix: str) -> tuple[Row, ...]:
+    rows: list[Row] = []
+    for name, windows in found.windows.items():
+        lost, calls = _lost(found, name), [1000 * window.stall_s for window in windows]
+        rows.append(row(f"{prefix}{name}: lost training time per save", median(lost), "s",
+                        samples=lost))  # fmt: skip
+        if name != "ours" or prefix:
+            rows.append(row(f"{prefix}{name}: stall p50", median(calls), "ms", samples=calls))
+    return tuple(rows)
+
+
+def _without(found: Measured, prefix: str) -> tuple[Row, ...]:
+    steps = [seconds for control in found.controls for seconds in control]
+    noise = _noise(found)
+    return (
+        row(f"{prefix}no save: a step", median(steps), "s", samples=steps),
+        row(f"{prefix}no save: scatter of as many steps", median([abs(each) for each in noise]),
+            "s", samples=noise, note="what is lost without any save: our loss counts as no less"),
+    )  # fmt: skip
+
+
+def _noise(found: Measured) -> list[float]:
+    steps = [seconds for control in found.controls for seconds in control]
+    return [sum(control) - len(control) * median(steps) for control in found.controls]
 
 
 def _lost(found: Measured, name: str) -> list[float]:
