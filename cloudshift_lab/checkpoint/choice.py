@@ -31,7 +31,7 @@ from cloudshift_lab.storage.store import Store
 
 MIN_GAIN = 0.10
 """Share of the raw bytes that a delta must save beyond direct coding, in a sample."""
-MIN_GAIN_OF_A_STEP = 0.04
+MIN_GAIN_OF_A_STEP = 0.01
 """The same against the step before, as in a cut-over: then bytes count more than processor time."""
 MIN_BOX_BYTES = 4096
 SAMPLE_BYTES = 128 * 1024
