@@ -7,12 +7,14 @@ from pathlib import Path
 import nbclient
 import nbformat
 import pytest
+import torch
 
 from cloudshift_lab.conductor.client import Client
 from cloudshift_lab.core.errors import Unavailable
 from cloudshift_lab.core.run import FINAL_STATES
 from cloudshift_lab.core.world import REAL_WORLD
 from cloudshift_lab.lab.dashboard.launch import stop_dashboard
+from cloudshift_lab.lab.grammar import parse_line
 from cloudshift_lab.sim.clouds import SimClouds
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +70,7 @@ def test_the_quickstart_moves_a_run_to_another_cloud(home: Path, tmp_path: Path)
 
 
 def test_the_readme_does_what_it_shows(home: Path, tmp_path: Path) -> None:
-    load, train, watch = README_CELL.findall((ROOT / "README.md").read_text())
+    load, train, watch, _, _ = README_CELL.findall((ROOT / "README.md").read_text())
     wait = "import cloudshift_lab as cs\ncs.run('gpt').wait(until_step=5)"
     cells = [nbformat.v4.new_code_cell(source) for source in (load, train, wait, watch)]
     document = nbformat.v4.new_notebook(cells=cells)
@@ -79,6 +81,32 @@ def test_the_readme_does_what_it_shows(home: Path, tmp_path: Path) -> None:
     assert "gcp-sim:us-central1" in text_of(cells[3])
     assert "next: %cloudshift approve mig-1" in text_of(cells[3])
     assert Client.connect(home, start=False).run("gpt").state == "running"
+
+
+def test_the_readmes_verbs_about_stored_steps_can_be_typed() -> None:
+    _, _, _, history, _ = README_CELL.findall((ROOT / "README.md").read_text())
+    lines = [line.removeprefix("%cloudshift ") for line in history.splitlines() if line]
+    assert [parse_line(line).verb.name for line in lines] == [
+        "log", "diff", "branch", "restore", "verify",
+    ]  # fmt: skip
+
+
+def test_the_readmes_own_loop_saves_and_goes_on(tmp_path: Path) -> None:
+    _, _, _, _, loop = README_CELL.findall((ROOT / "README.md").read_text())
+    url = (tmp_path / "store").as_uri()
+    for old, new in (
+        ("s3://bucket/folder", url),
+        ("10_000", "last"),
+        ("step, {", "step, force=True, app_state={"),
+    ):
+        assert old in loop
+        loop = loop.replace(old, new)
+    weight = torch.nn.Linear(2, 1)
+    names = {"model": weight, "optimizer": torch.optim.AdamW(weight.parameters()), "last": 3}
+    trained: list[int] = []
+    for last in (3, 5):
+        exec(loop, names | {"last": last, "train": trained.append})
+    assert trained == [0, 1, 2, 3, 4]
 
 
 def text_of(cell: nbformat.NotebookNode) -> str:
