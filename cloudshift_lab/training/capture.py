@@ -178,9 +178,15 @@ class Capture:
         self.lost = Lost.NOTHING
 
     def close(self) -> None:
-        """Finish, end the thread and leave the optimizers alone."""
+        """Finish, end the thread and leave the optimizers alone.
+
+        The thread is waited for: one that ends while the interpreter does can leave it hanging.
+        """
         self.finish()
         self._end()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
 
     # -- the optimizer's step ---------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 import nbclient
@@ -63,8 +63,8 @@ def test_the_saved_output_becomes_the_whole_card_when_the_run_ends(
 ) -> None:
     service.views = [make_run()]
     outputs = notebook.run("%cloudshift watch")
-    service.views = [make_run(state="finished", step=4242)]
-    await_update(notebook, outputs[0], "4,242")
+    ended = [make_run(state="finished", step=4242)]
+    await_update(notebook, outputs[0], "4,242", lambda: setattr(service, "views", ended))
 
 
 def test_migrate_shows_bill_and_approval_and_the_decision_is_saved(
@@ -75,10 +75,13 @@ def test_migrate_shows_bill_and_approval_and_the_decision_is_saved(
     assert "pays for itself" in html(saved)
     assert is_widget(live)
     notebook.run("%cloudshift approve")
-    await_update(notebook, saved, "approved by")
-    moved = msgspec.structs.replace(service.moves[0], phase="source_retired", sealed_step=777)
-    service.moves = [moved]
-    await_update(notebook, saved, "moved at step 777")
+
+    def end_move() -> None:
+        moved = msgspec.structs.replace(service.moves[0], phase="source_retired", sealed_step=777)
+        service.moves = [moved]
+
+    await_update(notebook, saved, "moved at step 777", end_move)
+    assert "approved by" in html(saved)
 
 
 def test_a_decided_move_is_shown_without_buttons(notebook, service, make_run, make_move) -> None:
@@ -111,8 +114,13 @@ def test_the_dashboard_is_a_frame_below_the_page_own_server(notebook) -> None:
     assert is_widget(frame)
 
 
-def await_update(notebook, output, said: str) -> None:
-    """Run cells until an update from a thread has reached ``output`` (it belongs to its cell)."""
+def await_update(notebook, output, said: str, change: Callable[[], None]) -> None:
+    """Change what the conductor says in the middle of a cell, and wait for the output to follow.
+
+    In the middle, since the notebook client drops what a thread sends while no cell runs.
+    """
+    threading.Timer(1.0, change).start()
+    notebook.run("import time; time.sleep(5)")
     until = time.monotonic() + 60
     while said not in html(output):
         assert time.monotonic() < until, f"never said {said!r}: {html(output)}"
