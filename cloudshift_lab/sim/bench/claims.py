@@ -38,27 +38,27 @@ class Claim(NamedTuple):
 
 
 CLAIMS = (
-    Claim("checkpoint", "Training hardly waits for a save", "ours: stall p50", (
+    Claim("checkpoint", "How long training stands still for a save", "ours: stall p50", (
         ("dcp.async_save", "dcp.async_save: stall p50"),
         ("torch.save + fsync", "torch.save + fsync: stall p50"),
     )),
-    Claim("checkpoint", "... nor does the slowest", "ours: stall p99"),
-    Claim("checkpoint", "A save costs a fraction of the training time that `dcp.async_save` costs",
+    Claim("checkpoint", "... at the slowest (goal: one copy of the state)", "ours: stall p99"),
+    Claim("checkpoint", "Training time lost per save, training on all processors: of `dcp.async_save`'s",
           "ours: lost training time / dcp.async_save's", (
         ("ours", "ours: lost training time per save"),
         ("dcp.async_save", "dcp.async_save: lost training time per save"),
         ("scatter without any save", "no save: scatter of as many steps"),
     )),
-    Claim("checkpoint", "... and of what `torch.save` costs",
+    Claim("checkpoint", "... of `torch.save`'s",
           "ours: lost training time / torch.save + fsync's", (
         ("torch.save", "torch.save + fsync: lost training time per save"),
     )),
-    Claim("checkpoint", "With a processor to spare, as beside a GPU: of `dcp.async_save`'s loss",
+    Claim("checkpoint", "... with a processor to spare, as beside a GPU: of `dcp.async_save`'s",
           "a processor to spare, ours: lost training time / dcp.async_save's", (
         ("ours", "a processor to spare, ours: lost training time per save"),
         ("dcp.async_save", "a processor to spare, dcp.async_save: lost training time per save"),
     )),
-    Claim("checkpoint", "... and of `torch.save`'s",
+    Claim("checkpoint", "... of `torch.save`'s, with a processor to spare",
           "a processor to spare, ours: lost training time / torch.save + fsync's", (
         ("torch.save",
          "a processor to spare, torch.save + fsync: lost training time per save"),
