@@ -59,7 +59,7 @@ def test_the_table_is_written_between_the_markers_and_drift_is_noticed(recorded)
     assert main(options) == 0
     text = readme.read_text()
     assert text.startswith("# Title\n") and text.endswith("\n\nafter\n") and "old" not in text
-    assert "abc123" in text and "| Training hardly waits for a save | 7 ms" in text
+    assert "abc123" in text and "| How long training stands still for a save | 7 ms" in text
     assert main([*options, "--check"]) == 0
     readme.write_text(text.replace("7 ms", "6 ms"))
     assert main([*options, "--check"]) == 1

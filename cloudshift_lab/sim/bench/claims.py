@@ -43,7 +43,7 @@ CLAIMS = (
         ("torch.save + fsync", "torch.save + fsync: stall p50"),
     )),
     Claim("checkpoint", "... at the slowest (goal: one copy of the state)", "ours: stall p99"),
-    Claim("checkpoint", "Training time lost per save, training on all processors: of `dcp.async_save`'s",
+    Claim("checkpoint", "Training time lost per save, all processors busy: of `dcp.async_save`'s",
           "ours: lost training time / dcp.async_save's", (
         ("ours", "ours: lost training time per save"),
         ("dcp.async_save", "dcp.async_save: lost training time per save"),
