@@ -185,7 +185,7 @@ class Capture:
         self.finish()
         self._end()
         thread, self._thread = self._thread, None
-        if thread is not None:
+        if thread is not None and thread.is_alive():
             thread.join()
 
     # -- the optimizer's step ---------------------------------------------------------------------
