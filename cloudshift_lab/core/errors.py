@@ -9,6 +9,8 @@
     │   ├── Fenced          stop: a newer generation owns the run
     │   └── StaleDecision   ask: what was approved is no longer what is proposed
     ├── Corrupt             stop: bytes differ from their hash; never retried
+    ├── Mismatch            ask: the target computes something else than the source did
+    ├── NodesMissing        ask: some nodes of an attempt did not come up, or died
     ├── Exhausted           ask: deadline, grace, budget, quota or space is used up
     └── Unsupported         fix: this part cannot do that
 
@@ -90,6 +92,18 @@ class Corrupt(CloudshiftError):
     action: ClassVar[Action] = "stop"
 
 
+class Mismatch(CloudshiftError):
+    """A rehearsed loss or a replayed state differs from the source's; nothing was moved."""
+
+    action: ClassVar[Action] = "ask"
+
+
+class NodesMissing(CloudshiftError):
+    """Some nodes of an attempt did not come up, or died; fact ``nodes_up``: how many are there."""
+
+    action: ClassVar[Action] = "ask"
+
+
 class Exhausted(CloudshiftError):
     """A deadline, grace period, budget, quota or disk is used up."""
 
@@ -113,6 +127,8 @@ _BY_NAME: dict[str, type[CloudshiftError]] = {
         Fenced,
         StaleDecision,
         Corrupt,
+        Mismatch,
+        NodesMissing,
         Exhausted,
         Unsupported,
         CloudshiftError,

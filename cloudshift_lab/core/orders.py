@@ -8,14 +8,20 @@ import msgspec
 
 from cloudshift_lab.core.run import SaveStats
 
-OrderKind = Literal["precopy", "drain", "copy", "verify", "go", "resume", "retire", "stop"]
+OrderKind = Literal[
+    "precopy", "rehearse", "save", "drain", "copy", "verify", "catch_up", "go", "resume",
+    "retire", "stop", "notice",
+]  # fmt: skip
 
 
 class Order(msgspec.Struct, frozen=True):
     """One instruction, at ``runs/<run>/inbox/<generation>/<n>.json``, created once.
 
     ``order_id`` makes it idempotent: the conductor looks for it before it writes another, and the
-    agent never obeys it twice. ``step`` is a sealed step where one is needed.
+    agent never obeys it twice. ``step`` is a sealed step where one is needed. ``num_steps``: how
+    many to rehearse; ``tolerance`` relative, of their losses. ``within_s``: a notice, seconds until
+    the machine goes, counted from the order's arrival. ``replay``: keep the rehearsing ranks, they
+    will catch up with the sealed step. ``to_cloud`` and ``to_url``: push there instead of pulling.
     """
 
     order_id: str
@@ -23,10 +29,20 @@ class Order(msgspec.Struct, frozen=True):
     at: float
     step: int | None = None
     manifest_digest: str | None = None
+    num_steps: int = 0
+    tolerance: float = 0.0
+    within_s: float | None = None
+    replay: bool = False
+    to_cloud: str | None = None
+    to_url: str | None = None
 
 
 class OrderResult(msgspec.Struct, frozen=True):
-    """How far an order got. ``error_kind`` is the class name of a ``CloudshiftError``."""
+    """How far an order got. ``error_kind`` is the class name of a ``CloudshiftError``.
+
+    ``total_bytes``, ``bytes_per_s`` and ``eta_s`` are of a copy under way, ``bytes_per_s`` also of
+    a finished one; ``step_s`` is a rehearsed step's median duration, seconds.
+    """
 
     state: Literal["running", "done", "failed"]
     detail: str = ""
@@ -35,6 +51,10 @@ class OrderResult(msgspec.Struct, frozen=True):
     manifest_digest: str | None = None
     error_kind: str | None = None
     error: str | None = None
+    total_bytes: int | None = None
+    bytes_per_s: float | None = None
+    eta_s: float | None = None
+    step_s: float | None = None
 
 
 AgentState = Literal[
@@ -48,7 +68,10 @@ class AgentStatus(msgspec.Struct, frozen=True):
 
     ``beat`` grows with every write: an observer judges liveness by its own monotonic clock.
     ``first_step_at`` is the wall-clock time at which this attempt's first step ended,
-    ``last_step_at`` that of its newest.
+    ``last_step_at`` that of its newest. ``losses``: the newest steps of rank 0 with their exact
+    losses, oldest first, at most 64; of a standby those that it rehearses. ``step_s``: a step's
+    median duration. ``nodes_up``: nodes whose ranks are ready or running. ``notice_until``:
+    wall-clock time at which the machine goes, once that was said.
     """
 
     run_id: str
@@ -71,6 +94,10 @@ class AgentStatus(msgspec.Struct, frozen=True):
     traceback: str | None = None
     warnings: tuple[str, ...] = ()
     saves: SaveStats = SaveStats()
+    losses: tuple[tuple[int, float], ...] = ()
+    step_s: float | None = None
+    nodes_up: int = 1
+    notice_until: float | None = None
 
 
 def inbox_key(run_id: str, generation: int, number: int) -> str:

@@ -42,8 +42,46 @@ class Bill(msgspec.Struct, frozen=True):
     reasons: tuple[str, ...] = ()
 
 
+ClosingKind = Literal["copy", "replay"]
+
+
+class Closing(msgspec.Struct, frozen=True):
+    """One exact way to close the gap between what the target has and the sealed step.
+
+    ``copy`` carries the bytes of the sealed step that the target lacks; ``replay`` has the target
+    repeat the steps since its copy was taken, bit by bit, and prove the result by its hashes.
+    ``pause_s``: until the first step that the run had not done yet. ``still_s``: how long no
+    optimizer step runs anywhere. ``num_bytes``: on the wire, all rounds together.
+    """
+
+    kind: ClosingKind
+    pause_s: float
+    still_s: float
+    num_bytes: int
+    replayed_steps: int = 0
+    basis: str = ""
+
+
+MissingNodesPolicy = Literal["roll-back", "wait", "shrink", "elsewhere"]
+
+
+class Fallback(msgspec.Struct, frozen=True):
+    """Another place that a move may go to when the first one does not come up."""
+
+    placement: Placement
+    url: str
+
+
 class Plan(msgspec.Struct, frozen=True):
-    """The exact move proposed. ``digest`` is blake3 over all other fields."""
+    """The exact move proposed. ``digest`` is blake3 over all other fields.
+
+    ``closings``: every way that was weighed; ``closing`` is the chosen one's kind.
+    ``rehearsal_steps``: steps that the target computes before the commit, each loss compared with
+    the source's; ``tolerance`` relative, 0 is bit by bit. ``missing_nodes`` says what happens when
+    only some nodes come up, ``min_nodes`` how few a shrunk run may have, ``fallbacks`` where else
+    to go. ``limit_micro_usd``: what the move itself may cost; 0 when nothing is priced.
+    ``approvals_needed``: different people (or policies) who must approve.
+    """
 
     migration_id: str
     run_id: str
@@ -57,6 +95,15 @@ class Plan(msgspec.Struct, frozen=True):
     created_at: float
     expires_at: float
     digest: str = ""
+    closing: ClosingKind = "copy"
+    closings: tuple[Closing, ...] = ()
+    rehearsal_steps: int = 0
+    tolerance: float = 0.0
+    missing_nodes: MissingNodesPolicy = "roll-back"
+    min_nodes: int = 1
+    fallbacks: tuple[Fallback, ...] = ()
+    limit_micro_usd: int = 0
+    approvals_needed: int = 1
 
 
 Verdict = Literal["approve", "reject"]
@@ -77,6 +124,8 @@ Phase = Literal[
     "approved",
     "provisioning",
     "precopying",
+    "rehearsing",
+    "asking",
     "draining",
     "copying",
     "verifying",
@@ -100,8 +149,46 @@ class PhaseTime(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
+class Spread(msgspec.Struct, frozen=True):
+    """A quantity over many simulated futures: its 10th, 50th and 90th percentile."""
+
+    p10: float
+    p50: float
+    p90: float
+
+
+class Futures(msgspec.Struct, frozen=True):
+    """What happened in ``num`` simulated futures of a plan, before anybody decides on it.
+
+    ``rolled_back`` and ``lost_steps`` are shares of futures, 0 to 1. ``basis`` says what was drawn
+    from what. Always simulated, and shown so.
+    """
+
+    num: int
+    pause_s: Spread
+    cost_micro_usd: Spread
+    finish_s: Spread
+    rolled_back: float
+    lost_steps: float
+    basis: str
+
+
+class Going(msgspec.Struct, frozen=True):
+    """How far the pending effect of a move is; None of a number means that it is not known."""
+
+    done_bytes: int = 0
+    total_bytes: int | None = None
+    bytes_per_s: float | None = None
+    eta_s: float | None = None
+    detail: str = ""
+
+
 class MigrationView(msgspec.Struct, frozen=True):
-    """One move as every surface shows it."""
+    """One move as every surface shows it.
+
+    ``approvals`` are all that count so far, ``decision`` the one that settled it. ``partial`` says
+    what did not move, None when everything did. ``notice_s``: seconds left of a forced stop.
+    """
 
     migration_id: str
     run_id: str
@@ -117,3 +204,9 @@ class MigrationView(msgspec.Struct, frozen=True):
     pause_s: float | None = None
     receipt: str | None = None
     as_of: float = 0.0
+    approvals: tuple[Decision, ...] = ()
+    futures: Futures | None = None
+    going: Going | None = None
+    partial: str | None = None
+    notice_s: float | None = None
+    still_s: float | None = None

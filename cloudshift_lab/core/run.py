@@ -44,7 +44,8 @@ class JobSpec(msgspec.Struct, frozen=True):
 
     ``store_url`` is the data store of this attempt; its credentials come from ``home``'s cloud
     list by ``placement.cloud``. A ``standby`` attempt starts its ranks up to the gate and waits
-    for an order; ``source_*`` then name where its state comes from.
+    for an order; ``source_*`` then name where its state comes from. ``node``: which of the
+    placement's nodes, 0 leads.
     """
 
     run_id: str
@@ -66,6 +67,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     source_cloud: str | None = None
     source_url: str | None = None
     conductor_home: str | None = None
+    node: int = 0
 
 
 class SaveStats(msgspec.Struct, frozen=True):

@@ -42,22 +42,26 @@ class Control(msgspec.Struct, frozen=True):
     ``go`` None keeps them at the gate. ``released_step``: the newest staged step that is
     committed, so that its slot may be written again. ``capture``: counts how often the agent
     wanted a save; when it has grown, the ranks capture at the next boundary that all agree upon.
+    ``limit``: the ranks hold after this step (and say so) until it is raised or None; they rehearse
+    what another attempt has done already. While they hold, a grown ``capture`` stages that step.
     """
 
     go: Go | None = None
     drain: bool = False
     released_step: int = -1
     capture: int = 0
+    limit: int | None = None
 
 
 class RankState(msgspec.Struct, frozen=True):
-    """Where one rank is. ``drained`` and ``finished`` are said just before it exits.
+    """Where one rank is. ``drained`` and ``finished`` are said just before it exits; ``held``:
+    it waits after ``step`` for the limit to be raised.
 
     ``warning``: why it cannot save, or saves only while training waits; None when all is well.
     """
 
     rank: int
-    state: Literal["gate", "running", "drained", "finished"]
+    state: Literal["gate", "running", "held", "drained", "finished"]
     step: int
     state_bytes: int = 0
     warning: str | None = None
