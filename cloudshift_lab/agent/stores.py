@@ -30,4 +30,5 @@ def open_source_store(job: JobSpec) -> Store | None:
 
 
 def _open(job: JobSpec, cloud: str, url: str) -> Store:
-    return open_store(url, store_options(load_clouds(Path(job.home)).find(cloud)))
+    inside = cloud == job.placement.cloud
+    return open_store(url, store_options(load_clouds(Path(job.home)).find(cloud), inside=inside))

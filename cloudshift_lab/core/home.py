@@ -91,16 +91,21 @@ def save_clouds(root: Path, clouds: Clouds) -> None:
     write_private(clouds_path(root), to_json(clouds))
 
 
-def store_options(cloud: Cloud) -> dict[str, object]:
+def store_options(cloud: Cloud, *, inside: bool = True) -> dict[str, object]:
     """The cloud's fsspec options as plain Python values.
+
+    Args:
+        cloud: Whose store is to be opened.
+        inside: Whether who opens it runs in that cloud.
 
     Raises:
         UsageError: An option is not valid JSON.
     """
+    options = cloud.store_options
+    if not inside and cloud.public_store_options is not None:
+        options = cloud.public_store_options
     try:
-        return {
-            key: msgspec.json.decode(value) for key, value in (cloud.store_options or {}).items()
-        }
+        return {key: msgspec.json.decode(value) for key, value in (options or {}).items()}
     except msgspec.DecodeError as error:
         raise UsageError(
             f"store options of '{cloud.name}' are not JSON ({error}); mend clouds.json"

@@ -60,12 +60,17 @@ class Cloud(msgspec.Struct, frozen=True):
 
     ``store_options`` may hold credentials: it stays in the mode-0600 configuration file and in
     the memory of processes that read that file, and is never put into a spec, log or telemetry.
+    ``public_store_options``: how the store is reached from outside of the cloud (the conductor,
+    the agents of other clouds) where that differs, None otherwise. ``log_url``: where the runs'
+    logs are kept when it is not the store itself.
     """
 
     name: str
     title: str
     store_url: str
     store_options: dict[str, msgspec.Raw] | None = None
+    public_store_options: dict[str, msgspec.Raw] | None = None
+    log_url: str = ""
     offers: tuple[Offer, ...] = ()
     egress: tuple[EgressTier, ...] = ()
     put_micro_usd_per_1000: int = 0

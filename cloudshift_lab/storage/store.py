@@ -121,10 +121,15 @@ def open_store(
 
 
 def open_cloud_store(
-    cloud: Cloud, *, world: World = REAL_WORLD, deadline_s: float = DEADLINE_S
+    cloud: Cloud,
+    *,
+    inside: bool = False,
+    world: World = REAL_WORLD,
+    deadline_s: float = DEADLINE_S,
 ) -> Store:
-    """Open the store of a configured cloud with the options kept for it."""
-    return open_store(cloud.store_url, store_options(cloud), world=world, deadline_s=deadline_s)
+    """Open the store of a configured cloud; ``inside``: for somebody who runs in that cloud."""
+    options = store_options(cloud, inside=inside)
+    return open_store(cloud.store_url, options, world=world, deadline_s=deadline_s)
 
 
 def probe_store(store: Store, *, world: World = REAL_WORLD) -> None:

@@ -75,7 +75,7 @@ def _options(asked: argparse.Namespace) -> Mapping[str, object]:
     """The store's options from a state directory, so that no credential is on a command line."""
     if asked.cloud is None:
         return {}
-    return store_options(load_clouds(Path(asked.home)).find(asked.cloud))
+    return store_options(load_clouds(Path(asked.home)).find(asked.cloud), inside=False)
 
 
 def _tell(done_bytes: int, total_bytes: int) -> None:

@@ -121,6 +121,19 @@ def test_a_cloud_without_options_has_none():
     assert store_options(Cloud(name="a", title="A", store_url="file:///a")) == {}
 
 
+def test_a_cloud_is_reached_from_outside_by_its_public_options_where_it_has_any(tmp_path):
+    inside, public = ({"endpoint_url": msgspec.Raw(b'"%s"' % at)} for at in (b"in", b"out"))
+    cloud = Cloud(
+        name="a", title="A", store_url="s3://a", store_options=inside, public_store_options=public
+    )
+    save_clouds(tmp_path, Clouds(clouds=(cloud,)))
+    found = load_clouds(tmp_path).find("a")
+    assert store_options(found) == {"endpoint_url": "in"}
+    assert store_options(found, inside=False) == {"endpoint_url": "out"}
+    plain = msgspec.structs.replace(cloud, public_store_options=None)
+    assert store_options(plain, inside=False) == {"endpoint_url": "in"}
+
+
 def test_an_option_that_is_no_json_is_refused():
     cloud = Cloud(name="a", title="A", store_url="s3://a", store_options={"key": msgspec.Raw(b"k")})
     with pytest.raises(UsageError, match=r"mend clouds\.json"):
