@@ -7,7 +7,9 @@ from typing import Literal, Protocol
 
 from cloudshift_lab.checkpoint.saving import FailedAnswer, Outcome, SavedAnswer
 
-RanksState = Literal["absent", "starting", "gate", "running", "drained", "finished", "failed"]
+RanksState = Literal[
+    "absent", "starting", "gate", "running", "held", "drained", "finished", "failed"
+]
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,16 @@ class RankError:
 class RanksView:
     """All ranks of this node at one moment.
 
-    ``absent``: never started. ``gate``: every rank is built and waits for ``go``. ``drained``:
-    every rank has staged its last state for a drain and will not run another step.
-    ``finished``: every rank has exited by itself with code 0.
+    ``absent``: never started. ``gate``: every rank is built and waits for ``go``. ``held``: every
+    rank waits after ``held_step`` for the limit to be raised. ``drained``: every rank has staged
+    its last state for a drain and will not run another step. ``finished``: every rank has exited by
+    itself with code 0.
     ``staged_step`` is the newest step that *every* rank has staged completely; ``staged_last``
     says that no rank will execute another one (so that step closes the attempt).
-    ``first_step_at`` and ``last_step_at`` are wall-clock seconds of this start's steps.
-    ``num_steps`` of them, without the first (which compiles), took ``steps_s`` seconds together.
+    ``first_step_at`` and ``last_step_at`` are wall-clock seconds of this start's steps without
+    those under a limit. ``num_steps``, all without the first (which compiles), took ``steps_s``
+    seconds together; ``step_s`` is the median of the newest of them.
+    ``losses``: the newest steps of rank 0 with their exact losses, oldest first, at most 64.
     ``staged_loss`` is the loss of the staged step, if it was told. ``warning`` is a rank's own.
     """
 
@@ -53,6 +58,9 @@ class RanksView:
     state_bytes: int = 0
     num_steps: int = 0
     steps_s: float = 0.0
+    step_s: float | None = None
+    held_step: int | None = None
+    losses: tuple[tuple[int, float], ...] = ()
     warning: str | None = None
     error: RankError | None = None
 
@@ -68,14 +76,29 @@ class RanksProtocol(Protocol):
             standby: Build everything, then wait at the gate for ``go``.
         """
 
-    def go(self, restore: Restore) -> None:
-        """Open the gate; said again with the same step it changes nothing."""
+    def go(self, restore: Restore, limit: int | None = None) -> None:
+        """Open the gate; said again with the same words it changes nothing.
+
+        Args:
+            restore: Where to continue.
+            limit: The ranks hold after this step, as ``limit`` says; None: they train on.
+        """
+
+    def limit(self, step: int | None) -> None:
+        """Have all ranks hold after ``step`` until a later one is said; None: they train on.
+
+        What they do under a limit is a rehearsal: the policy captures nothing then, and step
+        reports are marked. A limit that is set while they run freely is heard a step or two later.
+        """
 
     def request_drain(self) -> None:
         """Ask for a last state: all ranks stop after the same step, stage it and exit."""
 
     def capture(self) -> None:
-        """Ask for a state to save: all ranks stage the same step soon, and go on."""
+        """Ask for a state to save: all ranks stage the same step soon, and go on.
+
+        Under a limit it is the step after which they hold that is staged, while they hold.
+        """
 
     def release(self, step: int) -> None:
         """The staged ``step`` is committed: its memory may be used for the next one."""

@@ -17,6 +17,7 @@ import msgspec
 
 from cloudshift_lab.agent.bootstrap import ERRORS, LOGS
 from cloudshift_lab.agent.failures import first_failure
+from cloudshift_lab.agent.progress import Progress
 from cloudshift_lab.agent.protocols import RankError, RanksState, RanksView, Restore
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.staging import (
@@ -40,7 +41,6 @@ from cloudshift_lab.core.world import World
 T = TypeVar("T", bound=msgspec.Struct)
 FAILURE_GRACE_S = 2.0
 LAUNCHER_LOG = "torchrun.log"
-_LOSSES_KEPT = 1000
 _FIRST_PORT, _NUM_PORTS = 15000, 15000
 _BOOTSTRAP = "cloudshift_lab.agent.bootstrap"
 
@@ -74,10 +74,7 @@ class TorchrunRanks:
         self._control = Control()
         self._files: dict[Path, tuple[tuple[int, int], msgspec.Struct]] = {}
         self._rows: deque[StepReport] = deque()
-        self._steps: dict[int, StepReport] = {}
-        self._first_step_at: float | None = None
-        self._losses: dict[int, float] = {}
-        self._num_steps, self._steps_s = 0, 0.0
+        self._progress = Progress()
         self._ship_rows = ship_rows
         self._are_rows_shipped = False
         self._failing_since: float | None = None
@@ -85,7 +82,8 @@ class TorchrunRanks:
     def start(self, restore: Restore | None, *, standby: bool) -> None:
         self.kill()
         self._forget()
-        self._say(Control(go=None if standby else _go(restore)))
+        go = None if standby else _go(restore)
+        self._write(Control(go, serial=self._control.serial + 1))
         (self._workdir / LOGS).mkdir(parents=True, exist_ok=True)
         with (self._workdir / LOGS / LAUNCHER_LOG).open("ab") as log:
             self._process = subprocess.Popen(
@@ -98,18 +96,20 @@ class TorchrunRanks:
                 start_new_session=True,
             )
 
-    def go(self, restore: Restore) -> None:
-        self._say(msgspec.structs.replace(self._control, go=_go(restore)))
+    def go(self, restore: Restore, limit: int | None = None) -> None:
+        self._say(go=_go(restore), limit=limit)
+
+    def limit(self, step: int | None) -> None:
+        self._say(limit=step)
 
     def request_drain(self) -> None:
-        self._say(msgspec.structs.replace(self._control, drain=True))
+        self._say(drain=True)
 
     def capture(self) -> None:
-        self._say(msgspec.structs.replace(self._control, capture=self._control.capture + 1))
+        self._say(capture=self._control.capture + 1)
 
     def release(self, step: int) -> None:
-        if step > self._control.released_step:
-            self._say(msgspec.structs.replace(self._control, released_step=step))
+        self._say(released_step=max(step, self._control.released_step))
 
     def take(self, rows: list[StepReport]) -> None:
         """Learn from step reports how far the ranks are; safe to call from another thread."""
@@ -121,22 +121,25 @@ class TorchrunRanks:
         if state in ("drained", "finished", "failed") and not self._are_rows_shipped:
             self._are_rows_shipped = True
             self._ship_rows()
-        self._digest_rows()
-        newest = max(self._steps.values(), key=lambda row: row.step, default=None)
+        while self._rows:
+            self._progress.add(self._rows.popleft())
+        progress = self._progress
         step, is_last = self._newest_staged()
-        last_steps = [row.ts for row in self._steps.values()]
         return RanksView(
             state=state,
-            step=min((row.step for row in self._steps.values()), default=None),
-            loss=None if newest is None else newest.loss,
-            first_step_at=self._first_step_at,
-            last_step_at=max(last_steps, default=None),
+            step=progress.step,
+            loss=progress.loss,
+            first_step_at=progress.first_step_at,
+            last_step_at=progress.last_step_at,
             staged_step=step,
             staged_last=is_last,
-            staged_loss=None if step is None else self._losses.get(step),
+            staged_loss=progress.loss_of(step),
             state_bytes=max((s.state_bytes for s in states), default=0),
-            num_steps=self._num_steps,
-            steps_s=self._steps_s,
+            num_steps=progress.num_steps,
+            steps_s=progress.steps_s,
+            step_s=progress.step_s,
+            held_step=states[0].step if state == "held" else None,
+            losses=progress.losses,
             warning=next((s.warning for s in states if s.warning), None),
             error=error,
         )
@@ -202,14 +205,18 @@ class TorchrunRanks:
         for path in errors.iterdir():
             path.unlink()
         self._files.clear()
-        self._steps.clear()
         self._rows.clear()
-        self._losses.clear()
-        self._num_steps, self._steps_s = 0, 0.0
-        self._first_step_at, self._failing_since = None, None
+        self._progress = Progress()
+        self._failing_since = None
         self._are_rows_shipped = False
 
-    def _say(self, control: Control) -> None:
+    def _say(self, **changes: object) -> None:
+        """Change the ranks' orders; what is no change is not said."""
+        changed = msgspec.structs.replace(self._control, **changes)
+        if changed != self._control:
+            self._write(msgspec.structs.replace(changed, serial=changed.serial + 1))
+
+    def _write(self, control: Control) -> None:
         self._control = control
         replace_file(self._node_dir / CONTROL_FILE, to_json(control))
 
@@ -225,10 +232,17 @@ class TorchrunRanks:
             return "drained", None
         returncode = self._process.poll()
         if returncode is None and not self._is_failing():
-            return _while_alive(told), None
+            return ("held" if self._is_held(states) else _while_alive(told)), None
         if returncode == 0:
             return "finished", None
         return "failed", first_failure(self._workdir / ERRORS, self._launcher_tail())
+
+    def _is_held(self, states: list[RankState]) -> bool:
+        """All ranks wait after the same step, and the limit that was said last lets them."""
+        limit = self._control.limit
+        held = {state.step for state in states if state.state == "held"}
+        is_all = len(states) == self._num_ranks == sum(s.state == "held" for s in states)
+        return is_all and len(held) == 1 and limit is not None and limit <= min(held)
 
     def _is_failing(self) -> bool:
         """A rank has raised and the others have had time to say what it did to them.
@@ -279,26 +293,6 @@ class TorchrunRanks:
             return None
         assert isinstance(known[1], kind)
         return known[1]
-
-    def _digest_rows(self) -> None:
-        while self._rows:
-            row = self._rows.popleft()
-            if self._first_step_at is None or row.ts < self._first_step_at:
-                self._first_step_at = row.ts
-            known = self._steps.get(row.rank)
-            if known is None or row.step > known.step:
-                self._steps[row.rank] = row
-            if row.rank == 0:
-                self._measure(row, is_first=known is None)
-
-    def _measure(self, row: StepReport, *, is_first: bool) -> None:
-        """All ranks step together: the pace of one is that of all. The first step compiles."""
-        if row.loss is not None:
-            self._losses[row.step] = row.loss
-            self._losses.pop(row.step - _LOSSES_KEPT, None)
-        if row.step_s is not None and not is_first:
-            self._num_steps += 1
-            self._steps_s += row.step_s
 
     def _launcher_tail(self) -> str:
         path = self._workdir / LOGS / LAUNCHER_LOG

@@ -44,6 +44,7 @@ class Control(msgspec.Struct, frozen=True):
     wanted a save; when it has grown, the ranks capture at the next boundary that all agree upon.
     ``limit``: the ranks hold after this step (and say so) until it is raised or None; they rehearse
     what another attempt has done already. While they hold, a grown ``capture`` stages that step.
+    ``serial`` grows with every word, so that ranks that wait together know who has heard less.
     """
 
     go: Go | None = None
@@ -51,6 +52,7 @@ class Control(msgspec.Struct, frozen=True):
     released_step: int = -1
     capture: int = 0
     limit: int | None = None
+    serial: int = 0
 
 
 class RankState(msgspec.Struct, frozen=True):
@@ -108,7 +110,10 @@ class StagedRank(msgspec.Struct, frozen=True):
 
 
 class StepReport(msgspec.Struct, frozen=True):
-    """One finished optimizer step of one rank; ``ts`` wall-clock seconds, ``step_s`` seconds."""
+    """One finished optimizer step of one rank; ``ts`` wall-clock seconds, ``step_s`` seconds.
+
+    ``rehearsed``: it was done under a limit, so that it is none of the run's own.
+    """
 
     ts: float
     rank: int
@@ -116,6 +121,7 @@ class StepReport(msgspec.Struct, frozen=True):
     loss: float | None = None
     tokens: int | None = None
     step_s: float | None = None
+    rehearsed: bool = False
 
 
 class RankFailure(msgspec.Struct, frozen=True):

@@ -79,6 +79,8 @@ class SimRanks:
         self._gate: Restore | None = None
         self._drain = False
         self._is_wanted = False
+        self._limit: int | None = None
+        self._losses: list[tuple[int, float]] = []
         self._step: int | None = None
         self._first_step_at: float | None = None
         self._last_step_at: float | None = None
@@ -96,8 +98,11 @@ class SimRanks:
         name = f"ranks-g{self._job.generation}.{self._starts}"
         self._actor = self._scheduler.spawn(name, lambda: self._live(restore, standby=standby))
 
-    def go(self, restore: Restore) -> None:
-        self._gate = restore
+    def go(self, restore: Restore, limit: int | None = None) -> None:
+        self._gate, self._limit = restore, limit
+
+    def limit(self, step: int | None) -> None:
+        self._limit = step
 
     def request_drain(self) -> None:
         self._drain = True
@@ -114,7 +119,7 @@ class SimRanks:
         return RanksView(
             state=self._state,
             step=self._step,
-            loss=None if self._step is None else 1.0 / (1.0 + self._step),
+            loss=None if self._step is None else _loss(self._step),
             first_step_at=self._first_step_at,
             last_step_at=self._last_step_at,
             staged_step=self._newest(),
@@ -122,6 +127,9 @@ class SimRanks:
             state_bytes=640,
             num_steps=self._num_steps,
             steps_s=self._num_steps * self._script.step_s,
+            step_s=self._script.step_s if self._num_steps else None,
+            held_step=self._step if self._state == "held" else None,
+            losses=tuple(self._losses),
             error=self._error,
         )
 
@@ -189,6 +197,7 @@ class SimRanks:
 
     def _train(self, step: int, weights: model.Weights) -> None:
         self._step = step
+        self._hold(step, weights)
         while not self._drain and step < self._script.total_steps:
             is_first = self._first_step_at is None
             slow = self._script.slow_first if is_first else self._script.slow
@@ -201,16 +210,36 @@ class SimRanks:
             self._num_steps += 1
             weights = model.next_weights(weights, step)
             self._step = step
-            self._last_step_at = EPOCH_S + self._scheduler.clock_s
-            self._first_step_at = self._first_step_at or self._last_step_at
-            self._executed(self._job, step, weights)
-            if self._is_wanted or (self._every is not None and step % self._every == 0):
-                self._is_wanted = False
-                self.staged[step] = _Stage(step, weights)
+            self._losses = [*self._losses, (step, _loss(step))][-64:]
+            if self._limit is None:
+                self._last_step_at = EPOCH_S + self._scheduler.clock_s
+                self._first_step_at = self._first_step_at or self._last_step_at
+                self._executed(self._job, step, weights)
+            is_due = self._every is not None and step % self._every == 0
+            if self._limit is None and (self._is_wanted or is_due):
+                self._stage(step, weights)
+            self._hold(step, weights)
         self._pause(0.2)
         self.staged[step] = _Stage(step, weights)
         self._last_staged = True
         self._state = "finished" if step >= self._script.total_steps else "drained"
+
+    def _hold(self, step: int, weights: model.Weights) -> None:
+        """Wait after the step that is the limit, and stage it if that is wanted."""
+        while self._limit is not None and step >= self._limit and not self._drain:
+            self._state = "held"
+            if self._is_wanted:
+                self._stage(step, weights)
+            self._scheduler.pause(0.1)
+        self._state = "running"
+
+    def _stage(self, step: int, weights: model.Weights) -> None:
+        self._is_wanted = False
+        self.staged[step] = _Stage(step, weights)
+
+
+def _loss(step: int) -> float:
+    return 1.0 / (1.0 + step)
 
 
 class SimSaver:

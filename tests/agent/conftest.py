@@ -101,9 +101,12 @@ class ScriptedRanks:
         self.told.append(f"start {where}")
         self.view = RanksView(state="gate" if standby else "running")
 
-    def go(self, restore: Restore) -> None:
-        self.told.append(f"go {restore.step}")
+    def go(self, restore: Restore, limit: int | None = None) -> None:
+        self.told.append(f"go {restore.step}" + ("" if limit is None else f" up to {limit}"))
         self.view = RanksView(state="running")
+
+    def limit(self, step: int | None) -> None:
+        self.told.append(f"limit {step}")
 
     def request_drain(self) -> None:
         self.told.append("drain")
