@@ -41,7 +41,8 @@ class EgressTier(msgspec.Struct, frozen=True):
 class Offer(msgspec.Struct, frozen=True):
     """A priced placement: one node of ``instance_type`` in ``region``.
 
-    ``tokens_per_s`` is a catalogue throughput of one node or None when unknown.
+    ``tokens_per_s`` is a catalogue throughput of one node or None when unknown. ``hardware`` names
+    the machine behind ``instance_type``: where it is equal, the same program gives the same bits.
     """
 
     cloud: str
@@ -53,6 +54,7 @@ class Offer(msgspec.Struct, frozen=True):
     as_of: str = ""
     simulated: bool = False
     tokens_per_s: float | None = None
+    hardware: str = ""
 
 
 class Cloud(msgspec.Struct, frozen=True):

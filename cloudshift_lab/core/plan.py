@@ -80,7 +80,8 @@ class Plan(msgspec.Struct, frozen=True):
     the source's; ``tolerance`` relative, 0 is bit by bit. ``missing_nodes`` says what happens when
     only some nodes come up, ``min_nodes`` how few a shrunk run may have, ``fallbacks`` where else
     to go. ``limit_micro_usd``: what the move itself may cost; 0 when nothing is priced.
-    ``approvals_needed``: different people (or policies) who must approve.
+    ``approvals_needed``: different people (or policies) who must approve. ``carrier``: whether the
+    target pulls the bytes from the source's store or the source's agent pushes them.
     """
 
     migration_id: str
@@ -104,6 +105,7 @@ class Plan(msgspec.Struct, frozen=True):
     fallbacks: tuple[Fallback, ...] = ()
     limit_micro_usd: int = 0
     approvals_needed: int = 1
+    carrier: Literal["pull", "push"] = "pull"
 
 
 Verdict = Literal["approve", "reject"]

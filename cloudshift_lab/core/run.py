@@ -12,7 +12,7 @@ RunState = Literal[
     "starting", "running", "migrating", "stopping", "stopped", "finished", "failed", "lost"
 ]
 FINAL_STATES: frozenset[str] = frozenset({"stopped", "finished", "failed", "lost"})
-ApprovePolicy = Literal["ask", "auto", "never"]
+ApprovePolicy = str
 
 
 class RunSpec(msgspec.Struct, frozen=True):
@@ -22,7 +22,7 @@ class RunSpec(msgspec.Struct, frozen=True):
     journal, each attempt's ``job.json``). Pass a secret by reference, such as the path of a file.
 
     ``save_policy`` says how often a step is saved (``core.save_policy``), ``keep`` which of the
-    saved steps stay (``checkpoint.keep``).
+    saved steps stay (``checkpoint.keep``), ``approve`` who approves its moves (``core.approval``).
     """
 
     name: str
@@ -35,8 +35,9 @@ class RunSpec(msgspec.Struct, frozen=True):
     args: tuple[str, ...] = ()
     env: dict[str, str] = {}
     budget_micro_usd: int | None = None
-    approve: ApprovePolicy = "ask"
+    approve: str = "ask"
     python: str = ""
+    nodes: int = 1
 
 
 class JobSpec(msgspec.Struct, frozen=True):
@@ -102,7 +103,8 @@ class Progress(msgspec.Struct, frozen=True):
 class RunView(msgspec.Struct, frozen=True):
     """One run as every surface shows it. Times are wall-clock seconds, money micro-dollars.
 
-    ``origin`` is the step that a branch began from: ``run-1@400``.
+    ``origin`` is the step that a branch began from: ``run-1@400``. ``notice_until``: when its
+    machine goes, once that was said, and in ``notice`` what will be saved by then.
     """
 
     run_id: str
@@ -131,3 +133,5 @@ class RunView(msgspec.Struct, frozen=True):
     as_of: float = 0.0
     saves: SaveStats | None = None
     origin: str | None = None
+    notice_until: float | None = None
+    notice: str = ""

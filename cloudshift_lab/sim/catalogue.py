@@ -16,6 +16,7 @@ class ListPrice(NamedTuple):
     source: str
 
 
+HARDWARE = "1 x L4, 4 vCPU, 16 GiB"
 AWS_TYPE, AWS_AS_OF = "g6.xlarge", "2026-07-20"
 GCP_TYPE, GCP_AS_OF = "g2-standard-4", "2026-07-30"
 
@@ -61,6 +62,7 @@ def offers(
             source=f"simulated cloud; {price.source}",
             as_of=as_of,
             simulated=True,
+            hardware=HARDWARE,
         )
         for price in prices
     )
