@@ -6,12 +6,13 @@ from typing import Literal
 
 import msgspec
 
-from cloudshift_lab.core.plan import Decision
+from cloudshift_lab.core.plan import Bill, Decision
 
 EffectName = Literal[
-    "provision", "precopy", "drain", "copy", "verify", "commit", "go", "retire",
-    "cancel", "resume", "release",
+    "provision", "precopy", "rehearse", "drain", "copy", "verify", "catch_up", "commit", "go",
+    "retire", "cancel", "resume", "release",
 ]  # fmt: skip
+SideName = Literal["source", "target"]
 
 
 class Effect(msgspec.Struct, frozen=True):
@@ -41,12 +42,31 @@ class Aborted(msgspec.Struct, frozen=True, tag="aborted"):
     message: str = ""
 
 
+class Noticed(msgspec.Struct, frozen=True, tag="noticed"):
+    """The machine of one side will be taken away at ``deadline`` (wall-clock seconds)."""
+
+    side: SideName
+    at: float
+    deadline: float
+
+
+class Overspent(msgspec.Struct, frozen=True, tag="overspent"):
+    """The move has cost ``micro_usd`` so far, more than the plan's limit allows."""
+
+    at: float
+    micro_usd: int
+
+
 class EffectDone(msgspec.Struct, frozen=True, tag="done"):
     """An effect happened.
 
     ``step`` and ``manifest_digest`` are the sealed step (``drain``); ``seq`` the log position of
-    the handover (``commit``); ``step_at`` the wall-clock end of the source's last step (``drain``)
-    or of the target's first (``go``); ``num_bytes`` what crossed between the stores.
+    the handover (``commit``). ``step_at`` is wall-clock time: the end of the source's last step
+    (``drain``), of the last step that was repeated (``catch_up``), of the first step that the run
+    had not done yet (``go``, ``resume``). ``num_bytes`` is what crossed between the stores, at
+    ``bytes_per_s``. ``step_s``: a rehearsed step's median duration; ``bill``: the plan's bill with
+    what was measured by then. ``lost_steps``: executed after the sealed one, and lost (``drain``,
+    when the source's machine went before it was drained).
     """
 
     effect: EffectName
@@ -57,6 +77,10 @@ class EffectDone(msgspec.Struct, frozen=True, tag="done"):
     seq: int | None = None
     detail: str = ""
     step_at: float | None = None
+    bytes_per_s: float | None = None
+    step_s: float | None = None
+    bill: Bill | None = None
+    lost_steps: int = 0
 
 
 class EffectFailed(msgspec.Struct, frozen=True, tag="failed"):
@@ -64,13 +88,15 @@ class EffectFailed(msgspec.Struct, frozen=True, tag="failed"):
 
     ``error_kind`` is the class name of a ``CloudshiftError``. The saga assumes the worst of every
     kind: only the answer of ``cancel`` tells whether a failed ``commit`` had landed. ``cancel``
-    answers ``Fenced`` exactly when the handover of *this* migration is in the log.
+    answers ``Fenced`` exactly when the handover of *this* migration is in the log. ``nodes_up``
+    comes with ``NodesMissing``: how many of the target's nodes are there.
     """
 
     effect: EffectName
     at: float
     error_kind: str
     message: str
+    nodes_up: int | None = None
 
 
-Event = Decided | Expired | Aborted | EffectDone | EffectFailed
+Event = Decided | Expired | Aborted | Noticed | Overspent | EffectDone | EffectFailed

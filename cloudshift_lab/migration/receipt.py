@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 import msgspec
-from blake3 import blake3
 
 from cloudshift_lab.core.errors import Corrupt, UsageError
-from cloudshift_lab.core.plan import Decision, Phase, PhaseTime, Plan
-from cloudshift_lab.core.wire import from_json, to_json
-from cloudshift_lab.migration.saga import Saga
+from cloudshift_lab.core.placement import Placement
+from cloudshift_lab.core.plan import ClosingKind, Decision, Phase, PhaseTime, Plan
+from cloudshift_lab.migration.digest import struct_digest
+from cloudshift_lab.migration.state import Saga
 
 GENESIS = "0" * 64
 
@@ -20,7 +21,12 @@ class Receipt(msgspec.Struct, frozen=True):
 
     ``previous`` is the digest of the run's receipt before this one, ``GENESIS`` for the first.
     ``digest`` is blake3 over all other fields. ``actual_micro_usd`` stands beside the plan's
-    forecast; None when it was not measured.
+    forecast; None when it was not measured. ``compare`` puts the two side by side.
+
+    ``decision`` settled the plan, ``approvals`` are all that counted for it, ``earlier`` those on
+    plans before it. ``closing`` is how the gap was closed in the end, ``target`` where the run
+    went, None for where the plan says; ``tries``: targets that were given up. ``lost_steps`` were
+    executed and lost by a forced stop; ``partial`` says what did not move.
     """
 
     migration_id: str
@@ -39,6 +45,41 @@ class Receipt(msgspec.Struct, frozen=True):
     at: float
     actual_micro_usd: int | None = None
     digest: str = ""
+    approvals: tuple[Decision, ...] = ()
+    earlier: tuple[Decision, ...] = ()
+    closing: ClosingKind = "copy"
+    still_s: float | None = None
+    bytes_per_s: float | None = None
+    step_s: float | None = None
+    target: Placement | None = None
+    tries: int = 0
+    lost_steps: int = 0
+    notice: float | None = None
+    partial: str | None = None
+    overspent_micro_usd: int | None = None
+
+
+class Compared(msgspec.Struct, frozen=True):
+    """One figure of a move: what the plan forecast and what it was; None where nobody knows."""
+
+    what: Literal["pause", "still", "bytes", "cost"]
+    unit: Literal["s", "bytes", "micro-usd"]
+    forecast: float | None
+    actual: float | None
+
+
+def compare(receipt: Receipt) -> tuple[Compared, ...]:
+    """Forecast beside actual: pause, time without any step, bytes on the wire, cost."""
+    bill = receipt.plan.bill
+    chosen = next((c for c in receipt.plan.closings if c.kind == receipt.plan.closing), None)
+    pause_s = bill.pause_s if chosen is None else chosen.pause_s
+    num_bytes = bill.transfer_bytes if chosen is None else chosen.num_bytes
+    return (
+        Compared("pause", "s", pause_s, receipt.pause_s),
+        Compared("still", "s", None if chosen is None else chosen.still_s, receipt.still_s),
+        Compared("bytes", "bytes", num_bytes, receipt.bytes_moved),
+        Compared("cost", "micro-usd", bill.one_off_micro_usd, receipt.actual_micro_usd),
+    )
 
 
 def make_receipt(
@@ -75,14 +116,25 @@ def make_receipt(
         error=saga.error,
         at=at,
         actual_micro_usd=actual_micro_usd,
+        approvals=saga.approvals if len(saga.approvals) > 1 else (),
+        earlier=saga.earlier,
+        closing=saga.closing,
+        still_s=saga.still_s,
+        bytes_per_s=saga.bytes_per_s,
+        step_s=saga.step_s,
+        target=None if saga.moved_to is None else saga.target,
+        tries=saga.tries,
+        lost_steps=saga.lost_steps,
+        notice=saga.notice,
+        partial=saga.partial if saga.is_committed else None,
+        overspent_micro_usd=saga.overspent_micro_usd,
     )
     return msgspec.structs.replace(bare, digest=receipt_digest(bare))
 
 
 def receipt_digest(receipt: Receipt) -> str:
-    """blake3 hex over all fields but ``digest``; see ``plan_digest`` for the detour."""
-    bare = msgspec.structs.replace(receipt, digest="")
-    return blake3(to_json(from_json(to_json(bare), Receipt, what="receipt"))).hexdigest()
+    """blake3 hex over all fields but ``digest``; see ``struct_digest``."""
+    return struct_digest(receipt, "receipt")
 
 
 def check_chain(receipts: Iterable[Receipt]) -> str:

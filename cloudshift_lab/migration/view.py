@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cloudshift_lab.core.plan import MigrationView
-from cloudshift_lab.migration.saga import Saga
+from cloudshift_lab.core.plan import Futures, Going, MigrationView
+from cloudshift_lab.migration.state import Saga
 
 
 def view(
@@ -13,6 +13,8 @@ def view(
     as_of: float,
     bytes_state: int = 0,
     receipt: str | None = None,
+    futures: Futures | None = None,
+    going: Going | None = None,
 ) -> MigrationView:
     """The shown form of a saga.
 
@@ -22,6 +24,8 @@ def view(
         as_of: Wall-clock seconds of this view.
         bytes_state: Size of the run's raw state, bytes; 0 when unknown.
         receipt: Where the receipt lies, once there is one.
+        futures: What was simulated of the plan before its decision.
+        going: How far the pending effect is.
     """
     return MigrationView(
         migration_id=saga.plan.migration_id,
@@ -38,4 +42,16 @@ def view(
         pause_s=saga.pause_s,
         receipt=receipt,
         as_of=as_of,
+        approvals=saga.approvals,
+        futures=futures,
+        going=going,
+        partial=saga.partial,
+        notice_s=_notice_s(saga, as_of),
+        still_s=saga.still_s,
     )
+
+
+def _notice_s(saga: Saga, as_of: float) -> float | None:
+    if saga.notice is None or saga.is_final:
+        return None
+    return max(0.0, saga.notice - as_of)
