@@ -10,11 +10,14 @@ from pathlib import Path
 
 import msgspec
 
+from cloudshift_lab.core.errors import Unavailable
 from cloudshift_lab.core.home import load_clouds, local_cloud, save_clouds
 from cloudshift_lab.core.placement import Cloud, Clouds
 from cloudshift_lab.core.world import REAL_WORLD, World
 from cloudshift_lab.sim import catalogue
+from cloudshift_lab.sim.link import Direction, Door, Link, LinkSpec
 from cloudshift_lab.sim.servers import (
+    HOST,
     Server,
     ServerKind,
     find_server,
@@ -82,6 +85,27 @@ class SimClouds:
         """Which of the two run, and where."""
         return tuple(self._status(name) for name in KINDS)
 
+    @contextmanager
+    def joined(self, *, rtt_s: float, bytes_per_s: float | None) -> Iterator[Link]:
+        """Let all who are outside of a cloud reach it over one limited link, while this lasts.
+
+        Its direction ``out`` is from ``aws-sim`` to ``gcp-sim``. The clouds must be up.
+
+        Args:
+            rtt_s: There and back, seconds.
+            bytes_per_s: Of each direction; None: no limit.
+
+        Raises:
+            Unavailable: A cloud is not up, or the link does not start.
+        """
+        doors = tuple(self._door(name) for name in KINDS)
+        with Link(LinkSpec(doors, rtt_s, bytes_per_s)) as link:
+            self._publish(link.ports)
+            try:
+                yield link
+            finally:
+                self._publish({})
+
     def server(self, name: str) -> Server | None:
         """A running server, for playing an outage with ``freeze`` and ``thaw``."""
         return find_server(self._folder, name)
@@ -107,6 +131,23 @@ class SimClouds:
         progress(f"{name} (simulated) {verb} {server.endpoint}, store {store_url(name)}")
         return server
 
+    def _door(self, name: str) -> Door:
+        server = find_server(self._folder, name)
+        if server is None:
+            raise Unavailable(
+                f"{name} is not up, so no link leads to it; run: cloudshift clouds up"
+            )
+        is_first = name == AWS_SIM
+        up: Direction = "in" if is_first else "out"
+        down: Direction = "out" if is_first else "in"
+        return Door(name, server.port, up, down)
+
+    def _publish(self, ports: dict[str, int]) -> None:
+        """Write who is reached where from outside; without a port: where everybody is."""
+        with self._locked():
+            running = (find_server(self._folder, name) for name in KINDS)
+            self._list(tuple(describe(s, ports.get(s.name)) for s in running if s is not None))
+
     def _list(self, clouds: tuple[Cloud, ...]) -> None:
         ours = {AWS_SIM, GCP_SIM}
         local = local_cloud(self._root)
@@ -127,8 +168,8 @@ def store_url(name: str) -> str:
     return f"{'s3' if KINDS[name] == 's3' else 'gs'}://{_bucket(name)}/lab"
 
 
-def describe(server: Server) -> Cloud:
-    """The entry of ``clouds.json`` for a running server."""
+def describe(server: Server, public_port: int | None = None) -> Cloud:
+    """The entry of ``clouds.json`` for a running server; ``public_port``: for those outside."""
     if server.kind == "s3":
         title = "simulated AWS (an S3 server on this machine)"
         prices = catalogue.AWS_TYPE, catalogue.AWS_AS_OF, catalogue.AWS_PRICES
@@ -141,7 +182,10 @@ def describe(server: Server) -> Cloud:
         name=server.name,
         title=title,
         store_url=store_url(server.name),
-        store_options=_options(server),
+        store_options=_options(server.kind, server.endpoint),
+        public_store_options=(
+            None if public_port is None else _options(server.kind, f"http://{HOST}:{public_port}")
+        ),
         offers=catalogue.offers(server.name, *prices),
         egress=egress,
         put_micro_usd_per_1000=catalogue.PUT_MICRO_USD_PER_1000,
@@ -151,11 +195,11 @@ def describe(server: Server) -> Cloud:
     )
 
 
-def _options(server: Server) -> dict[str, msgspec.Raw]:
-    if server.kind == "s3":
-        options = {"key": "simulated", "secret": "simulated", "endpoint_url": server.endpoint}
+def _options(kind: ServerKind, endpoint: str) -> dict[str, msgspec.Raw]:
+    if kind == "s3":
+        options = {"key": "simulated", "secret": "simulated", "endpoint_url": endpoint}
     else:
-        options = {"token": "anon", "project": "simulated", "endpoint_url": server.endpoint}
+        options = {"token": "anon", "project": "simulated", "endpoint_url": endpoint}
     return {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in options.items()}
 
 
