@@ -10,8 +10,9 @@ from typing import Literal, Protocol
 CONNECT_TIMEOUT_S = 3.0
 IDLE_TIMEOUT_S = 4.0
 
-Verdict = Literal["absent", "exists", "denied", "beyond", "full", "refused", "again"]
-"""What an error means: ``beyond`` the object's end, ``refused`` for good, or try ``again``."""
+Verdict = Literal["absent", "exists", "denied", "beyond", "full", "refused", "again", "busy"]
+"""What an error means: ``beyond`` the object's end, ``refused`` for good, or try ``again``; after
+``busy`` more slowly, since the store asked for that and sent nothing."""
 
 _SECRET_NAME = re.compile(r"key|secret|token|password|credential|connection_string|sas", re.I)
 _SECRET_PART = re.compile(r"\b(?:AccountKey|sig)=([^;&\s]+)", re.I)
@@ -53,10 +54,12 @@ class Dialect(Protocol):
 
 
 def verdict_of_status(status: int) -> Verdict:
-    """What an HTTP status means; everything that may pass by itself is ``again``."""
+    """What an HTTP status means; what may pass by itself is ``again`` or ``busy``."""
     if status in (401, 403):
         return "denied"
-    by_status: dict[int, Verdict] = {404: "absent", 412: "exists", 416: "beyond", 507: "full"}
+    by_status: dict[int, Verdict] = {
+        404: "absent", 412: "exists", 416: "beyond", 429: "busy", 503: "busy", 507: "full",
+    }  # fmt: skip
     transient = status >= 500 or status in (408, 409, 425, 429) or status < 400
     return by_status.get(status, "again" if transient else "refused")
 

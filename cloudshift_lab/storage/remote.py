@@ -23,7 +23,7 @@ from cloudshift_lab.core.world import World
 from cloudshift_lab.storage.dialect import Dialect, Verdict, secrets_in
 from cloudshift_lab.storage.fanout import fan_out, fan_out_each
 from cloudshift_lab.storage.keys import check_key, check_range, under
-from cloudshift_lab.storage.store import Blob, Request, check_create_size
+from cloudshift_lab.storage.store import Blob, Request, Store, check_create_size
 
 Result = TypeVar("Result")
 Call = Callable[[Dialect], Coroutine[Any, Any, Result]]
@@ -33,6 +33,7 @@ WHOLE_OBJECT_ATTEMPT_S = 15.0
 SLOWEST_BYTES_PER_S = 2 * 2**20
 _LONGEST_PAUSE_S = 5.0
 _SHORTEST_ATTEMPT_S = 0.2
+_TRANSIENT = ("again", "busy")
 _BAD_OPTIONS = (TypeError, ValueError, KeyError)
 _DETAIL_CHARS = 160
 
@@ -44,6 +45,8 @@ class RemoteStore:
     between (full jitter). A create whose answer was lost is settled by reading the object back.
     A process that forked gets a client of its own.
     """
+
+    _tries_once = False
 
     def __init__(
         self,
@@ -64,6 +67,10 @@ class RemoteStore:
 
     def __repr__(self) -> str:
         return f"RemoteStore({self.url!r})"
+
+    def once(self) -> Store:
+        """The same store, one attempt per call: for callers that retry and slow down themselves."""
+        return _OneAttempt(self)
 
     def get(self, key: str, *, start: int | None = None, end: int | None = None) -> bytes:
         return self._get(key, start, end, self._until())
@@ -151,11 +158,11 @@ class RemoteStore:
             verdict = dialect.judge(error)
             if verdict == "beyond":
                 return b""  # type: ignore[return-value]
-            if verdict != "again":
+            if verdict not in _TRANSIENT:
                 raise self._explain(verdict, verb, key, error)
             left_s = until - self._world.monotonic()
-            if left_s < _SHORTEST_ATTEMPT_S:
-                raise self._silent(verb, key, error)
+            if self._tries_once or left_s < _SHORTEST_ATTEMPT_S:
+                raise self._silent(verb, key, error, is_busy=verdict == "busy")
             self._world.sleep(min(longest_pause_s * self._world.random(), left_s / 2))
             longest_pause_s = min(2 * longest_pause_s, _LONGEST_PAUSE_S)
 
@@ -177,7 +184,7 @@ class RemoteStore:
         if isinstance(error, _BAD_OPTIONS):
             raise self._explain("refused", "open", "", error)
         verdict = dialect.judge(error)
-        if verdict == "again":
+        if verdict in _TRANSIENT:
             raise self._silent("open", "", error)
         raise self._explain(verdict, "open", "", error)
 
@@ -200,12 +207,15 @@ class RemoteStore:
             return Exhausted(f"{what}: no space ({detail}); free some", url=self.url)
         return UsageError(f"{what} ({detail}); mend the store's URL or options", url=self.url)
 
-    def _silent(self, verb: str, key: str, error: Exception) -> Unavailable:
+    def _silent(
+        self, verb: str, key: str, error: Exception, *, is_busy: bool = False
+    ) -> Unavailable:
+        limit = "" if self._tries_once else f" within {self._deadline_s:g} s"
         return Unavailable(
-            f"{self.url} did not {verb} {key or 'it'} within {self._deadline_s:g} s "
+            f"{self.url} did not {verb} {key or 'it'}{limit} "
             f"({self._detail(error)}); check the network and the endpoint, then try again",
-            url=self.url,
-        )
+            url=self.url, busy=is_busy,
+        )  # fmt: skip
 
     def _detail(self, error: Exception) -> str:
         """The library's words on one short line, without any credential."""
@@ -213,6 +223,25 @@ class RemoteStore:
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text[:_DETAIL_CHARS]
+
+
+class _OneAttempt(RemoteStore):
+    """Another view of a store, with its client."""
+
+    _tries_once = True
+
+    def __init__(self, whole: RemoteStore) -> None:
+        super().__init__(
+            whole.url,
+            whole._make,
+            world=whole._world,
+            deadline_s=whole._deadline_s,
+            secrets=whole._secrets,
+        )
+        self._whole = whole
+
+    def _connected(self, until: float) -> Dialect:
+        return self._whole._connected(until)
 
 
 def _attempt_s(num_bytes: int) -> float:

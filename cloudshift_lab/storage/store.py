@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from cloudshift_lab.core.errors import CloudshiftError, Unsupported, UsageError
 from cloudshift_lab.core.home import store_options
@@ -68,6 +68,19 @@ class Store(Protocol):
 
     def put_many(self, objects: Mapping[str, Blob], concurrency: int = 4) -> None:
         """``put`` for each item; when it fails some of them may be written."""
+
+
+@runtime_checkable
+class Retrying(Protocol):
+    """A store that retries by itself, and can be asked not to."""
+
+    def once(self) -> Store:
+        """The same store, one attempt per call; ``Unavailable`` has the fact ``busy``."""
+
+
+def without_retries(store: Store) -> Store:
+    """A view of the store that reports the first failure, for callers that retry themselves."""
+    return store.once() if isinstance(store, Retrying) else store
 
 
 def check_create_size(data: bytes) -> None:
