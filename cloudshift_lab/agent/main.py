@@ -83,8 +83,9 @@ class AgentProcess:
         return 1 if self._agent.status.state in ("failed", "fenced") else 0
 
     def _take(self, reports: list[StepReport]) -> None:
+        """Only what is the run's own leaves this machine: a rehearsed step was another's first."""
         self._ranks.take(reports)
-        self._shipper.add(reports)
+        self._shipper.add([report for report in reports if not report.rehearsed])
 
     def _ship_rows(self) -> None:
         self._receiver.drain()

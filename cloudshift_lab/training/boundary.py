@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 from torch import nn
 
@@ -22,6 +24,7 @@ from cloudshift_lab.training.state import TrainingState
 from cloudshift_lab.training.watching import Watch
 
 NUM_MARKED = 32
+LIMIT_POLL_S = 0.005
 
 
 class Boundary:
@@ -30,6 +33,11 @@ class Boundary:
     Whether to capture is decided from what all ranks agreed upon and from the step alone, so that
     all ranks capture the same steps. A rank that loses its copy tells the others at the next
     boundary; all then drop the step, which nobody could save.
+
+    Under a limit the ranks hold after its step. They agree anew whenever one of them has heard
+    something, until the limit that all know of is a later one: each sees the agent's words at
+    moments of its own, but none leaves, captures or stops without the others. ``waited_s`` is the
+    time that the newest boundary was held, seconds.
 
     Args:
         node: The agent's line.
@@ -67,6 +75,8 @@ class Boundary:
         self._has_failed = False
         self._num_served = 0
         self._is_first = True
+        self._state_word: Literal["running", "held"] = "running"
+        self.waited_s = 0.0
         self._step = 0
         self._marked: tuple[Part, ...] | None = None
         self._mark: Watch | None = None
@@ -76,10 +86,24 @@ class Boundary:
         """The newest step that is announced or held."""
         return self._capture.held_step or self._capture.staged_step
 
-    def enter(self, step: int) -> None:
-        """Training begins after ``step``."""
+    @property
+    def is_limited(self) -> bool:
+        """Whether the ranks have agreed upon a limit: what they do is a rehearsal."""
+        return self._agreement.limit is not None
+
+    def enter(self, step: int) -> bool:
+        """Training begins after ``step``, unless the limit is reached already.
+
+        Returns:
+            Whether all ranks stop here, to be drained.
+
+        Raises:
+            UsageError: A leaf that a checkpoint cannot hold.
+        """
         self._step = step
         self._tell()
+        flags = self._agreement.agree(self._heard())
+        return flags.holds(step) and self._wait(step).drain
 
     def cross(self, step: int, *, is_last: bool) -> bool:
         """Pass the boundary after ``step``.
@@ -95,12 +119,16 @@ class Boundary:
             self._mark.begin()
         self._capture.settle()
         flags = self._agreement.read()
-        is_again = self._drop(flags)
+        self.waited_s = 0.0
+        if flags.holds(step):
+            flags, is_wanted = self._wait(step), False
+        else:
+            is_wanted = self._drop(flags) or (self._is_due(step, flags) and not flags.is_busy)
         if is_last or flags.drain:
             return flags.drain and not is_last
-        if is_again or (self._is_due(step, flags) and not flags.is_busy):
+        if is_wanted:
             self._num_served = flags.capture
-            self._begin(step)
+            self._begin(step, self._capture.begin)
         elif self._is_first:
             self._rehearse(step)
         if self._is_first:
@@ -143,15 +171,46 @@ class Boundary:
         self._capture.finish()
         self._capture.announce_held()
 
+    # -- the limit --------------------------------------------------------------------------------
+
+    def _wait(self, step: int) -> Flags:
+        """Hold until the limit is raised or a drain is asked for; saves are taken at once.
+
+        No rank waits for others in vain: whoever sees a word that not all have heard makes all
+        agree again, and all will see it.
+        """
+        began = time.perf_counter()
+        self._capture.finish()
+        while True:
+            flags = self._agreement.agree(self._heard())
+            self._serve(step, flags)
+            if flags.drain or not flags.holds(step):
+                break
+            self._enter_state("held")
+            while self._node.control().serial <= flags.serial:
+                time.sleep(LIMIT_POLL_S)
+        self._enter_state("running")
+        self.waited_s = time.perf_counter() - began
+        return flags
+
+    def _serve(self, step: int, flags: Flags) -> None:
+        """Take a save that was asked for, once the one before is committed."""
+        is_again = self._drop(flags)
+        if (is_again or flags.capture > self._num_served) and not flags.is_busy:
+            self._num_served = flags.capture
+            self._begin(step, self._capture.take)
+
     # -- captures ---------------------------------------------------------------------------------
 
     def _is_due(self, step: int, flags: Flags) -> bool:
+        if flags.limit is not None:
+            return False  # what is rehearsed is saved only where it is held
         is_wanted = flags.capture > self._num_served
         return is_wanted or (self._every is not None and step % self._every == 0)
 
-    def _begin(self, step: int) -> None:
+    def _begin(self, step: int, capture: Callable[[int, Share], None]) -> None:
         try:
-            self._capture.begin(step, self._share(step))
+            capture(step, self._share(step))
         except Exhausted as error:
             self._has_failed = True
             self._warn("room", f"step {step} is not saved: {error.message}")
@@ -186,7 +245,8 @@ class Boundary:
     def _heard(self) -> Flags:
         control = self._node.control()
         lost = max(self._capture.lost, Lost.FAILED if self._has_failed else Lost.NOTHING)
-        return Flags(control.drain, self._capture.is_busy, control.capture, lost)
+        is_busy = self._capture.is_busy
+        return Flags(control.drain, is_busy, control.capture, lost, control.limit, control.serial)
 
     # -- words ------------------------------------------------------------------------------------
 
@@ -201,11 +261,16 @@ class Boundary:
         if self._warnings.pop(topic, None) is not None:
             self._tell()
 
+    def _enter_state(self, state: Literal["running", "held"]) -> None:
+        if state != self._state_word:
+            self._state_word = state
+            self._tell()
+
     def _tell(self) -> None:
         self._node.tell(
             RankState(
                 self._node.rank,
-                "running",
+                self._state_word,
                 self._step,
                 state_bytes=self._state.state_bytes,
                 warning="; ".join(self._warnings.values()) or None,

@@ -132,6 +132,17 @@ class Capture:
         self._flight = Flight(self._arena, opened, watch)
         self._flights.put(self._flight)
 
+    def take(self, step: int, share: Share) -> None:
+        """Copy and announce the state now: training waits anyway.
+
+        Raises:
+            Conflict, Exhausted, UsageError: As ``begin``.
+        """
+        self.finish()
+        self._rehearsal = self._held = None
+        self.lost = Lost.NOTHING
+        self._arena.stage(step, share, is_last=False)
+
     def hold(self, step: int, share: Share) -> None:
         """Copy a last state now, but announce it only with ``announce_held``.
 

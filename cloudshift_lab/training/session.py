@@ -6,6 +6,7 @@ import atexit
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -142,11 +143,11 @@ class Session:
         self._completed = step
         if self._node is None or self._boundary is None:
             return
-        self._report(self._node, step, loss, tokens)
-        if self._boundary.cross(step, is_last=step == self._total):
-            self._boundary.stage_last(step)
-            self._leave(self._node, RankState(self.rank, "drained", step))
-            raise Drained(step)
+        self._report(self._node, self._boundary, step, loss, tokens)
+        is_drained = self._boundary.cross(step, is_last=step == self._total)
+        self._step_began += self._boundary.waited_s
+        if is_drained:
+            self._drain(self._node, self._boundary, step)
 
     def _resume(self) -> int:
         """The step after which a loop begins."""
@@ -172,7 +173,8 @@ class Session:
         if go.manifest_key is not None:
             self._restore(node, go)
         self.start_step = go.step
-        boundary.enter(go.step)
+        if boundary.enter(go.step):
+            self._drain(node, boundary, go.step)
 
     def _restore(self, node: Node, go: Go) -> None:
         """Put the state back; a store that is away for a while is waited for.
@@ -198,6 +200,11 @@ class Session:
         if step > self.start_step:
             self._boundary.stage_last(step)
         self._leave(self._node, RankState(self.rank, "finished", step))
+
+    def _drain(self, node: Node, boundary: Boundary, step: int) -> NoReturn:
+        boundary.stage_last(step)
+        self._leave(node, RankState(self.rank, "drained", step))
+        raise Drained(step)
 
     def _leave(self, node: Node, state: RankState) -> None:
         self._has_left = True
@@ -239,8 +246,9 @@ class Session:
     # -- words ------------------------------------------------------------------------------------
 
     def _report(
-        self, node: Node, step: int, loss: torch.Tensor | float | None, tokens: int | None
-    ) -> None:
+        self, node: Node, boundary: Boundary, step: int,
+        loss: torch.Tensor | float | None, tokens: int | None,
+    ) -> None:  # fmt: skip
         began, self._step_began = self._step_began, time.perf_counter()
         value = loss.detach().item() if isinstance(loss, torch.Tensor) else loss
         node.rows.add(
@@ -251,6 +259,7 @@ class Session:
                 loss=None if value is None else float(value),
                 tokens=tokens,
                 step_s=self._step_began - began,
+                rehearsed=boundary.is_limited,
             )
         )
 
