@@ -125,7 +125,7 @@ def worse(plan: Plan, bill: Bill) -> str | None:
     told = f"the bill is {format_usd(found)} as measured, {format_usd(approved)} was approved"
     if found - approved > abs(approved) * _WORSE_SHARE + _WORSE_MICRO_USD:
         return told
-    if plan.verdict == "move" and found >= 0:
+    if approved < 0 <= found:
         return f"{told}: staying is no dearer now"
     return None
 
