@@ -59,27 +59,35 @@ class Cadence:
         self._pace.restart()
         self._quiet_since = self._asked = None
 
-    def tick(self, view: RanksView, *, is_saving: bool) -> None:
+    def tick(self, view: RanksView, *, is_saving: bool, is_wanted: bool = False) -> None:
         """Measure, and ask for the next save when it is time.
 
         Args:
             view: The ranks now.
             is_saving: Whether a staged step waits for its commit.
+            is_wanted: Whether somebody wants a save now, whatever the policy says.
         """
         now = self._world.monotonic()
         self._settle(view, now)
         self._pace.look(view.num_steps, view.steps_s, now=now, is_saving=is_saving)
+        is_busy = is_saving or self._asked is not None
+        is_training = view.state == "running" and not view.staged_last
+        if is_wanted and is_training and not is_busy:
+            self._ask(view, now)
+            return
         if isinstance(self._policy, EverySteps):
             return
-        is_busy = is_saving or self._asked is not None
-        if is_busy or view.state != "running" or view.staged_last or not view.num_steps:
+        if is_busy or not is_training or not view.num_steps:
             self._quiet_since = None
             return
         if self._quiet_since is None:
             self._quiet_since = now
         if self._is_time(now - self._quiet_since):
-            self._asked = (now, view.num_steps, view.staged_step)
-            self._ranks.capture()
+            self._ask(view, now)
+
+    def _ask(self, view: RanksView, now: float) -> None:
+        self._asked = (now, view.num_steps, view.staged_step)
+        self._ranks.capture()
 
     def _is_time(self, quiet_s: float) -> bool:
         is_new = isinstance(self._policy, YoungDaly) and self._pace.cost is None

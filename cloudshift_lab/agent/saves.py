@@ -29,6 +29,7 @@ class Saves:
     staged step is released to its ranks only after the commit; or given up, when saving it is in
     vain and training goes on: then a newer one is worth more.
 
+    ``newest`` is the newest committed step, or the one that the ranks were restored from.
     ``closing`` is the committed step after which no rank has run, until the ranks are restarted.
     Ranks that are drained before they took a step close with the step they had begun from.
     """
@@ -55,13 +56,15 @@ class Saves:
         self._num_refusals = 0
         self._refusal: SaveFailed | None = None
         self._retry_at = float("-inf")
-        self._newest: Restore | None = None
+        self._wanted: int | None = None
+        self._keeps_current = False
+        self.newest: Restore | None = None
         self.closing: Restore | None = None
 
     def continue_from(self, restore: Restore | None) -> None:
         """The ranks start from this committed step: nothing of it needs to be saved again."""
         self.closing = self._given_up = None
-        self._newest = restore
+        self.newest = restore
         self._cadence.restart()
         if restore is not None:
             self._saver.learn(restore.manifest_key, restore.manifest_digest)
@@ -91,9 +94,27 @@ class Saves:
             self._saver.start(view.staged_step)
             self._saving, self._abandoned = view.staged_step, None
         self._give_way(view)
-        self._cadence.tick(view, is_saving=self.is_owed(view))
-        if view.staged_last and self._newest and view.staged_step == self._newest.step:
-            self.closing = self._newest
+        self._cadence.tick(view, is_saving=self.is_owed(view), is_wanted=self._is_wanted())
+        if view.staged_last and self.newest and view.staged_step == self.newest.step:
+            self.closing = self.newest
+
+    def want(self, step: int) -> None:
+        """Have this step, or a later one, committed soon, whatever the policy says."""
+        self._wanted = max(step, self._wanted or 0)
+
+    def keep_current(self) -> None:
+        """From now on a save under way is finished before a newer state is saved."""
+        self._keeps_current = True
+
+    @property
+    def saving_for_s(self) -> float:
+        """How long ago the newest staged state was staged, seconds."""
+        return 0.0 if self._seen_staged is None else self._world.monotonic() - self._seen_staged[1]
+
+    def _is_wanted(self) -> bool:
+        if self._wanted is None or (self.newest is not None and self.newest.step >= self._wanted):
+            self._wanted = None
+        return self._wanted is not None
 
     def keep(self, view: RanksView, *, is_quiet: bool) -> None:
         """Forget and collect old steps, unless ``is_quiet`` is False.
@@ -117,6 +138,8 @@ class Saves:
     def _give_way(self, view: RanksView) -> None:
         """Training waits for the last state: an earlier one that is being saved gives way to it."""
         is_last = view.staged_last and view.staged_step not in (None, self._saving)
+        if self._keeps_current:
+            return
         if is_last and self._saver.busy and self._abandoned != self._saving:
             self._abandoned = self._saving
             self._saver.abandon()
@@ -191,7 +214,7 @@ class Saves:
         self._num_failures = self._num_refusals = 0
         self._ranks.release(saved.step)
         self._saver.learn(saved.manifest_key, saved.manifest_digest)
-        self._newest = Restore(saved.step, saved.manifest_key, saved.manifest_digest)
+        self.newest = Restore(saved.step, saved.manifest_key, saved.manifest_digest)
         self._board.update(
             committed_step=saved.step,
             committed_at=record.at,

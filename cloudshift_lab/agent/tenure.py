@@ -63,15 +63,53 @@ class Tenure:
         Raises:
             Fenced: The log has passed our generation, or an agent of ours gave the run back.
         """
+        state = self._sync_unless_past()
+        newest = _commit_at(state, None)
+        if newest is None or newest.step < (step or 0) or not self._holds(state):
+            return None
+        self.owned = True
+        return newest
+
+    def has_arrived(self) -> bool:
+        """Whether the log says that the run is ours, with its newest step or without.
+
+        Raises:
+            Fenced: As ``adopt``.
+        """
+        return self._holds(self._sync_unless_past())
+
+    def take(self) -> None:
+        """Become the owner of a run that has arrived without its newest step.
+
+        Raises:
+            Fenced: The run is not ours (any more).
+        """
+        self.check()
+        self.owned = True
+
+    def carry_over(self, record: LogRecord) -> None:
+        """Make a step exist here that was copied from the source and proved; idempotent.
+
+        Raises:
+            Fenced: The run is not ours any more.
+            Unavailable: Outcome unknown; ask again.
+        """
+        carried = restore_of(record)
+        self._log.commit(
+            generation=self._job.generation,
+            step=carried.step,
+            manifest_key=carried.manifest_key,
+            manifest_digest=carried.manifest_digest,
+            nonce=f"{self._nonce}-carry-over",
+        )
+
+    def _sync_unless_past(self) -> LogState:
         state = self._log.sync()
         ours = self._job.generation
         gave_back = any(r.kind == "release" and r.generation == ours for r in state.records)
         if gave_back or state.generation > ours:
             raise self._fenced(state)
-        if _commit_at(state, step) is None or not self._holds(state):
-            return None
-        self.owned = True
-        return _commit_at(state, None)
+        return state
 
     def check(self) -> None:
         """Read the log again.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cloudshift_lab.agent.node import NodeAgent
-from cloudshift_lab.agent.protocols import RanksProtocol, Saved, SaverProtocol
+from cloudshift_lab.agent.protocols import Saved
 from cloudshift_lab.agent.tenure import Tenure
 from cloudshift_lab.checkpoint.gc import mark
 from cloudshift_lab.checkpoint.tombs import tombstone_key
@@ -17,7 +17,7 @@ from cloudshift_lab.core.world import World
 from cloudshift_lab.migration import Effect, EffectDone, Saga
 from cloudshift_lab.sim import model
 from cloudshift_lab.sim.collector import Collector
-from cloudshift_lab.sim.fleet import TTL_S, SimEngine
+from cloudshift_lab.sim.fleet import SimEngine
 from cloudshift_lab.sim.log_history import UnfencedLog
 from cloudshift_lab.sim.ranks import SimSaver
 from cloudshift_lab.sim.scene import Bug
@@ -76,23 +76,7 @@ class _UnfencedTenure(Tenure):
 class UnfencedAgent(NodeAgent):
     """'no-fencing': appends to the log and goes on without looking at the generation."""
 
-    def __init__(
-        self,
-        job: JobSpec,
-        *,
-        store: Store,
-        source_store: Store | None,
-        world: World,
-        ranks: RanksProtocol,
-        saver: SaverProtocol,
-        ttl_s: float = TTL_S,
-    ) -> None:
-        super().__init__(
-            job, store=store, source_store=source_store, world=world, ranks=ranks, saver=saver,
-            ttl_s=ttl_s,
-        )  # fmt: skip
-        self._tenure = _UnfencedTenure(store, job, world, ttl_s)
-        self._saves._tenure = self._tenure
+    tenure_type = _UnfencedTenure
 
 
 class _UnfencedEngine(SimEngine):
@@ -147,23 +131,7 @@ class _DeafTenure(Tenure):
 class DeafAgent(NodeAgent):
     """'gc-deaf-save': commits what it saved although the store was swept meanwhile."""
 
-    def __init__(
-        self,
-        job: JobSpec,
-        *,
-        store: Store,
-        source_store: Store | None,
-        world: World,
-        ranks: RanksProtocol,
-        saver: SaverProtocol,
-        ttl_s: float = TTL_S,
-    ) -> None:
-        super().__init__(
-            job, store=store, source_store=source_store, world=world, ranks=ranks, saver=saver,
-            ttl_s=ttl_s,
-        )  # fmt: skip
-        self._tenure = _DeafTenure(store, job, world, ttl_s)
-        self._saves._tenure = self._tenure
+    tenure_type = _DeafTenure
 
 
 class _DeafEngine(SimEngine):

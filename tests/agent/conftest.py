@@ -71,7 +71,7 @@ class SwitchableStore(MemoryStore):
     def put(self, key: str, data: bytes) -> None:
         self._refuse_if_down(key)
         if self.damaged_part and self.damaged_part in key:
-            data = data[:-1] + bytes([data[-1] ^ 1])
+            data = bytes(data[:-1]) + bytes([data[-1] ^ 1])
         super().put(key, data)
 
     def create(self, key: str, data: bytes) -> bool:

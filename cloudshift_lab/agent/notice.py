@@ -1,0 +1,67 @@
+"""A notice that the machine goes: what can be saved in the time is, and the rest is said before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cloudshift_lab.agent.attempt import Activity, Attempt
+from cloudshift_lab.core.errors import UsageError
+from cloudshift_lab.core.orders import Order, OrderResult
+from cloudshift_lab.migration.grace import GraceFacts, plan_grace
+
+ASSUMED_STEP_S = 1.0
+ASSUMED_SAVE_S = 10.0
+
+
+def heed(attempt: Attempt, order: Order, drain: Callable[[Order], Activity]) -> Activity:
+    """Have the newest state saved before the machine goes; done once it is committed.
+
+    A save that is under way is not given up for a newer state that cannot be saved in time. An
+    agent that does not own the run has nothing to save: what it was doing was called off already,
+    unless the run is just arriving.
+
+    Args:
+        attempt: Whose machine goes.
+        order: Says in how many seconds.
+        drain: Stops the ranks after a common step and waits for its commit.
+
+    Raises:
+        UsageError: The order does not say when.
+        CloudshiftError: As ``drain`` does.
+    """
+    if order.within_s is None:
+        raise UsageError(
+            f"order '{order.order_id}' does not say in how many seconds; send it again"
+        )
+    until = attempt.board.status.notice_until
+    if until is None:
+        until = attempt.world.now() + order.within_s
+        attempt.board.update(notice_until=until)
+    while not attempt.is_owner:
+        if not attempt.is_obeying("go"):
+            yield OrderResult(state="done", detail="nothing was to be saved here")
+            return
+        yield OrderResult(state="running", detail="waiting for the run to arrive")
+    within_s = max(0.0, until - attempt.world.now())
+    plan = plan_grace(within_s, facts_of(attempt))
+    attempt.board.note("notice", f"this machine goes in {within_s:.0f} s: {plan.words}")
+    if not plan.finishes:
+        attempt.saves.keep_current()
+    yield from drain(order)
+
+
+def facts_of(attempt: Attempt) -> GraceFacts:
+    """What has been measured of this attempt; careful guesses where nothing was."""
+    view, status = attempt.view, attempt.board.status
+    step_s = ASSUMED_STEP_S if view.step_s is None else view.step_s
+    save_s = ASSUMED_SAVE_S if status.saves.save_s is None else status.saves.save_s
+    newest = attempt.saves.newest
+    at = view.step or 0
+    is_owed = attempt.saves.is_owed(view) and view.staged_step is not None
+    return GraceFacts(
+        step_s=step_s,
+        save_s=save_s,
+        last_commit_age_steps=at - (0 if newest is None else newest.step) + 1,
+        staged_age_steps=at - view.staged_step + 1 if is_owed and view.staged_step else None,
+        staged_left_s=max(0.0, save_s - attempt.saves.saving_for_s) if is_owed else 0.0,
+    )

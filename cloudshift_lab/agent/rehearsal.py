@@ -1,0 +1,286 @@
+"""Doing again, before the commit, what the source has done: the proof that it can go on here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from cloudshift_lab.agent.attempt import Activity, Attempt
+from cloudshift_lab.agent.moves import Mover
+from cloudshift_lab.agent.protocols import Restore
+from cloudshift_lab.agent.tenure import restore_of
+from cloudshift_lab.agent.watch import SourceWatch
+from cloudshift_lab.checkpoint.reader import Checkpoint
+from cloudshift_lab.core.errors import Conflict, Mismatch, Unsupported
+from cloudshift_lab.core.orders import Order, OrderResult
+
+Prove = Callable[[int, Checkpoint], tuple[str, ...]]
+"""Names what differs between a staged step of this node's ranks and a sealed step."""
+
+_ENDED = frozenset({"stopped", "finished", "failed", "retired", "fenced"})
+_MOST_NAMED = 3
+
+
+class Rehearsal:
+    """The ranks of a standby repeat the source's steps, unpublished, and never overtake it.
+
+    They restore a step that was copied from it and train on under a limit: the newest step that
+    the source has said to have done. Every loss that both have told is compared. Nothing of it is
+    saved, committed or reported as the run's; that begins with ``go``.
+
+    ``origin`` is the step they were sent off from, None while they do not rehearse. ``proven`` is
+    the sealed step that they hold at, staged and found equal bit by bit.
+
+    Args:
+        attempt: Whose ranks.
+        watch: The source.
+        mover: What was copied.
+        prove: Compares staged bytes; None: this agent cannot close a move by replay.
+    """
+
+    def __init__(
+        self, attempt: Attempt, watch: SourceWatch, mover: Mover, prove: Prove | None
+    ) -> None:
+        self._attempt = attempt
+        self._watch = watch
+        self._mover = mover
+        self._prove = prove
+        self._is_watching = False
+        self._tolerance = 0.0
+        self._clear()
+
+    def _clear(self) -> None:
+        self.origin: Restore | None = None
+        self.proven: Restore | None = None
+        self._limit: int | None = None
+        self._most: int | None = None
+        self._equal: set[int] = set()
+        self._mismatch: Mismatch | None = None
+        self._captured: int | None = None
+
+    def watch(self) -> None:
+        """From now on remember what the source says: its losses are needed later."""
+        self._is_watching = True
+
+    def tick(self) -> None:
+        """Look at the source, compare what is new, let the ranks go as far as it has come.
+
+        Raises:
+            CloudshiftError: As the source's store reported; it is tried again.
+        """
+        if not self._is_watching or self._attempt.is_owner:
+            return
+        if self.proven is None:
+            self._watch.tick()
+        if self.origin is None or self._mismatch is not None:
+            return
+        if not self._compare():
+            return
+        if self._most is None and self._watch.step is not None:
+            self._let_go_on(max(self._watch.step, self.origin.step))
+
+    def leave(self) -> None:
+        """The ranks belong to the run now, or to nobody: nothing is rehearsed any more."""
+        self._is_watching = False
+        self._clear()
+
+    def back_to_gate(self) -> None:
+        """Start the ranks again, to wait for ``go``; nothing to do when they do not rehearse."""
+        if self.origin is not None:
+            self._clear()
+            self._attempt.ranks.start(None, standby=True)
+            self._attempt.view = self._attempt.ranks.poll()
+
+    # -- rehearse ----------------------------------------------------------------------------------
+
+    def rehearse(self, order: Order) -> Activity:
+        """Repeat steps of the source until enough of their losses were compared.
+
+        Raises:
+            Mismatch: A loss differs; names the step and both.
+            Conflict: The ranks failed, the source has ended, or the run is ours already.
+        """
+        self._refuse_owner()
+        self.watch()
+        self._tolerance = order.tolerance
+        if self.origin is None:
+            yield from self._send_off(order)
+        wanted = max(1, order.num_steps)
+        while len(self._equal) < wanted and not self._is_blind(wanted):
+            self._refuse_broken()
+            self._refuse_ended_source()
+            detail = f"{len(self._equal)} of {wanted} losses are the source's"
+            yield OrderResult(state="running", detail=detail, step=self._attempt.view.step)
+        self._refuse_broken()
+        done = self._rehearsed()
+        if not order.replay:
+            self._is_watching = False
+            self.back_to_gate()
+            while self._attempt.view.state != "gate":
+                self._attempt.refuse_failed()
+                yield OrderResult(state="running", detail="back to the gate")
+        yield done
+
+    def _send_off(self, order: Order) -> Activity:
+        """Restore the newest step that is here and rehearse on from it."""
+        attempt = self._attempt
+        while (origin := self._mover.newest_whole()) is None:
+            yield from self._mover.bring_whole(order)
+        while attempt.view.state != "gate":
+            attempt.refuse_failed()
+            yield OrderResult(state="running", detail="the ranks are not ready yet")
+        self._clear()
+        self.origin = origin
+        self._limit = max(origin.step, self._watch.step or 0)
+        attempt.ranks.go(origin, limit=self._limit)
+
+    def _rehearsed(self) -> OrderResult:
+        """What was found; a script that tells no loss is said to."""
+        assert self.origin is not None
+        view = self._attempt.view
+        if self._equal:
+            how = "bit by bit" if self._tolerance == 0 else f"within {self._tolerance:g}"
+            first, last = min(self._equal), max(self._equal)
+            detail = f"{len(self._equal)} losses equal {how}, steps {first} to {last}"
+        else:
+            detail = (
+                f"ran from step {self.origin.step} to {view.step}; no loss was compared, for the "
+                "script tells none: call session.step(loss=...)"
+            )
+        return OrderResult(state="done", step=view.step, step_s=view.step_s, detail=detail)
+
+    def _is_blind(self, wanted: int) -> bool:
+        """Whether enough steps were repeated of a source that tells no losses at all."""
+        view, origin = self._attempt.view, self.origin
+        if origin is None or view.step is None or self._watch.losses or view.losses:
+            return False
+        return view.step >= origin.step + wanted
+
+    # -- catching up -------------------------------------------------------------------------------
+
+    def catch_up(self, order: Order) -> Activity:
+        """Repeat every step up to the sealed one and prove the state by its hashes.
+
+        Raises:
+            Mismatch: A loss or a hash differs, or the ranks are past the sealed step; they go back
+                to the gate, and the move can still be closed by copying.
+            Conflict: The ranks failed, or the run is ours already.
+            Unsupported: This agent cannot compare what its ranks staged.
+        """
+        self._refuse_owner()
+        prove = self._prove
+        if prove is None:
+            raise Unsupported("this agent cannot prove a replayed step; close the move by copying")
+        record = self._mover.commit_of(order)
+        sealed = restore_of(record)
+        if self.proven == sealed:
+            yield _caught_up(sealed, "proved already")
+            return
+        self.watch()
+        checkpoint = self._mover.open_source(record)
+        if self.origin is None:
+            yield from self._send_off(order)
+        self._most = sealed.step
+        self._let_go_on(sealed.step)
+        while not self._is_staged(sealed.step):
+            self._refuse_broken()
+            self._refuse_past(sealed.step)
+            detail = f"step {self._attempt.view.step} of {sealed.step}"
+            yield OrderResult(state="running", step=self._attempt.view.step, detail=detail)
+        self._compare()
+        self._refuse_broken()
+        if different := prove(sealed.step, checkpoint):
+            raise self._differs(sealed.step, different)
+        self.proven = sealed
+        assert self.origin is not None
+        num_steps = sealed.step - self.origin.step
+        names = len(checkpoint.names())
+        yield _caught_up(sealed, f"{num_steps} steps repeated, {names} tensors equal bit by bit")
+
+    def _is_staged(self, step: int) -> bool:
+        """Whether the ranks hold after this step and have staged it; asks for that once."""
+        view = self._attempt.view
+        if view.state != "held" or view.held_step != step:
+            return False
+        if view.staged_step != step and self._captured != step:
+            self._captured = step
+            self._attempt.ranks.capture()
+        return view.staged_step == step
+
+    def _refuse_past(self, step: int) -> None:
+        view = self._attempt.view
+        at = max(view.held_step or 0, view.step or 0)
+        if at > step:
+            self.back_to_gate()
+            raise Mismatch(
+                f"the target has repeated step {at} already, which the source lost: the sealed "
+                f"step is {step}; close the move by copying"
+            )
+
+    def _differs(self, step: int, names: tuple[str, ...]) -> Mismatch:
+        shown = ", ".join(f"'{name}'" for name in names[:_MOST_NAMED])
+        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        self.back_to_gate()
+        return Mismatch(
+            f"after repeating up to step {step}, {shown}{more} differ from the source's; "
+            "close the move by copying"
+        )
+
+    # -- what both share ---------------------------------------------------------------------------
+
+    def _let_go_on(self, step: int) -> None:
+        if step != self._limit:
+            self._limit = step
+            self._attempt.ranks.limit(step)
+
+    def _compare(self) -> bool:
+        """Compare every loss that both have told and that was not compared before.
+
+        Returns:
+            False once one differs: then nothing that follows can be proved.
+        """
+        origin = self.origin
+        if origin is None or self._mismatch is not None:
+            return False
+        for step, loss in self._attempt.view.losses:
+            theirs = self._watch.losses.get(step)
+            if step <= origin.step or step in self._equal or theirs is None:
+                continue
+            if not is_same(loss, theirs, self._tolerance):
+                self._mismatch = Mismatch(
+                    f"the loss of step {step} is {loss!r} at the target and {theirs!r} at the "
+                    "source; the run stays where it is: compare the machines and libraries",
+                    step=step, target=loss, source=theirs,
+                )  # fmt: skip
+                self._attempt.board.note("rehearsal", self._mismatch.message)
+                return False
+            self._equal.add(step)
+        return True
+
+    def _refuse_broken(self) -> None:
+        """Raise what makes all further rehearsing pointless; the ranks go back to the gate."""
+        if (mismatch := self._mismatch) is not None:
+            self.back_to_gate()
+            raise mismatch
+        self._attempt.refuse_failed()
+
+    def _refuse_ended_source(self) -> None:
+        if self._watch.state in _ENDED:
+            raise Conflict(f"the source has {self._watch.state} meanwhile; nothing was moved")
+
+    def _refuse_owner(self) -> None:
+        if self._attempt.is_owner or self._attempt.tenure.has_arrived():
+            raise Conflict("the run is this agent's own already; there is nothing to rehearse")
+
+
+def is_same(ours: float, theirs: float, tolerance: float) -> bool:
+    """Whether two losses are the same: exactly, or within a tolerance relative to the larger."""
+    if ours == theirs or (math.isnan(ours) and math.isnan(theirs)):
+        return True
+    return abs(ours - theirs) <= tolerance * max(abs(ours), abs(theirs))
+
+
+def _caught_up(sealed: Restore, detail: str) -> OrderResult:
+    return OrderResult(
+        state="done", step=sealed.step, manifest_digest=sealed.manifest_digest, detail=detail
+    )
