@@ -151,9 +151,11 @@ def _xored(
         others[role] = [sample for n, sample in enumerate(samples) if n % stride]
     found = _gains(store, firsts, concurrency)
     promising = {_role(sample) for sample, gain in found if gain >= min_gain / 2}
-    for role in {_role(sample) for sample, _ in found}:
-        gains.found(role, pays=role in promising)
+    sampled = {_role(sample) for sample, _ in found}
     found += _gains(store, [s for role in promising for s in others[role]], concurrency)
+    paying = {_role(sample) for sample, gain in found if gain >= min_gain}
+    for role in sampled:
+        gains.found(role, pays=role in paying)
     return {
         s.box.first_row: xor_recipe(s.box, bases[s.box.first_row])
         for s, gain in found

@@ -100,3 +100,19 @@ def test_layers_that_were_not_tried_first_become_deltas_when_those_promise_much(
     _, base = _save(store, 10, before, None, gains)
     written, _ = _save(store, 20, after, base, gains)
     assert written.new_bytes < 0.2 * written.raw_bytes
+
+
+def test_tensors_that_gain_a_little_but_not_enough_are_not_tried_again_at_once() -> None:
+    store, gains = Counting("memory://gains"), PastGains()
+    steps = [_layers(0)]
+    for seed in (1, 2):
+        random = np.random.default_rng(seed)
+        drift = {n: 0.2 * random.standard_normal(len(v), np.float32) for n, v in steps[0].items()}
+        steps.append({name: value * (1 + drift[name]) for name, value in steps[-1].items()})
+    _, base = _save(store, 10, steps[0], None, gains)
+    written, base = _save(store, 20, steps[1], base, gains)
+    assert written.new_bytes > 0.8 * written.raw_bytes, "no delta was worth it"
+    assert store.num_reads > 4, "the first ones promised something, so all were tried"
+    store.num_reads = 0
+    _save(store, 30, steps[2], base, gains)
+    assert store.num_reads == 0
