@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import threading
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,9 +30,12 @@ WORDS: dict[int, np.dtype[Any]] = {
     4: np.dtype("<u4"),
     8: np.dtype("<u8"),
 }
-_PROBE_BLOCK, _PROBE_BLOCKS = 64, 16
+_SIGNED = {size: np.dtype(f"<i{size}") for size in WORDS}
+HEAD_BYTES = 4 * max(WORDS)
+"""How much longer than its chunk a blob may get before it turns out not to be shorter."""
+_PROBE_BLOCK, _PROBE_BLOCKS, _RUN_BLOCKS = 64, 16, 32
 # Share of equal pairs in random bytes is 1/256; at 7.9 bits of order-0 entropy it is 15 % more.
-_RANDOM_PAIRS = 1.15 / 256
+_RANDOM_PAIRS, _CODED_PAIRS = 1.15 / 256, 2 / 256
 _SPLIT = 2**31
 _SCRATCH_BYTES = 2**20 + 64
 _local = threading.local()
@@ -43,6 +47,18 @@ class Encoded(NamedTuple):
     codec: int
     width: int
     blob: bytes | memoryview
+
+
+class Verdict(IntEnum):
+    """What a sample of a byte plane says: not worth a compressor's time, perhaps, certainly."""
+
+    STORED = 0
+    UNSURE = 1
+    CODED = 2
+
+
+Verdicts = tuple[Verdict, ...]
+"""Of each byte plane, the least significant first; empty: nothing is known."""
 
 
 class _Zstd(NamedTuple):
@@ -69,17 +85,22 @@ def _zstd() -> _Zstd:
     return found
 
 
-def encode(raw: Bytes1d, kind: ElementType) -> Encoded:
+def encode(
+    raw: Bytes1d, kind: ElementType, *, room: memoryview | None = None, verdicts: Verdicts = ()
+) -> Encoded:
     """Compress one chunk with the codec of its element type, or store it where that is smaller.
 
     Args:
         raw: The chunk's bytes, contiguous.
         kind: Its element type.
+        room: Memory that the blob may be made in, from its beginning; as long as the chunk and
+            ``HEAD_BYTES`` at least. None: in memory of its own.
+        verdicts: What ``judge`` said of the bytes around.
     """
     if len(raw) <= 64:
         return Encoded(STORE, 1, raw.tobytes())
     if kind.is_float:
-        blob = _encode_planes(raw, kind.width)
+        blob = _encode_planes(raw, kind.width, room, verdicts)
         return _smaller(raw, Encoded(PLANES_ZSTD, kind.width, blob))
     if not _worth_trying(raw):
         return Encoded(STORE, 1, raw.data)
@@ -87,23 +108,69 @@ def encode(raw: Bytes1d, kind: ElementType) -> Encoded:
     return _smaller(raw, Encoded(SHUFFLE_ZSTD, kind.width, _zstd().matching.compress(planes)))
 
 
+def judge(run: Bytes1d, kind: ElementType) -> Verdicts:
+    """Look at samples of neighbouring chunks at once: of weights, most planes are noise in all.
+
+    Args:
+        run: The bytes of the chunks, contiguous.
+        kind: Their element type; only floats are split into planes that are coded one by one.
+    """
+    if not kind.is_float:
+        return ()
+    words = _sample(run.view(WORDS[kind.width]), _RUN_BLOCKS)
+    plane = np.empty(len(words), dtype=np.uint8)
+    found = []
+    for p in range(kind.width):
+        _take_plane(words, p, plane)
+        share = _equal_pairs(plane)
+        found.append(Verdict((share >= _RANDOM_PAIRS) + (share >= _CODED_PAIRS)))
+    return tuple(found)
+
+
 def _smaller(raw: Bytes1d, encoded: Encoded) -> Encoded:
     return encoded if len(encoded.blob) < len(raw) else Encoded(STORE, 1, raw.data)
 
 
-def _encode_planes(raw: Bytes1d, width: int) -> bytes:
-    """Rotate, split and compress in scratch memory: every fresh page costs more than its use."""
-    words = raw.view(WORDS[width])
-    num_words, at = len(words), 4 * width
-    blob = _scratch("blob", len(raw) + at)
+def _encode_planes(
+    raw: Bytes1d, width: int, room: memoryview | None, verdicts: Verdicts
+) -> bytes | memoryview:
+    """Rotate, split and compress where the blob will lie, or else in scratch memory.
+
+    Every fresh page costs more than its use.
+    """
+    split = _Split(raw.view(WORDS[width]))
+    num_words, at = len(raw) // width, 4 * width
+    where = _scratch("blob", len(raw) + at).data if room is None else room
+    blob: Bytes1d = np.frombuffer(where, dtype=np.uint8)
     lengths = []
     for p in range(width):
         plane = blob[at : at + num_words]
-        _take_plane(words, p, plane)
-        lengths.append(_shrink(plane))
+        split.take(p, plane)
+        lengths.append(_shrink(plane, verdicts[p] if verdicts else Verdict.UNSURE))
         at += lengths[-1]
-    blob[: 4 * width] = np.frombuffer(struct.pack(f"<{width}I", *lengths), dtype=np.uint8)
-    return blob[:at].tobytes()
+    struct.pack_into(f"<{width}I", where, 0, *lengths)
+    return where[:at].tobytes() if room is None else where[:at]
+
+
+class _Split:
+    """Takes words apart, plane by plane in ascending order.
+
+    The upper planes of four are read from the upper half of the words, which is half as long.
+    """
+
+    def __init__(self, words: Words) -> None:
+        self._words = words
+        self._upper: Words | None = None
+
+    def take(self, p: int, plane: Bytes1d) -> None:
+        """Byte ``p`` of every word rotated left by one bit."""
+        if self._words.itemsize != 4 or p < 2:
+            _take_plane(self._words, p, plane)
+            return
+        if self._upper is None:
+            self._upper = _scratch("upper", 2 * len(self._words)).view(WORDS[2])
+            np.right_shift(self._words, 15, out=self._upper, casting="unsafe")
+        np.right_shift(self._upper, 8 * p - 16, out=plane, casting="unsafe")
 
 
 def _take_plane(words: Words, p: int, plane: Bytes1d) -> None:
@@ -111,15 +178,16 @@ def _take_plane(words: Words, p: int, plane: Bytes1d) -> None:
     if p:
         np.right_shift(words, 8 * p - 1, out=plane, casting="unsafe")
         return
-    signs = _scratch("signs", len(words))
-    np.right_shift(words, 8 * words.itemsize - 1, out=signs, casting="unsafe")
-    np.left_shift(words, 1, out=plane, casting="unsafe")
-    plane |= signs
+    signs = _scratch("signs", len(words)).view(np.bool_)
+    np.less(words.view(_SIGNED[words.itemsize]), 0, out=signs)
+    np.copyto(plane, words, casting="unsafe")
+    np.add(plane, plane, out=plane)
+    np.bitwise_or(plane, signs, out=plane)
 
 
-def _shrink(plane: Bytes1d) -> int:
+def _shrink(plane: Bytes1d, verdict: Verdict) -> int:
     """Compress a plane where it lies if that makes it shorter; its new length in bytes."""
-    if not _worth_trying(plane):
+    if verdict == Verdict.STORED or (verdict == Verdict.UNSURE and not _worth_trying(plane)):
         return len(plane)
     frame: bytes = _zstd().literals.compress(plane)
     if len(frame) >= len(plane):
@@ -139,14 +207,23 @@ def _scratch(name: str, num_bytes: int) -> Bytes1d:
 
 def _worth_trying(data: Bytes1d) -> bool:
     """Collision entropy of a sample: random bytes are not worth a compressor's time."""
-    if len(data) > _PROBE_BLOCK * _PROBE_BLOCKS:
-        stride = len(data) // _PROBE_BLOCKS
-        blocks = data[: stride * _PROBE_BLOCKS].reshape(_PROBE_BLOCKS, stride)
-        data = blocks[:, :_PROBE_BLOCK].reshape(-1)
+    return _equal_pairs(_sample(data, _PROBE_BLOCKS)) >= _RANDOM_PAIRS
+
+
+def _sample(data: Words, num_blocks: int) -> Words:
+    """Blocks of neighbours, all over the data; all of it where that is not more."""
+    if len(data) <= _PROBE_BLOCK * num_blocks:
+        return data
+    stride = len(data) // num_blocks
+    blocks = data[: stride * num_blocks].reshape(num_blocks, stride)
+    return blocks[:, :_PROBE_BLOCK].reshape(-1)
+
+
+def _equal_pairs(data: Bytes1d) -> float:
+    """Share of the pairs of bytes in which both are equal."""
     counts = np.bincount(data, minlength=256)
     pairs = len(data) * (len(data) - 1)
-    equal_pairs = int(counts @ counts) - len(data)
-    return equal_pairs >= _RANDOM_PAIRS * pairs
+    return (int(counts @ counts) - len(data)) / max(1, pairs)
 
 
 def entropy_floor(raw: Bytes1d, kind: ElementType) -> float:

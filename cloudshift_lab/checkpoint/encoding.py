@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from blake3 import blake3
 
-from cloudshift_lab.checkpoint.codecs import LEVELS, Bytes1d, encode
+from cloudshift_lab.checkpoint.codecs import LEVELS, Bytes1d, Encoded, Verdicts, encode, judge
 from cloudshift_lab.checkpoint.index import Operand
 from cloudshift_lab.checkpoint.packer import OwnRun, PackedChunk, Packer
 from cloudshift_lab.checkpoint.recipe import Recipe, read_chunks, smaller
@@ -20,6 +20,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Place = tuple[ShareBox, int]
 _WINDOW = 64
+_RUN = 8
 
 
 class ShareEncoder:
@@ -44,6 +45,7 @@ class ShareEncoder:
         self._recipes = recipes
         self._threads = threads
         self._concurrency = concurrency
+        self._verdicts: dict[tuple[int, int], Verdicts] = {}
 
     def encoded(self, boxes: Sequence[ShareBox]) -> Iterator[PackedChunk]:
         """All chunks, level by level; each must be added to the packer before the next is asked."""
@@ -68,8 +70,25 @@ class ShareEncoder:
     def _alone(self, place: Place) -> PackedChunk:
         box, number = place
         row, raw, name = box.first_row + number, box.chunk(number), self._id(box, number)
-        encoded = None if self._packer.find(name) is not None else encode(raw, box.kind)
+        encoded = None if self._packer.find(name) is not None else self._coded(box, number)
         return PackedChunk(row, name, len(raw), encoded)
+
+    def _coded(self, box: ShareBox, number: int) -> Encoded:
+        """A chunk coded alone, by one thread just where it will lie in the pack."""
+        room = self._packer.room if self._threads <= 1 else None
+        return encode(
+            box.chunk(number), box.kind, room=room, verdicts=self._judged(box, number // _RUN)
+        )
+
+    def _judged(self, box: ShareBox, run: int) -> Verdicts:
+        """What samples say of a run of neighbouring chunks; the same whatever is coded first."""
+        if box.num_chunks == 1:
+            return ()
+        found = self._verdicts.get((box.first_row, run))
+        if found is None:
+            start, stop = box.starts[run * _RUN], box.starts[min(run * _RUN + _RUN, box.num_chunks)]
+            found = self._verdicts[box.first_row, run] = judge(box.flat[start:stop], box.kind)
+        return found
 
     def _delta(
         self, box: ShareBox, number: int, name: bytes, bases: Mapping[bytes, Bytes1d]

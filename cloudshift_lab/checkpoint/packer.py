@@ -6,19 +6,20 @@ import threading
 from typing import NamedTuple
 
 import numpy as np
+from blake3 import blake3
 from xxhash import xxh3_64_intdigest
 
 from cloudshift_lab.checkpoint.boxes import MAX_GRID_BYTES
-from cloudshift_lab.checkpoint.codecs import Encoded
+from cloudshift_lab.checkpoint.codecs import HEAD_BYTES, Encoded
 from cloudshift_lab.checkpoint.index import ChunkLocation, Operand
 from cloudshift_lab.checkpoint.known import KnownChunks
-from cloudshift_lab.checkpoint.layout import PACK_BYTES, blake3_hex, pack_key
+from cloudshift_lab.checkpoint.layout import PACK_BYTES, pack_key
 from cloudshift_lab.storage.store import Blob, Store
 
 _PADDING = 0
 _MAX_PADDING = 4096
 _PAGE_BYTES = 4096
-_ARENA_BYTES = PACK_BYTES + MAX_GRID_BYTES + _MAX_PADDING
+_ARENA_BYTES = PACK_BYTES + MAX_GRID_BYTES + HEAD_BYTES + _MAX_PADDING
 _local = threading.local()
 
 
@@ -60,6 +61,7 @@ class Packer:
         self._open: list[ChunkLocation] = []
         self._arenas = _arenas(self._concurrency)
         self._open_bytes = 0
+        self._hash = blake3()
         self._closed: dict[str, Blob] = {}
         self._found: dict[bytes, ChunkLocation] = {}
         self._refs: dict[bytes, tuple[OwnRun | Operand, ...]] = {}
@@ -73,6 +75,11 @@ class Packer:
     def at_row(self, row: int) -> ChunkLocation:
         """What ``find`` says of a row that was added."""
         return self._found[self._ids[row]]
+
+    @property
+    def room(self) -> memoryview:
+        """Where the next blob will lie, long enough for any: one made there is not copied."""
+        return self._arenas[len(self._closed)][self._open_bytes :]
 
     def add(self, chunk: PackedChunk) -> None:
         """Take a chunk in; chunks that others refer to must come before these."""
@@ -91,8 +98,10 @@ class Packer:
         self._found[chunk.id] = row
         self._refs[chunk.id] = chunk.refs
         self._open.append(row)
-        arena = self._arenas[len(self._closed)]
-        arena[self._open_bytes : self._open_bytes + len(blob)] = blob
+        room = self.room
+        if not (isinstance(blob, memoryview) and blob.obj is room.obj):
+            room[: len(blob)] = blob
+        self._hash.update(room[: len(blob)])  # while the processor still has it at hand
         self._open_bytes += len(blob)
         if self._open_bytes >= PACK_BYTES:
             self._close()
@@ -120,15 +129,16 @@ class Packer:
             self._found[row.id] = row._replace(pack=digest, pack_size=len(data))
         self._closed[pack_key(digest)] = data
         self.new_bytes += len(data)
-        self._open, self._open_bytes = [], 0
+        self._open, self._open_bytes, self._hash = [], 0, blake3()
         if len(self._closed) >= self._concurrency:
             self._upload()
 
     def _named(self) -> tuple[str, memoryview]:
         """The open pack's hash and bytes, with padding if that hash is about to be deleted."""
         arena, num_bytes = self._arenas[len(self._closed)], self._open_bytes
-        while (digest := blake3_hex(arena[:num_bytes])) in self._dead_packs:
+        while (digest := self._hash.hexdigest()) in self._dead_packs:
             arena[num_bytes] = _PADDING
+            self._hash.update(arena[num_bytes : num_bytes + 1])
             num_bytes += 1
         return digest, arena[:num_bytes]
 

@@ -7,7 +7,16 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudshift_lab.checkpoint.codecs import PLANES_ZSTD, SHUFFLE_ZSTD, STORE, decode, encode
+from cloudshift_lab.checkpoint.codecs import (
+    HEAD_BYTES,
+    PLANES_ZSTD,
+    SHUFFLE_ZSTD,
+    STORE,
+    Verdict,
+    decode,
+    encode,
+    judge,
+)
 from cloudshift_lab.checkpoint.dtypes import ELEMENT_TYPES
 from cloudshift_lab.core.errors import Corrupt
 
@@ -57,6 +66,39 @@ def test_noise_is_stored_as_it_is():
     noise = RNG.integers(0, 256, 1 << 18, dtype=np.uint8)
     for dtype in ("uint8", "int64", "float32"):
         assert encode(noise, ELEMENT_TYPES[dtype]).codec == STORE
+
+
+def _weights(count):
+    return (RNG.standard_normal(count) * 0.02).astype(np.float32)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_a_blob_made_in_its_place_is_the_same_as_one_made_elsewhere(dtype):
+    kind = ELEMENT_TYPES[dtype]
+    raw = as_bytes(_weights(1 << 16).astype("f8") if dtype == "float64" else _weights(1 << 16))
+    room = memoryview(bytearray(len(raw) + HEAD_BYTES))
+    placed = encode(raw, kind, room=room)
+    assert placed == encode(raw, kind)
+    assert room[: len(placed.blob)] == placed.blob
+    assert placed.blob.obj is room.obj
+
+
+def test_of_weights_only_the_exponent_is_worth_coding():
+    raw = as_bytes(_weights(1 << 18))
+    kind = ELEMENT_TYPES["float32"]
+    verdicts = judge(raw, kind)
+    assert verdicts == (Verdict.STORED,) * 3 + (Verdict.CODED,)
+    assert encode(raw, kind, verdicts=verdicts) == encode(raw, kind)
+
+
+def test_one_quiet_chunk_among_eight_noisy_ones_is_seen():
+    weights = _weights(8 << 16)
+    weights[3 << 16 : 4 << 16] = 0.0
+    assert judge(as_bytes(weights), ELEMENT_TYPES["float32"]) == (Verdict.CODED,) * 4
+
+
+def test_integers_are_not_judged_by_planes():
+    assert judge(as_bytes(np.arange(1 << 16)), ELEMENT_TYPES["int64"]) == ()
 
 
 def test_counters_shrink_to_almost_nothing():
