@@ -22,10 +22,14 @@ from cloudshift_lab.core.wire import to_json
 from cloudshift_lab.core.world import REAL_WORLD
 from cloudshift_lab.storage.store import open_store
 
-from .test_attempt import SCRIPT
+from .test_attempt import SCRIPT as BARE_SCRIPT
 
 LIMIT_S = 120.0
 STEPS = 24
+SCRIPT = BARE_SCRIPT.replace(
+    "random.seed(seed + rank)",
+    "import numpy\nrandom.seed(seed + rank), numpy.random.seed(seed + rank)",
+)
 
 
 class Led:
