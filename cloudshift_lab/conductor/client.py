@@ -19,9 +19,10 @@ import msgspec
 
 from cloudshift_lab import __version__
 from cloudshift_lab.conductor import discovery
+from cloudshift_lab.core.asks import Carrier, ClosingWish, MoveAsk
 from cloudshift_lab.core.errors import Corrupt, Denied, Unavailable, error_from_wire
 from cloudshift_lab.core.home import home, open_home
-from cloudshift_lab.core.plan import Decision, MigrationView
+from cloudshift_lab.core.plan import Decision, MigrationView, MissingNodesPolicy
 from cloudshift_lab.core.run import RunSpec, RunView
 from cloudshift_lab.core.steps import BranchAsk, History, JobAsk, JobView
 from cloudshift_lab.core.views import Changes, Check, CostView, Health, Problem, Series, Target
@@ -40,13 +41,6 @@ class Logs(msgspec.Struct, frozen=True):
     """Answer of ``GET /v1/runs/{id}/logs``."""
 
     text: str
-
-
-class MigrateRequest(msgspec.Struct, frozen=True):
-    """Body of ``POST /v1/runs/{id}/migrations``."""
-
-    to: str
-    expires_s: float = 600.0
 
 
 class Client:
@@ -172,15 +166,55 @@ class Client:
 
     # -- migrations ------------------------------------------------------------------------
 
-    def migrate(self, run: str, to: str, *, expires_s: float = 600.0) -> MigrationView:
+    def migrate(
+        self,
+        run: str,
+        to: str,
+        *,
+        expires_s: float | None = None,
+        closing: ClosingWish = "auto",
+        rehearse: int | None = None,
+        missing_nodes: MissingNodesPolicy = "roll-back",
+        min_nodes: int = 1,
+        elsewhere: tuple[str, ...] = (),
+        approvals: int | None = None,
+        limit_micro_usd: int | None = None,
+        carrier: Carrier = "pull",
+    ) -> MigrationView:
         """Propose a move to ``cloud:region`` and price it; nothing moves before a decision.
 
+        Args:
+            run: Id or name.
+            to: Where to.
+            expires_s: How long it may be approved; by the run's rule, else ten minutes.
+            closing: How the last gap is closed; "auto" takes the better way by estimate.
+            rehearse: Steps that the target computes, and compares, before the commit.
+            missing_nodes: What happens when only some of the target's nodes come up.
+            min_nodes: With "shrink": how few nodes are enough.
+            elsewhere: Other targets, in order, for when the first does not come up.
+            approvals: Different people or policies who must approve; by the run's rule, else 1.
+            limit_micro_usd: What the move itself may cost before it is undone.
+            carrier: Whether the target pulls the bytes or the source pushes them.
+
         Raises:
-            UsageError: Unknown target, the place it is at already, or a run that does not run.
+            UsageError: Unknown target, the place it is at already, a run that does not run, or
+                something asked for that cannot be.
             Conflict: Another migration of this run is open; names it.
         """
-        body = to_json(MigrateRequest(to=to, expires_s=expires_s))
-        return self._post(f"/v1/runs/{quote(run, safe='')}/migrations", body, MigrationView)
+        ask = MoveAsk(
+            to=to,
+            expires_s=expires_s,
+            closing=closing,
+            rehearse=rehearse,
+            missing_nodes=missing_nodes,
+            min_nodes=min_nodes,
+            elsewhere=elsewhere,
+            approvals=approvals,
+            limit_micro_usd=limit_micro_usd,
+            carrier=carrier,
+        )
+        path = f"/v1/runs/{quote(run, safe='')}/migrations"
+        return self._post(path, to_json(ask), MigrationView)
 
     def migrations(self, run: str | None = None) -> tuple[MigrationView, ...]:
         """All migrations (of one run), newest first."""

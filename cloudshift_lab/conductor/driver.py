@@ -6,6 +6,7 @@ No threads, no processes, no clock of its own: the deterministic simulation runs
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -23,7 +24,10 @@ from cloudshift_lab.migration import (
     EffectFailed,
     Event,
     Expired,
+    Noticed,
+    Overspent,
     Saga,
+    SideName,
     check_decision,
     fold,
     pending,
@@ -33,6 +37,9 @@ from cloudshift_lab.migration import (
 
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 10.0
+_SPENT_SHARE = 0.95
+
+Meter = Callable[[Saga], int]
 
 
 class Proposed(msgspec.Struct, frozen=True, tag="proposed"):
@@ -42,7 +49,7 @@ class Proposed(msgspec.Struct, frozen=True, tag="proposed"):
     at: float
 
 
-Line = Proposed | Decided | Expired | Aborted | EffectDone | EffectFailed
+Line = Proposed | Decided | Expired | Aborted | Noticed | Overspent | EffectDone | EffectFailed
 _DECODER: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
 
 
@@ -61,6 +68,7 @@ class MigrationDriver:
         effects: Runs effects.
         world: Clock.
         lock: Held while an event is judged and kept, so that a decision and a tick do not race.
+        meter: Tells what the move has cost so far, micro-dollars; None: nothing is priced.
 
     Raises:
         Corrupt: The journal is empty or does not begin with a plan.
@@ -73,11 +81,13 @@ class MigrationDriver:
         world: World,
         *,
         lock: contextlib.AbstractContextManager[object] | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self._journal = journal
         self._effects = effects
         self._world = world
         self._lock = lock or contextlib.nullcontext()
+        self._meter = meter
         self._not_before = float("-inf")
         self.saga = _load(journal)
 
@@ -90,12 +100,13 @@ class MigrationDriver:
         world: World,
         *,
         lock: contextlib.AbstractContextManager[object] | None = None,
+        meter: Meter | None = None,
     ) -> MigrationDriver:
         """Keep a new plan, once, and drive it."""
         start(plan)
         if not journal.replay():
             journal.append(to_json(Proposed(plan=plan, at=world.now())))
-        return cls(journal, effects, world, lock=lock)
+        return cls(journal, effects, world, lock=lock, meter=meter)
 
     @staticmethod
     def plan_in(journal: EventLog) -> Plan:
@@ -117,11 +128,16 @@ class MigrationDriver:
 
     def abort(self, message: str) -> Saga:
         """Call the move off where that is still possible (it is not once commit began)."""
-        with self._lock:
-            event = Aborted(at=self._world.now(), message=message)
-            if step(self.saga, event)[0] != self.saga:
-                self._keep(event)
-            return self.saga
+        return self._keep_if_news(Aborted(at=self._world.now(), message=message))
+
+    def notice(self, side: SideName, deadline: float) -> Saga:
+        """Say that one side's machine will be taken away at ``deadline``, wall-clock seconds."""
+        told = Noticed(side=side, at=self._world.now(), deadline=deadline)
+        before = self.saga.effect
+        saga = self._keep_if_news(told)
+        if saga.effect != before:
+            self._not_before = float("-inf")
+        return saga
 
     def tick(self) -> bool:
         """Push the move on a little.
@@ -129,7 +145,7 @@ class MigrationDriver:
         Returns:
             True when an event happened, so that there may be more to do at once.
         """
-        if self._expire():
+        if self._expire() or self._stop_spending():
             return True
         if self._world.monotonic() < self._not_before:
             return False
@@ -143,10 +159,21 @@ class MigrationDriver:
     def _expire(self) -> bool:
         with self._lock:
             now = self._world.now()
-            if self.saga.phase != "proposed" or now < self.saga.plan.expires_at:
+            if not self.saga.awaits_decision or now < self.saga.plan.expires_at:
                 return False
             self._keep(Expired(at=now))
             return True
+
+    def _stop_spending(self) -> bool:
+        """Undo a move before it costs more than was approved; what undoing costs is kept back."""
+        limit = self.saga.plan.limit_micro_usd
+        if self._meter is None or not limit or self.saga.overspent_micro_usd is not None:
+            return False
+        spent = self._meter(self.saga)
+        if spent < limit * _SPENT_SHARE:
+            return False
+        before = self.saga
+        return self._keep_if_news(Overspent(at=self._world.now(), micro_usd=spent)) != before
 
     def _settle(self, outcome: EffectDone | EffectFailed) -> None:
         """Keep an outcome; an effect that has just failed is left alone for a while."""
@@ -158,6 +185,12 @@ class MigrationDriver:
                     _LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(self.saga.failures - 1, 10)
                 )
             self._not_before = self._world.monotonic() + pause_s
+
+    def _keep_if_news(self, event: Event) -> Saga:
+        with self._lock:
+            if step(self.saga, event)[0] != self.saga:
+                self._keep(event)
+            return self.saga
 
     def _keep(self, event: Event) -> None:
         """Invariant: the journal has the event before the saga does."""

@@ -7,66 +7,54 @@ Every effect is idempotent, so that a conductor that was killed anywhere can sim
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from cloudshift_lab.checkpoint.pins import release_holds
 from cloudshift_lab.conductor.inbox import ends_attempt
-from cloudshift_lab.conductor.side import OpenStore, Side
+from cloudshift_lab.conductor.pace import Pace
+from cloudshift_lab.conductor.side import OpenStore, stop_attempt
+from cloudshift_lab.conductor.sides import (
+    Patience,
+    TwoSides,
+    error_of,
+    nodes_up_of,
+    order_id_of,
+    resumed_at,
+)
 from cloudshift_lab.core.errors import (
     CloudshiftError,
     Conflict,
     Exhausted,
     NotFound,
     Unavailable,
-    error_from_wire,
 )
-from cloudshift_lab.core.orders import AgentStatus, OrderKind, OrderResult
+from cloudshift_lab.core.orders import OrderKind, OrderResult
+from cloudshift_lab.core.plan import Bill, Going
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.world import World
 from cloudshift_lab.engines.engine import Engine
 from cloudshift_lab.migration import Effect, EffectDone, EffectFailed, EffectName, Saga
 from cloudshift_lab.storage.log import LogBase, LogRecord, LogState
+from cloudshift_lab.storage.store import Store
 
 _FOREVER = float("inf")
+_UNSAID_LIMIT_S = 3600.0
+
+Reprice = Callable[[Saga, float, float], Bill]
+"""Makes a bill of a step's seconds at the source and at the target, both measured."""
 
 
-@dataclass(frozen=True)
-class Patience:
-    """How long an effect may take before it counts as failed, seconds.
-
-    ``silence_s``: an agent that says nothing new for so long is taken for dead before the commit;
-    after it, it is stopped and started again.
-    """
-
-    limits_s: dict[EffectName, float] = field(
-        default_factory=lambda: {
-            "provision": 300.0,
-            "precopy": 3600.0,
-            "drain": 900.0,
-            "copy": 3600.0,
-            "verify": 3600.0,
-            "commit": 120.0,
-            "go": _FOREVER,
-            "retire": 60.0,
-            "cancel": _FOREVER,
-            "resume": 300.0,
-            "release": 60.0,
-        }
-    )
-    silence_s: float = 30.0
-    stop_grace_s: float = 10.0
-
-
-class MoveEffects:
+class MoveEffects(TwoSides):
     """Runs the effects of one migration.
 
     Args:
         source: The attempt that moves.
-        target: The attempt it moves to; ``standby``, with its own ``owner`` and ``generation``.
+        target: The first attempt it moves to; ``standby``, with its own ``owner`` and
+            ``generation``. Later tries are made from it.
         engine: Starts and ends agents.
         open_store: Opens a store by its cloud's name and its url.
         world: Clock.
         patience: Deadlines.
+        reprice: Makes a bill of what a rehearsal measured; None: nothing is priced.
     """
 
     def __init__(
@@ -78,18 +66,20 @@ class MoveEffects:
         world: World,
         *,
         patience: Patience | None = None,
+        reprice: Reprice | None = None,
     ) -> None:
-        self._source = Side("the source", source, engine, open_store=open_store, world=world)
-        self._target = Side("the target", target, engine, open_store=open_store, world=world)
-        self._world = world
-        self._patience = patience or Patience()
+        super().__init__(source, target, engine, open_store, world, patience=patience or Patience())
+        self._reprice = reprice
         self._begun: dict[str, float] = {}
+        self._pace = Pace()
         self._by_name: dict[EffectName, Callable[[Effect, Saga], EffectDone | None]] = {
             "provision": self._provision,
             "precopy": self._precopy,
+            "rehearse": self._rehearse,
             "drain": self._drain,
             "copy": self._copy,
             "verify": self._verify,
+            "catch_up": self._catch_up,
             "commit": self._commit,
             "go": self._go,
             "retire": self._retire,
@@ -100,7 +90,10 @@ class MoveEffects:
 
     def run(self, effect: Effect, saga: Saga) -> EffectDone | EffectFailed | None:
         """Push one effect on; see ``driver.EffectRunner``."""
-        self._begun.setdefault(effect.key, self._world.monotonic())
+        self._turn_to(saga)
+        if effect.key not in self._begun:
+            self._begun[effect.key] = self._world.monotonic()
+            self.going = None
         late = self._is_late(effect)
         try:
             outcome = self._by_name[effect.name](effect, saga)
@@ -115,43 +108,112 @@ class MoveEffects:
 
     def _is_late(self, effect: Effect) -> bool:
         waited_s = self._world.monotonic() - self._begun[effect.key]
-        return waited_s > self._patience.limits_s[effect.name]
+        return waited_s > self._patience.limits_s.get(effect.name, _UNSAID_LIMIT_S)
 
     # -- towards the commit ----------------------------------------------------------------
 
     def _provision(self, effect: Effect, _: Saga) -> EffectDone | None:
         self._target.submit()
         status = self._target.line.look()
-        if status is not None and status.state == "standby":
+        nodes = self._target.job.placement.nodes
+        if status is not None and status.state == "standby" and status.nodes_up >= nodes:
             return self._done(effect)
         self._expect_alive(self._target, status)
+        self._expect_nodes(status)
+        if status is not None and nodes > 1:
+            self.going = Going(detail=f"{status.nodes_up} of {nodes} nodes are up")
         return None
 
     def _precopy(self, effect: Effect, saga: Saga) -> EffectDone | None:
-        return self._target_order(effect, saga, "precopy")
+        if saga.plan.rehearsal_steps and not self._has_fresh_commit(effect):
+            return None
+        return self._carry(effect, saga, "precopy")
+
+    def _has_fresh_commit(self, effect: Effect) -> bool:
+        """Ask the source to save, so that what is copied is not far behind what it trains.
+
+        A source that cannot save is no reason to stay: then an older commit is copied.
+        """
+        order_id = f"{effect.key}:save"
+        line = self._source.line
+        line.order(order_id, "save")
+        status = line.look()
+        result = None if status is None else status.results.get(order_id)
+        if result is not None and result.state != "running":
+            return True
+        self._expect_alive(self._source, status)
+        self.going = Going(detail="the source saves a step to be copied")
+        return self._world.monotonic() - self._begun[effect.key] > self._patience.fresh_s
+
+    def _rehearse(self, effect: Effect, saga: Saga) -> EffectDone | None:
+        source = self._source.line.look()
+        self._pace.see(source)
+        _, result = self._obey(self._target, effect, saga, "rehearse")
+        if result is None:
+            return None
+        bill = None
+        here_s = self._pace.step_s()
+        if self._reprice is not None and result.step_s and here_s:
+            bill = self._reprice(saga, here_s, result.step_s)
+        return self._reported(effect, result, bill=bill)
 
     def _drain(self, effect: Effect, saga: Saga) -> EffectDone | None:
-        status, result = self._obey(self._source, effect, saga, "drain")
+        try:
+            status, result = self._obey(self._source, effect, saga, "drain")
+        except NotFound:
+            if saga.notice is None or not self._is_source_lost(saga):
+                raise
+            return self._take_newest(effect)
         if status is None or result is None:
             return None
-        return self._done(
-            effect,
-            step=result.step,
-            manifest_digest=result.manifest_digest,
-            step_at=status.last_step_at,
+        return self._reported(effect, result, step_at=status.last_step_at)
+
+    def _is_source_lost(self, saga: Saga) -> bool:
+        """Whether the source's machine was taken away, as had been said."""
+        is_over = saga.notice is not None and self._world.now() >= saga.notice
+        return is_over or self._source.is_gone()
+
+    def _take_newest(self, effect: Effect) -> EffectDone:
+        """The source went before it was drained: its newest commit is what is left of it."""
+        newest = self._source.log.sync().last_commit
+        if newest is None or newest.step is None:
+            raise NotFound(
+                "the source's machine went before anything was saved; start the run again"
+            )
+        status = self._source.line.look()
+        told = None if status is None else status.step
+        lost = max(0, (told or newest.step) - newest.step)
+        return EffectDone(
+            effect=effect.name,
+            at=self._world.now(),
+            step=newest.step,
+            manifest_digest=newest.manifest_digest,
+            step_at=None if status is None else status.last_step_at,
+            lost_steps=lost,
+            detail=f"the source's machine went: step {newest.step} was saved, {lost} are lost",
         )
 
     def _copy(self, effect: Effect, saga: Saga) -> EffectDone | None:
-        return self._target_order(effect, saga, "copy")
+        return self._carry(effect, saga, "copy")
 
     def _verify(self, effect: Effect, saga: Saga) -> EffectDone | None:
         return self._target_order(effect, saga, "verify")
 
+    def _catch_up(self, effect: Effect, saga: Saga) -> EffectDone | None:
+        _, result = self._obey(self._target, effect, saga, "catch_up")
+        return None if result is None else self._reported(effect, result, step_at=result.step_at)
+
+    def _carry(self, effect: Effect, saga: Saga, kind: OrderKind) -> EffectDone | None:
+        """Bytes between the stores: the target pulls, or the source pushes while it is there."""
+        if saga.plan.carrier == "push" and not self._source.is_gone():
+            _, result = self._obey(self._source, effect, saga, kind)
+            self._expect_alive(self._target, self._target.line.look())
+            return None if result is None else self._reported(effect, result)
+        return self._target_order(effect, saga, kind)
+
     def _target_order(self, effect: Effect, saga: Saga, kind: OrderKind) -> EffectDone | None:
         _, result = self._obey(self._target, effect, saga, kind)
-        if result is None:
-            return None
-        return self._done(effect, num_bytes=result.num_bytes, detail=result.detail)
+        return None if result is None else self._reported(effect, result)
 
     # -- the commit: one record in the source's log ---------------------------------------
 
@@ -168,7 +230,7 @@ class MoveEffects:
             migration_id=plan.migration_id,
             nonce=effect.key,
         )
-        self._take_over(handover, sealed, effect)
+        self._take_over(handover, sealed, effect, saga)
         return self._done(effect, seq=handover.seq)
 
     def _sealed(self, log: LogState, saga: Saga) -> LogRecord:
@@ -185,8 +247,14 @@ class MoveEffects:
             )
         return newest
 
-    def _take_over(self, handover: LogRecord, sealed: LogRecord, effect: Effect) -> None:
-        """Begin the target's log where the source's ended; safe to repeat after a crash."""
+    def _take_over(
+        self, handover: LogRecord, sealed: LogRecord, effect: Effect, saga: Saga
+    ) -> None:
+        """Begin the target's log where the source's ended; safe to repeat after a crash.
+
+        A target that repeated the steps has none of the sealed one's bytes: it saves that step
+        itself, and until then the step lives in the source's store.
+        """
         job, log = self._target.job, self._target.log
         is_same_log = self._target.store.url == self._source.store.url
         base = LogBase(url=self._source.store.url, seq=handover.seq, digest=handover.digest)
@@ -200,7 +268,7 @@ class MoveEffects:
             nonce=f"{effect.key}:acquire",
             base=None if is_same_log else base,
         )
-        if not is_same_log:
+        if not is_same_log and saga.closing == "copy":
             self._carry_over(sealed, effect)
 
     def _carry_over(self, sealed: LogRecord, effect: Effect) -> None:
@@ -220,8 +288,8 @@ class MoveEffects:
 
     def _go(self, effect: Effect, saga: Saga) -> EffectDone | None:
         line = self._target.line
-        order_id = _order_id(effect, saga)
-        line.order(order_id, "go", step=saga.sealed_step, manifest_digest=saga.manifest_digest)
+        order_id = order_id_of(effect, saga)
+        line.send(self._order(order_id, "go", saga))
         status = line.look()
         if status is not None and status.first_step_at is not None:
             return self._done(effect, step=status.step, step_at=status.first_step_at)
@@ -229,7 +297,7 @@ class MoveEffects:
             return self._done(effect, detail=f"the run {status.state} at its new place")
         result = None if status is None else status.results.get(order_id)
         if result is not None and result.state == "failed":
-            raise _error_of(result, "the target cannot go on")
+            raise error_of(result, "the target cannot go on")
         self._revive_target()
         return None
 
@@ -251,7 +319,7 @@ class MoveEffects:
 
     def _retire(self, effect: Effect, saga: Saga) -> EffectDone | None:
         is_gone = self._source.is_gone()
-        if is_gone or self._is_late(effect) or not self._retires(_order_id(effect, saga)):
+        if is_gone or self._is_late(effect) or not self._retires(order_id_of(effect, saga)):
             self._source.stop(self._patience.stop_grace_s)
             return self._done(effect)
         return None
@@ -277,68 +345,67 @@ class MoveEffects:
 
     def _resume(self, effect: Effect, saga: Saga) -> EffectDone | None:
         line = self._source.line
-        order_id = _order_id(effect, saga)
+        order_id = order_id_of(effect, saga)
         line.order(order_id, "resume")
         status = line.look()
         if status is not None and ends_attempt(status):
             return self._done(effect, detail=f"the source had {status.state} meanwhile")
         result = None if status is None else status.results.get(order_id)
-        if result is not None and result.state == "done":
-            return self._done(effect)
+        if status is not None and result is not None and result.state == "done":
+            return self._done(effect, step_at=resumed_at(status, saga))
         if result is not None and result.state == "failed":
-            raise _error_of(result, "the source cannot resume")
+            raise error_of(result, "the source cannot resume")
         self._expect_alive(self._source, status)
         return None
 
-    def _release(self, effect: Effect, _: Saga) -> EffectDone:
-        self._target.stop(self._patience.stop_grace_s)
-        job = self._target.job
-        release_holds(self._target.store, job.run_id, job.generation)
+    def _release(self, effect: Effect, saga: Saga) -> EffectDone:
+        """End this try's target, and what earlier ones left, wherever they were."""
+        run_id, first = self._first_target.run_id, self._first_target.generation
+        generations = range(first, first + saga.tries + 1)
+        for generation in generations:
+            stop_attempt(self._engine, run_id, generation, self._patience.stop_grace_s)
+        for store in self._stores_tried(saga):
+            for generation in generations:
+                release_holds(store, run_id, generation)
         return self._done(effect)
+
+    def _stores_tried(self, saga: Saga) -> list[Store]:
+        places = [(saga.plan.target.cloud, saga.plan.target_url)]
+        places += [
+            (each.placement.cloud, each.url) for each in saga.plan.fallbacks[: saga.fallbacks_used]
+        ]
+        return [self._open_store(*place) for place in dict.fromkeys(places)]
 
     # -- shared ----------------------------------------------------------------------------
 
-    def _obey(
-        self, side: Side, effect: Effect, saga: Saga, kind: OrderKind
-    ) -> tuple[AgentStatus, OrderResult] | tuple[None, None]:
-        """Order something and look whether it is done."""
-        side.line.order(
-            effect.key, kind, step=saga.sealed_step, manifest_digest=saga.manifest_digest
+    def _reported(
+        self,
+        effect: Effect,
+        result: OrderResult | None = None,
+        *,
+        step_at: float | None = None,
+        bill: Bill | None = None,
+    ) -> EffectDone:
+        """What an agent reported, as an outcome."""
+        told = result or OrderResult(state="done")
+        return EffectDone(
+            effect=effect.name,
+            at=self._world.now(),
+            step=told.step,
+            manifest_digest=told.manifest_digest,
+            num_bytes=told.num_bytes,
+            detail=told.detail,
+            step_at=step_at,
+            bytes_per_s=told.bytes_per_s,
+            step_s=told.step_s,
+            bill=bill,
         )
-        status = side.line.look()
-        result = None if status is None else status.results.get(effect.key)
-        if status is not None and result is not None:
-            if result.state == "done":
-                return status, result
-            if result.state == "failed":
-                raise _error_of(result, f"{kind} failed at {side.name}")
-        self._expect_alive(side, status)
-        return None, None
-
-    def _expect_alive(self, side: Side, status: AgentStatus | None) -> None:
-        """Raise when waiting for this agent is in vain."""
-        if status is not None and ends_attempt(status):
-            why = f" ({status.error})" if status.error else ""
-            raise Conflict(f"{side.name} has {status.state} meanwhile{why}; nothing was moved")
-        if side.is_gone() and side.line.look() == status:
-            raise NotFound(
-                f"{side.name}'s agent is gone; see `cloudshift logs {side.job.run_id}`, "
-                "then try again"
-            )
-        silent_s = side.line.silent_for_s()
-        if silent_s > self._patience.silence_s:
-            raise NotFound(
-                f"{side.name}'s agent has said nothing for {silent_s:.0f} s; "
-                "check its machine, then try again"
-            )
 
     def _done(
         self,
         effect: Effect,
         *,
         step: int | None = None,
-        manifest_digest: str | None = None,
-        num_bytes: int = 0,
         seq: int | None = None,
         detail: str = "",
         step_at: float | None = None,
@@ -347,8 +414,6 @@ class MoveEffects:
             effect=effect.name,
             at=self._world.now(),
             step=step,
-            manifest_digest=manifest_digest,
-            num_bytes=num_bytes,
             seq=seq,
             detail=detail,
             step_at=step_at,
@@ -361,19 +426,10 @@ class MoveEffects:
             at=self._world.now(),
             error_kind=type(error).__name__,
             message=error.message,
+            nodes_up=nodes_up_of(error),
         )
 
     def _timed_out(self, effect: Effect) -> EffectFailed:
-        limit_s = self._patience.limits_s[effect.name]
+        limit_s = self._patience.limits_s.get(effect.name, _UNSAID_LIMIT_S)
         text = f"{effect.name} took longer than {limit_s:.0f} s; look at the logs, then try again"
         return self._failed(effect, Exhausted(text))
-
-
-def _order_id(effect: Effect, saga: Saga) -> str:
-    """An order that failed is asked again under a new name: an agent obeys each name once."""
-    return f"{effect.key}:{saga.failures}" if saga.failures else effect.key
-
-
-def _error_of(result: OrderResult, what: str) -> CloudshiftError:
-    reason = result.error or "no reason given; see its logs"
-    return error_from_wire(result.error_kind or "Conflict", f"{what}: {reason}")

@@ -14,7 +14,8 @@ import msgspec
 import tornado.web
 
 from cloudshift_lab.conductor.api import Service
-from cloudshift_lab.conductor.client import Logs, MigrateRequest
+from cloudshift_lab.conductor.client import Logs
+from cloudshift_lab.core.asks import MoveAsk
 from cloudshift_lab.core.errors import CloudshiftError, Corrupt, StaleDecision, UsageError
 from cloudshift_lab.core.plan import Decision
 from cloudshift_lab.core.run import RunSpec
@@ -213,9 +214,7 @@ class _Series(_Handler):
 
 class _RunMigrations(_Handler):
     async def post(self, run: str) -> None:
-        asked = self.body(MigrateRequest)
-        service = self.gate.service
-        self.reply(await self.slow(service.migrate, run, asked.to, expires_s=asked.expires_s))
+        self.reply(await self.slow(self.gate.service.migrate, run, self.body(MoveAsk)))
 
 
 class _Migrations(_Handler):

@@ -42,27 +42,32 @@ class AgentLine:
         step: int | None = None,
         manifest_digest: str | None = None,
     ) -> None:
+        """Put an order into the inbox that needs no more than a step; as ``send``."""
+        self.send(
+            Order(
+                order_id=order_id,
+                kind=kind,
+                at=self._world.now(),
+                step=step,
+                manifest_digest=manifest_digest,
+            )
+        )
+
+    def send(self, order: Order) -> None:
         """Put an order into the inbox exactly once, whoever asked before and crashed.
 
         Raises:
             Unavailable, Denied: As the store reported; ask again.
             Exhausted: The inbox is absurdly full.
         """
-        if order_id in self._sent:
+        if order.order_id in self._sent:
             return
-        order = Order(
-            order_id=order_id,
-            kind=kind,
-            at=self._world.now(),
-            step=step,
-            manifest_digest=manifest_digest,
-        )
         while self._next < _MAX_ORDERS:
             found = self._read(self._next) or self._create(self._next, order)
             if found is not None:
                 self._next += 1
                 self._sent.add(found.order_id)
-            if found is not None and found.order_id == order_id:
+            if found is not None and found.order_id == order.order_id:
                 return
         raise Exhausted(f"the inbox of {self._run_id} is full; start a new run")
 

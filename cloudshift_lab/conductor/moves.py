@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import msgspec
+
 from cloudshift_lab.conductor.driver import MigrationDriver
 from cloudshift_lab.conductor.effects import MoveEffects
 from cloudshift_lab.conductor.journal import Journal
 from cloudshift_lab.conductor.places import Places
-from cloudshift_lab.conductor.pricing import actual_micro_usd
+from cloudshift_lab.conductor.pricing import move_lines, price_source, reprice
 from cloudshift_lab.conductor.receipts import Receipts
 from cloudshift_lab.conductor.records import (
     AttemptEnded,
@@ -17,7 +19,11 @@ from cloudshift_lab.conductor.records import (
     MoveOpened,
     RunRecord,
 )
-from cloudshift_lab.core.plan import Phase, Plan
+from cloudshift_lab.conductor.side import job_of_try
+from cloudshift_lab.core.approval import ApprovalRule, Judgement, judge, parse, second_of_day
+from cloudshift_lab.core.errors import StaleDecision
+from cloudshift_lab.core.placement import Placement
+from cloudshift_lab.core.plan import Bill, Decision, Futures, Going, Phase, Plan
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.world import World
 from cloudshift_lab.engines.engine import Engine
@@ -81,10 +87,16 @@ class Move:
         if plan is None:
             plan = MigrationDriver.plan_in(journal)
         source = record.attempts[plan.generation].job
-        effects = MoveEffects(
-            source, opened.target_job, around.engine, around.places.store, around.world
+        self._effects = MoveEffects(
+            source, opened.target_job, around.engine, around.places.store, around.world,
+            reprice=None if opened.inputs is None else self._reprice,
+        )  # fmt: skip
+        self._rule = parse(record.spec.approve)
+        self.judgement: Judgement | None = None
+        self.futures: Futures | None = None
+        self.driver = MigrationDriver.propose(
+            plan, journal, self._effects, around.world, lock=lock, meter=self.spent_micro_usd
         )
-        self.driver = MigrationDriver.propose(plan, journal, effects, around.world, lock=lock)
 
     @property
     def saga(self) -> Saga:
@@ -93,6 +105,24 @@ class Move:
     @property
     def plan(self) -> Plan:
         return self.driver.saga.plan
+
+    @property
+    def going(self) -> Going | None:
+        """How far the pending effect is, as far as that is known."""
+        return None if self.saga.effect is None else self._effects.going
+
+    @property
+    def generations(self) -> range:
+        """Of every target this move has tried, the present one last."""
+        first = self.opened.target_job.generation
+        return range(first, first + self.saga.tries + 1)
+
+    @property
+    def waiting(self) -> str:
+        """Why a plan is not decided yet, by the run's own rule."""
+        if self.judgement is None or not self.saga.awaits_decision:
+            return ""
+        return self.judgement.because
 
     @property
     def is_open(self) -> bool:
@@ -121,7 +151,7 @@ class Move:
         Raises:
             Exhausted: A journal's disk is full; nothing is lost, tick again.
         """
-        changed = False
+        changed = self.judge()
         for _ in range(_EVENTS_PER_TICK):
             self._bill_target()
             if not self.driver.tick():
@@ -134,55 +164,131 @@ class Move:
             changed = True
         return changed
 
+    def judge(self) -> bool:
+        """Let the run's own rule decide, if it has something to say; True when it did."""
+        if not self.saga.awaits_decision or self._has_judged(self.plan):
+            return False
+        now = self._around.world.now()
+        price = self._price(self.saga.target)
+        found = judge(self._rule, self.plan, second_of_day(now), price_micro_usd_per_h=price)
+        is_news = self.judgement is None or found.because != self.judgement.because
+        self.judgement = found
+        if found.verdict not in ("approve", "refuse"):
+            return is_news
+        try:
+            self.driver.decide(
+                Decision(
+                    decision_id=f"policy-{self.plan.digest[:16]}",
+                    plan_digest=self.plan.digest,
+                    verdict="approve" if found.verdict == "approve" else "reject",
+                    by=_by_rule(self._rule, found),
+                    at=now,
+                )
+            )
+        except StaleDecision:
+            return False  # somebody was faster, or it has just expired: the next tick sees it
+        return True
+
+    def _has_judged(self, plan: Plan) -> bool:
+        """A rule approves a plan once; where several must approve, people do the rest."""
+        return any(one.decision_id == f"policy-{plan.digest[:16]}" for one in self.saga.approvals)
+
+    def spent_micro_usd(self, saga: Saga) -> int:
+        """What the move has cost so far: its targets' time, the bytes carried, the requests."""
+        now = saga.timeline[-1].at if saga.is_final else self._around.world.now()
+        going = self._effects.going
+        clouds = {cloud.name: cloud for cloud in self._around.places.clouds().clouds}
+        carried = saga.bytes_moved + (0 if going is None else going.done_bytes)
+        lines = move_lines(msgspec.structs.replace(saga, bytes_moved=carried), clouds)
+        return sum(line.amount_micro_usd for line in lines) + self._targets_micro_usd(now)
+
+    def _targets_micro_usd(self, until: float) -> int:
+        attempts = self._record.attempts
+        return sum(
+            attempts[generation].cost_micro_usd(until)
+            for generation in self.generations
+            if generation in attempts
+        )
+
+    def _reprice(self, saga: Saga, source_step_s: float, target_step_s: float) -> Bill:
+        assert self.opened.inputs is not None, "only such a move is priced again"
+        return reprice(
+            self.opened.inputs,
+            source_step_s=source_step_s,
+            target_step_s=target_step_s,
+            num=saga.plan.rehearsal_steps,
+        )
+
     def _bill_target(self) -> None:
-        """The target costs money from before it is asked for: the journal knows it first."""
+        """The target costs money from before it is asked for: the journal knows it first.
+
+        One that was given up costs nothing any more once the next one begins.
+        """
         if self.saga.effect != "provision":
             return
         with self._lock:
-            if self.opened.target_job.generation not in self._record.attempts:
-                self._record.keep(self._attempt())
+            now = self._around.world.now()
+            for generation in self.generations[:-1]:
+                self._end_attempt(generation, now)
+            if self.generations[-1] not in self._record.attempts:
+                self._record.keep(self._attempt(now))
 
-    def _attempt(self) -> AttemptStarted:
-        opened = self.opened
+    def _attempt(self, now: float) -> AttemptStarted:
+        """The present try's attempt, at its own place's price."""
+        opened, saga = self.opened, self.saga
+        if saga.moved_to is None:
+            price, source = opened.price_micro_usd_per_h, opened.price_source
+        else:
+            price = self._price(saga.target)
+            source = price_source(self._around.places.offer_of(saga.target))
         return AttemptStarted(
-            job=opened.target_job,
-            at=self._around.world.now(),
-            price_micro_usd_per_h=opened.price_micro_usd_per_h,
-            price_source=opened.price_source,
+            job=job_of_try(opened.target_job, saga),
+            at=now,
+            price_micro_usd_per_h=price,
+            price_source=source,
             simulated=opened.simulated,
             migration_id=opened.migration_id,
         )
 
+    def _price(self, placement: Placement) -> int:
+        """Of all the nodes of a placement, as it is sold now."""
+        if placement == self.opened.target_job.placement:
+            return self.opened.price_micro_usd_per_h
+        return self._around.places.offer_of(placement).price_micro_usd_per_h * placement.nodes
+
     def _finish(self) -> None:
-        """End the attempt that lost its place; write the receipt and send it."""
+        """End the attempts that lost their place; write the receipt and send it."""
         saga = self.saga
-        loser = self._loser(saga.phase)
         with self._lock:
-            if loser is not None and self._costs(loser):
-                self._record.keep(AttemptEnded(generation=loser, at=saga.timeline[-1].at))
+            for generation in self._losers(saga.phase):
+                self._end_attempt(generation, saga.timeline[-1].at)
         if saga.phase in _NEVER_BEGAN:
             return
-        clouds = {cloud.name: cloud for cloud in self._around.places.clouds().clouds}
-        actual = actual_micro_usd(
-            saga, clouds, target_micro_usd_per_h=self.opened.price_micro_usd_per_h
-        )
+        actual = self.spent_micro_usd(saga)
         self._receipts.write(saga, at=self._around.world.now(), actual_micro_usd=actual)
         self._receipts.send(self.opened.migration_id, self._home_store())
 
     def _home_store(self) -> Store:
-        plan = self.plan
-        if self.saga.is_committed:
-            return self._around.places.store(plan.target.cloud, plan.target_url)
+        plan, saga = self.plan, self.saga
+        if saga.is_committed:
+            return self._around.places.store(saga.target.cloud, saga.target_url)
         return self._around.places.store(plan.source.cloud, plan.source_url)
 
-    def _loser(self, phase: Phase) -> int | None:
+    def _losers(self, phase: Phase) -> tuple[int, ...]:
         if phase == "source_retired":
-            return self.plan.generation
-        return self.opened.target_job.generation if phase == "rolled_back" else None
+            return (self.plan.generation, *self.generations[:-1])
+        return tuple(self.generations) if phase == "rolled_back" else ()
 
-    def _costs(self, generation: int) -> bool:
+    def _end_attempt(self, generation: int, at: float) -> None:
         attempt = self._record.attempts.get(generation)
-        return attempt is not None and attempt.ended_at is None
+        if attempt is not None and attempt.ended_at is None:
+            self._record.keep(AttemptEnded(generation=generation, at=at))
+
+
+def _by_rule(rule: ApprovalRule, found: Judgement) -> str:
+    """Who decided: the rule as it is written, with the figures that it was about."""
+    figures = found.because.partition(": ")[2]
+    return f"{rule.by} ({figures})" if rule.has_conditions else rule.by
 
 
 def journal_path(folder: Path, migration_id: str) -> Path:

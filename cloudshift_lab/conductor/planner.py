@@ -2,22 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 from cloudshift_lab.conductor.claim import Claim, claim_run
 from cloudshift_lab.conductor.forecast import Carried, Forecaster
 from cloudshift_lab.conductor.moves import Move, Surroundings, target_job
 from cloudshift_lab.conductor.places import placement_at
-from cloudshift_lab.conductor.pricing import Measured, Place, handover_s, plan_move
+from cloudshift_lab.conductor.pricing import (
+    Draft,
+    Measured,
+    Place,
+    Terms,
+    handover_s,
+    plan_move,
+    price_source,
+)
 from cloudshift_lab.conductor.records import AttemptStarted, MoveOpened
 from cloudshift_lab.conductor.registry import Registry
 from cloudshift_lab.conductor.tending import RunTender
+from cloudshift_lab.core.approval import ApprovalRule
+from cloudshift_lab.core.asks import ClosingWish, MoveAsk
 from cloudshift_lab.core.errors import UsageError
 from cloudshift_lab.core.placement import Cloud, Offer
-from cloudshift_lab.core.plan import PhaseTime, Plan
+from cloudshift_lab.core.plan import Fallback, PhaseTime
 from cloudshift_lab.core.views import Series
+from cloudshift_lab.migration import Saga
 from cloudshift_lab.storage.store import Store
 from cloudshift_lab.telemetry.store import TelemetryStore
 
+LIVE_BY_DEFAULT = False
+"""Whether a move that was not told otherwise rehearses, and weighs both closings."""
+REHEARSAL_STEPS = 3
+EXPIRES_S = 600.0
+_MAX_EXPIRY_S = 7 * 86_400.0
 _MONTH_S = 30 * 86_400.0
+_MOST_REHEARSED = 1000
+_MOST_APPROVALS = 9
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Where a move may end: its target, and other places in case that one does not come up."""
+
+    target: tuple[Cloud, Offer]
+    elsewhere: tuple[tuple[Cloud, Offer], ...] = ()
 
 
 class MovePlanner:
@@ -45,38 +74,55 @@ class MovePlanner:
         return self._forecaster.ask(source, target, tender.run_id)
 
     def open(
-        self, tender: RunTender, cloud: Cloud, offer: Offer, *, expires_s: float, carried: Carried
+        self,
+        tender: RunTender,
+        ask: MoveAsk,
+        ends: Ends,
+        *,
+        rule: ApprovalRule,
+        carried: Carried,
     ) -> Move:
         """Keep a new, priced plan; ``carried`` is what :meth:`look_ahead` said.
 
         Raises:
-            Conflict, UsageError: The run cannot move now.
+            Conflict, UsageError: The run cannot move now, or not in this way.
         """
         owner = tender.owner
         migration_id = f"mig-{self._next_move_number()}"
-        target = Place(
-            cloud=cloud,
-            offer=offer,
-            placement=placement_at(
-                offer,
-                ranks_per_node=owner.job.placement.ranks_per_node,
-                nodes=owner.job.placement.nodes,
-            ),
-            url=cloud.store_url,
-        )
-        plan = plan_move(
+        target = self._place_at(owner, *ends.target)
+        draft = plan_move(
             (migration_id, tender.run_id),
             self._place_of(owner),
             target,
-            self._measure(tender, carried),
+            self._measure(tender, carried, target.cloud.name),
             generation=owner.job.generation,
             now=self._around.world.now(),
-            expires_s=expires_s,
+            terms=self._terms(owner, ask, ends, rule),
         )
-        return tender.open(self._opened(tender, plan, target), plan)
+        return tender.open(self._opened(tender, draft, target), draft.plan)
 
-    def _opened(self, tender: RunTender, plan: Plan, target: Place) -> MoveOpened:
-        generation = tender.record.next_generation
+    def _terms(self, owner: AttemptStarted, ask: MoveAsk, ends: Ends, rule: ApprovalRule) -> Terms:
+        places = [self._place_at(owner, *each) for each in ends.elsewhere]
+        return Terms(
+            expires_s=ask.expires_s or rule.expires_s or EXPIRES_S,
+            closing=_closing_of(ask),
+            rehearsal_steps=_rehearsal_of(ask),
+            missing_nodes=ask.missing_nodes,
+            min_nodes=ask.min_nodes,
+            fallbacks=tuple(Fallback(place.placement, place.url) for place in places),
+            limit_micro_usd=ask.limit_micro_usd,
+            approvals_needed=ask.approvals or rule.approvers,
+            carrier=ask.carrier,
+        )
+
+    def _place_at(self, owner: AttemptStarted, cloud: Cloud, offer: Offer) -> Place:
+        """A place taken with as many nodes and ranks as the run has now."""
+        now = owner.job.placement
+        placement = placement_at(offer, ranks_per_node=now.ranks_per_node, nodes=now.nodes)
+        return Place(cloud=cloud, offer=offer, placement=placement, url=cloud.store_url)
+
+    def _opened(self, tender: RunTender, draft: Draft, target: Place) -> MoveOpened:
+        plan, generation = draft.plan, tender.record.next_generation
         folder = self._around.run_folder(tender.run_id) / "attempts" / str(generation)
         return MoveOpened(
             migration_id=plan.migration_id,
@@ -91,6 +137,7 @@ class MovePlanner:
             price_source=price_source(target.offer),
             simulated=target.cloud.simulated or target.offer.simulated,
             at=plan.created_at,
+            inputs=draft.inputs,
         )
 
     def _place_of(self, attempt: AttemptStarted) -> Place:
@@ -102,27 +149,28 @@ class MovePlanner:
             url=attempt.job.store_url,
         )
 
-    def _measure(self, tender: RunTender, carried: Carried) -> Measured:
+    def _measure(self, tender: RunTender, carried: Carried, target_cloud: str) -> Measured:
         status = tender.status
-        tokens_per_s = self._telemetry.throughput_tokens_per_s(tender.run_id)
         source = tender.owner.job.placement.cloud
         sagas = [move.saga for t in self._registry.all() for move in t.moves.values()]
-        provisions = [_provision_s(saga.timeline) for saga in sagas]
         month_ago = self._around.world.now() - _MONTH_S
-        known = [seconds for seconds in provisions if seconds is not None]
-        handovers = [handover_s(saga) for saga in sagas if saga.pause_s is not None]
+        curve = self._telemetry.step_curve(tender.run_id, 20)
+        between = [s for s in sagas if _clouds_of(s) == (source, target_cloud)]
         return Measured(
             state_bytes=0 if status is None else status.state_bytes,
             stored_bytes=0 if status is None else status.stored_bytes,
-            tokens_per_s=tokens_per_s,
-            step_s=_step_s(self._telemetry.step_curve(tender.run_id, 20)),
+            tokens_per_s=self._telemetry.throughput_tokens_per_s(tender.run_id),
+            step_s=(None if status is None else status.step_s) or _step_s(curve),
             egress_used_bytes=sum(
                 saga.bytes_moved
                 for saga in sagas
                 if saga.plan.source.cloud == source and saga.plan.created_at > month_ago
             ),
-            provision_s=known[-1] if known else None,
-            handover_s=handovers[-1] if handovers else None,
+            provision_s=_newest(_provision_s(saga.timeline) for saga in sagas),
+            handover_s=_newest(handover_s(saga) for saga in sagas if saga.closing == "copy"),
+            still_s=_newest(saga.still_s for saga in sagas if saga.caught_up_at is not None),
+            link_bytes_per_s=_newest(saga.bytes_per_s or None for saga in between),
+            save_s=None if status is None else status.saves.save_s,
             carried=carried.forecast,
             not_measured=carried.why_not,
         )
@@ -149,10 +197,62 @@ class MovePlanner:
         return max((int(name.removeprefix("mig-")) for name in names), default=0) + 1
 
 
-def price_source(offer: Offer) -> str:
-    """Where a price comes from, its date and that it is simulated, each said once."""
-    words = [offer.as_of, "simulated" if offer.simulated else ""]
-    return ", ".join([offer.source, *(word for word in words if word not in offer.source)])
+def check_ask(ask: MoveAsk, *, nodes: int) -> None:
+    """See that what is asked of a move can be.
+
+    Args:
+        ask: As it came in.
+        nodes: That the run has.
+
+    Raises:
+        UsageError: It cannot; says what to mend.
+    """
+    refusals = (
+        (
+            ask.expires_s is not None and not 0 < ask.expires_s <= _MAX_EXPIRY_S,
+            "expires_s must be above 0 and at most a week",
+        ),
+        (
+            not 0 <= (ask.rehearse or 0) <= _MOST_REHEARSED,
+            f"a move rehearses 0 to {_MOST_REHEARSED} steps, not {ask.rehearse}",
+        ),
+        (
+            ask.closing == "replay" and ask.rehearse == 0,
+            "steps are repeated by ranks that rehearsed: rehearse at least 1",
+        ),
+        (not 1 <= ask.min_nodes <= nodes, f"min_nodes must be 1 to {nodes}, the nodes of the run"),
+        (
+            ask.approvals is not None and not 1 <= ask.approvals <= _MOST_APPROVALS,
+            f"1 to {_MOST_APPROVALS} can be asked to approve, not {ask.approvals}",
+        ),
+        (
+            ask.limit_micro_usd is not None and ask.limit_micro_usd <= 0,
+            "the limit of a move must be above 0",
+        ),
+    )
+    for is_wrong, told in refusals:
+        if is_wrong:
+            raise UsageError(f"{told}; mend the call")
+
+
+def _closing_of(ask: MoveAsk) -> ClosingWish:
+    return "copy" if ask.closing == "auto" and not LIVE_BY_DEFAULT else ask.closing
+
+
+def _rehearsal_of(ask: MoveAsk) -> int:
+    if ask.rehearse is not None:
+        return ask.rehearse
+    return REHEARSAL_STEPS if LIVE_BY_DEFAULT or ask.closing == "replay" else 0
+
+
+def _clouds_of(saga: Saga) -> tuple[str, str]:
+    return saga.plan.source.cloud, saga.target.cloud
+
+
+def _newest(found: Iterable[float | None]) -> float | None:
+    """The last that was measured at all."""
+    known = [value for value in found if value is not None]
+    return known[-1] if known else None
 
 
 def _provision_s(timeline: tuple[PhaseTime, ...]) -> float | None:

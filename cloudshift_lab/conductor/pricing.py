@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
+
 from cloudshift_lab.conductor.forecast import Forecast
-from cloudshift_lab.core.money import HOUR_S, format_bytes
+from cloudshift_lab.core.asks import Carrier, ClosingWish
+from cloudshift_lab.core.errors import UsageError
+from cloudshift_lab.core.money import MICRO, format_bytes, format_duration
 from cloudshift_lab.core.placement import Cloud, Offer, Placement
-from cloudshift_lab.core.plan import Plan
+from cloudshift_lab.core.plan import Bill, Closing, Fallback, MissingNodesPolicy, Plan
 from cloudshift_lab.core.views import CostLine
 from cloudshift_lab.market import egress
 from cloudshift_lab.market.bill import MoveInputs, price_move, verdict
-from cloudshift_lab.market.estimate import estimate_pause_s, estimate_transfer_s, num_requests
+from cloudshift_lab.market.closing import (
+    ASSUMED_RESTORE_S,
+    ClosingInputs,
+    chosen,
+    weigh_closings,
+)
+from cloudshift_lab.market.estimate import estimate_transfer_s, num_requests
 from cloudshift_lab.migration import Saga, with_digest
 
 ASSUMED_PROVISION_S = 20.0
-ASSUMED_HANDOVER_S = 4.0
+TOLERANCE_ELSEWHERE = 1e-3
+_NOISE_OF_ONE_STEP = 0.5
+_LIMIT_FACTOR = 2
+_LIMIT_SLACK_MICRO_USD = MICRO
 
 
 @dataclass(frozen=True)
@@ -26,7 +40,10 @@ class Measured:
 
     ``egress_used_bytes`` is what earlier moves carried out of the source cloud this month;
     ``provision_s`` what the newest move needed to get its ranks ready, ``handover_s`` what its
-    pause took beside carrying bytes (drain, proof, commit, restore); None before the first.
+    pause took beside carrying bytes (drain, proof, commit, restore), ``still_s`` how long nothing
+    trained in the newest one that repeated steps; None before the first.
+    ``link_bytes_per_s`` is of earlier moves between the same two clouds, ``save_s`` of the run's
+    newest save, from capture to commit.
     ``carried`` is what a move will carry, measured on the run's last saves, or None and in
     ``not_measured`` why: then one copy of the newest checkpoint is counted.
     """
@@ -38,6 +55,9 @@ class Measured:
     egress_used_bytes: int = 0
     provision_s: float | None = None
     handover_s: float | None = None
+    still_s: float | None = None
+    link_bytes_per_s: float | None = None
+    save_s: float | None = None
     carried: Forecast | None = None
     not_measured: str = ""
 
@@ -52,6 +72,32 @@ class Place:
     url: str
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What was agreed on beside the places; see ``Plan``.
+
+    ``closing`` "auto" takes the better one by estimate. ``limit_micro_usd`` None: the bill's
+    one-off costs twice and a dollar.
+    """
+
+    expires_s: float = 600.0
+    closing: ClosingWish = "copy"
+    rehearsal_steps: int = 0
+    missing_nodes: MissingNodesPolicy = "roll-back"
+    min_nodes: int = 1
+    fallbacks: tuple[Fallback, ...] = ()
+    limit_micro_usd: int | None = None
+    approvals_needed: int = 1
+    carrier: Carrier = "pull"
+
+
+class Draft(NamedTuple):
+    """A plan with its digest, and what its bill was computed from."""
+
+    plan: Plan
+    inputs: MoveInputs
+
+
 def plan_move(
     ids: tuple[str, str],
     source: Place,
@@ -60,8 +106,8 @@ def plan_move(
     *,
     generation: int,
     now: float,
-    expires_s: float,
-) -> Plan:
+    terms: Terms,
+) -> Draft:
     """A priced plan with its digest.
 
     Args:
@@ -71,37 +117,146 @@ def plan_move(
         measured: Sizes and speeds of this run.
         generation: Of the attempt that would move.
         now: Wall-clock seconds.
-        expires_s: How long it may be approved, seconds.
+        terms: What was agreed on.
+
+    Raises:
+        UsageError: A closing was asked for that is not possible; says why.
     """
-    bill = price_move(_inputs(source, target, measured))
-    return with_digest(
-        Plan(
-            migration_id=ids[0],
-            run_id=ids[1],
-            source=source.placement,
-            target=target.placement,
-            source_url=source.url,
-            target_url=target.url,
-            generation=generation,
-            bill=bill,
-            verdict=verdict(bill)[0],
-            created_at=now,
-            expires_at=now + expires_s,
+    closings = _closings(source, target, measured, terms)
+    closing = _choose(closings, terms)
+    inputs = _inputs(source, target, measured, closing, terms=terms)
+    bill = price_move(inputs)
+    plan = Plan(
+        migration_id=ids[0],
+        run_id=ids[1],
+        source=source.placement,
+        target=target.placement,
+        source_url=source.url,
+        target_url=target.url,
+        generation=generation,
+        bill=bill,
+        verdict=verdict(bill)[0],
+        created_at=now,
+        expires_at=now + terms.expires_s,
+        closing=closing.kind,
+        closings=closings,
+        rehearsal_steps=terms.rehearsal_steps,
+        tolerance=0.0 if are_equal(source, target) else TOLERANCE_ELSEWHERE,
+        missing_nodes=terms.missing_nodes,
+        min_nodes=terms.min_nodes,
+        fallbacks=terms.fallbacks,
+        limit_micro_usd=_limit(bill, terms, inputs),
+        approvals_needed=terms.approvals_needed,
+        carrier=terms.carrier,
+    )
+    return Draft(with_digest(plan), inputs)
+
+
+def are_equal(source: Place, target: Place) -> bool:
+    """Whether both ends compute the same bits: the same machine behind both, as many ranks."""
+    ours, theirs = source.placement, target.placement
+    if (ours.nodes, ours.ranks_per_node) != (theirs.nodes, theirs.ranks_per_node):
+        return False
+    hardware = source.offer.hardware
+    return ours.instance_type == theirs.instance_type or (
+        bool(hardware) and hardware == target.offer.hardware
+    )
+
+
+def reprice(inputs: MoveInputs, *, source_step_s: float, target_step_s: float, num: int) -> Bill:
+    """The bill with the speed that a rehearsal measured instead of the catalogue's.
+
+    Args:
+        inputs: What the plan's bill was computed from.
+        source_step_s: A step at the source meanwhile, > 0 seconds.
+        target_step_s: A rehearsed step's median, > 0 seconds.
+        num: How many steps were rehearsed; the fewer, the more of a difference may be chance.
+    """
+    ratio = source_step_s / target_step_s
+    told = (
+        f"rehearsed: {format_duration(target_step_s)} a step there, "
+        f"{format_duration(source_step_s)} here meanwhile"
+    )
+    noise = _NOISE_OF_ONE_STEP / math.sqrt(max(1, num - 1))
+    if abs(math.log(ratio / inputs.throughput_ratio_target)) <= noise:
+        ratio, told = (
+            inputs.throughput_ratio_target,
+            f"{told}, no more apart than {num} steps can tell; {inputs.throughput_reason}",
+        )
+    return price_move(
+        msgspec.structs.replace(inputs, throughput_ratio_target=ratio, throughput_reason=told)
+    )
+
+
+def _closings(
+    source: Place, target: Place, measured: Measured, terms: Terms
+) -> tuple[Closing, ...]:
+    carried = _carried_between(source, target, measured)
+    return weigh_closings(
+        ClosingInputs(
+            state_bytes=measured.state_bytes,
+            before_bytes=carried.before,
+            within_bytes=carried.within,
+            copied_bytes=_copied_bytes(carried, terms),
+            step_s=measured.step_s,
+            link_bytes_per_s=measured.link_bytes_per_s,
+            save_s=measured.save_s,
+            copy_handover_s=measured.handover_s,
+            replay_handover_s=measured.still_s,
+            why_no_replay=_why_no_replay(source, target, terms),
         )
     )
 
 
-def handover_s(saga: Saga) -> float:
-    """What a finished move's pause took beside carrying its bytes, seconds."""
-    carrying_s = estimate_transfer_s(2 * saga.pause_bytes).seconds
-    return max(0.0, (saga.pause_s or 0.0) - carrying_s)
+def _copied_bytes(carried: _Carried, terms: Terms) -> int:
+    """A rehearsal needs a whole step at the target, whatever the sealed one shares with it."""
+    return carried.before + carried.within if terms.rehearsal_steps else carried.num_bytes
 
 
-def _inputs(source: Place, target: Place, measured: Measured) -> MoveInputs:
+def _why_no_replay(source: Place, target: Place, terms: Terms) -> str:
+    if not are_equal(source, target):
+        return (
+            f"steps are not repeated: {source.placement.instance_type} and "
+            f"{target.placement.instance_type} may compute other bits"
+        )
+    return "" if terms.rehearsal_steps else "steps are not repeated without a rehearsal"
+
+
+def _choose(closings: tuple[Closing, ...], terms: Terms) -> Closing:
+    if terms.closing == "auto":
+        return closings[0]
+    closing = chosen(closings, terms.closing)
+    if closing is None:
+        reason = closings[0].basis.rpartition("; ")[2]
+        raise UsageError(
+            f"this move cannot be closed by '{terms.closing}': {reason}; choose another closing"
+        )
+    return closing
+
+
+def _limit(bill: Bill, terms: Terms, inputs: MoveInputs) -> int:
+    if terms.limit_micro_usd is not None:
+        return terms.limit_micro_usd
+    if not (inputs.target_micro_usd_per_h or bill.one_off_micro_usd):
+        return 0
+    return _LIMIT_FACTOR * bill.one_off_micro_usd + _LIMIT_SLACK_MICRO_USD
+
+
+def handover_s(saga: Saga) -> float | None:
+    """What a finished pause took after its bytes were there: proof, commit, restore; seconds."""
+    arrived = next((entry.at for entry in saga.timeline if entry.phase == "verifying"), None)
+    if saga.pause_s is None or saga.drained_at is None or arrived is None:
+        return None
+    return max(0.0, saga.drained_at + saga.pause_s - arrived)
+
+
+def _inputs(
+    source: Place, target: Place, measured: Measured, closing: Closing, *, terms: Terms
+) -> MoveInputs:
     stays = source.url == target.url
-    carried = _Carried(0, 0, 0) if stays else _carried(measured)
+    carried = _carried_between(source, target, measured)
     ratio, reason = _throughput(source.offer, target.offer)
-    provision_s, handover_s = measured.provision_s, measured.handover_s
+    provision_s = measured.provision_s
     return MoveInputs(
         source_offer=source.offer,
         target_offer=target.offer,
@@ -112,22 +267,33 @@ def _inputs(source: Place, target: Place, measured: Measured) -> MoveInputs:
         source_get_micro_usd_per_1000=source.cloud.get_micro_usd_per_1000,
         target_put_micro_usd_per_1000=target.cloud.put_micro_usd_per_1000,
         state_bytes=measured.state_bytes,
-        transfer_bytes=carried.num_bytes,
-        transfer_basis=carried.brief,
-        transfer_reason=carried.reason,
+        transfer_bytes=closing.num_bytes,
+        transfer_basis=carried.brief if closing.kind == "copy" else "",
+        transfer_reason=carried.reason if closing.kind == "copy" else _replay_reason(closing),
         tokens_per_s_source=measured.tokens_per_s,
         throughput_ratio_target=ratio,
         throughput_reason=reason,
-        pause_s=estimate_pause_s(
-            carried.within,
-            measured.step_s,
-            restore_s=ASSUMED_HANDOVER_S if handover_s is None else handover_s,
-        ).seconds,
-        transfer_s=estimate_transfer_s(carried.before).seconds,
+        pause_s=closing.pause_s,
+        transfer_s=estimate_transfer_s(carried.before, measured.link_bytes_per_s).seconds,
         provision_s=ASSUMED_PROVISION_S if provision_s is None else provision_s,
+        rehearsal_s=_rehearsal_s(measured, terms),
+        rehearsal_steps=terms.rehearsal_steps,
         simulated=source.cloud.simulated or target.cloud.simulated,
         as_of=target.offer.as_of,
     )
+
+
+def _replay_reason(closing: Closing) -> str:
+    return (
+        f"About {closing.replayed_steps} steps are computed a second time at the target instead "
+        "of carrying the last step's bytes; the result is proved equal before the move counts."
+    )
+
+
+def _rehearsal_s(measured: Measured, terms: Terms) -> float:
+    if not terms.rehearsal_steps:
+        return 0.0
+    return ASSUMED_RESTORE_S + terms.rehearsal_steps * measured.step_s
 
 
 class _Carried(NamedTuple):
@@ -138,6 +304,10 @@ class _Carried(NamedTuple):
     within: int
     brief: str = ""
     reason: str = ""
+
+
+def _carried_between(source: Place, target: Place, measured: Measured) -> _Carried:
+    return _Carried(0, 0, 0) if source.url == target.url else _carried(measured)
 
 
 def _carried(measured: Measured) -> _Carried:
@@ -158,6 +328,12 @@ def _throughput(source: Offer, target: Offer) -> tuple[float, str]:
     return 1.0, "no measurement on the target; assumed equal"
 
 
+def price_source(offer: Offer) -> str:
+    """Where a price comes from, its date and that it is simulated, each said once."""
+    words = [offer.as_of, "simulated" if offer.simulated else ""]
+    return ", ".join([offer.source, *(word for word in words if word not in offer.source)])
+
+
 def move_lines(
     saga: Saga, clouds: Mapping[str, Cloud], *, egress_used_bytes: int = 0
 ) -> tuple[CostLine, ...]:
@@ -169,13 +345,13 @@ def move_lines(
         egress_used_bytes: Carried out of the source cloud earlier this month.
     """
     source = clouds.get(saga.plan.source.cloud)
-    target = clouds.get(saga.plan.target.cloud)
+    target = clouds.get(saga.target.cloud)
     if source is None or target is None or not saga.bytes_moved:
         return ()
     count = num_requests(saga.bytes_moved)
     requests = count * (source.get_micro_usd_per_1000 + target.put_micro_usd_per_1000)
     label, simulated = saga.plan.migration_id, source.simulated or target.simulated
-    way = f"{saga.plan.source.target} to {saga.plan.target.target}"
+    way = f"{saga.plan.source.target} to {saga.target.target}"
     return (
         CostLine(
             label=f"{label} egress",
@@ -192,20 +368,3 @@ def move_lines(
             simulated=simulated,
         ),
     )
-
-
-def actual_micro_usd(
-    saga: Saga, clouds: Mapping[str, Cloud], *, target_micro_usd_per_h: int
-) -> int:
-    """What the move itself has cost: bytes, requests, and the target while the source was paid.
-
-    Args:
-        saga: A finished move.
-        clouds: By name.
-        target_micro_usd_per_h: Price of all the target's nodes.
-    """
-    times = {entry.phase: entry.at for entry in saga.timeline}
-    begun, over = times.get("provisioning"), saga.timeline[-1].at
-    overlap_s = 0.0 if begun is None else max(0.0, over - begun)
-    lines = sum(line.amount_micro_usd for line in move_lines(saga, clouds))
-    return lines + round(target_micro_usd_per_h * overlap_s / HOUR_S)

@@ -12,6 +12,7 @@ from cloudshift_lab.core.errors import Corrupt
 from cloudshift_lab.core.money import HOUR_S
 from cloudshift_lab.core.run import JobSpec, RunSpec
 from cloudshift_lab.core.wire import to_json
+from cloudshift_lab.market.inputs import MoveInputs
 
 Outcome = Literal["stopped", "finished", "failed", "lost"]
 
@@ -64,7 +65,10 @@ class AttemptEnded(msgspec.Struct, frozen=True, tag="attempt_ended"):
 
 
 class MoveOpened(msgspec.Struct, frozen=True, tag="move"):
-    """A move was planned; ``target_job`` is what it will start when approved."""
+    """A move was planned; ``target_job`` is what it will start when approved.
+
+    ``inputs`` is what its bill was computed from, None in journals of older versions.
+    """
 
     migration_id: str
     target_job: JobSpec
@@ -72,6 +76,7 @@ class MoveOpened(msgspec.Struct, frozen=True, tag="move"):
     price_source: str
     simulated: bool
     at: float
+    inputs: MoveInputs | None = None
 
 
 class StopAsked(msgspec.Struct, frozen=True, tag="stop"):

@@ -17,21 +17,23 @@ from cloudshift_lab.conductor.archive import Archive
 from cloudshift_lab.conductor.jobs import Jobs
 from cloudshift_lab.conductor.moves import Move, Surroundings
 from cloudshift_lab.conductor.places import Places
-from cloudshift_lab.conductor.planner import MovePlanner
+from cloudshift_lab.conductor.planner import Ends, MovePlanner, check_ask
 from cloudshift_lab.conductor.registry import Registry, Ticker
 from cloudshift_lab.conductor.starting import RunStarter
 from cloudshift_lab.conductor.tending import RunTender
+from cloudshift_lab.core.approval import parse
+from cloudshift_lab.core.asks import MoveAsk
 from cloudshift_lab.core.errors import Corrupt, NotFound, UsageError
+from cloudshift_lab.core.placement import Cloud, Offer
 from cloudshift_lab.core.plan import Decision, MigrationView
 from cloudshift_lab.core.run import RunSpec, RunView
 from cloudshift_lab.core.steps import BranchAsk, History, JobAsk, JobView
 from cloudshift_lab.core.views import Check, CostView, Health, Series, Target
 from cloudshift_lab.core.world import World
 from cloudshift_lab.engines.engine import Engine
-from cloudshift_lab.storage.store import probe_store
+from cloudshift_lab.storage.store import Store, probe_store
 from cloudshift_lab.telemetry.store import TelemetryStore
 
-_MAX_EXPIRY_S = 7 * 86_400.0
 _NUM_LOSSES = 60
 _VIEW_FRESH_S = 0.4
 
@@ -253,7 +255,7 @@ class ConductorService:
 
     # -- moves -----------------------------------------------------------------------------
 
-    def migrate(self, run: str, to: str, *, expires_s: float) -> MigrationView:
+    def migrate(self, run: str, ask: MoveAsk) -> MigrationView:
         """Plan a move, price it, and wait for a decision (or take the run's own policy's).
 
         Raises:
@@ -262,30 +264,43 @@ class ConductorService:
             Denied, Unavailable, Unsupported, Exhausted: The target's store cannot carry the run.
         """
         tender = self._registry.find(run)
-        policy = tender.record.spec.approve
-        if policy == "never":
+        rule = parse(tender.record.spec.approve)
+        if rule.mode == "never":
             raise UsageError(f"{tender.run_id} was started with approve='never'; it stays put")
-        if not 0 < expires_s <= _MAX_EXPIRY_S:
-            raise UsageError("expires_s must be above 0 and at most a week; mend the call")
-        cloud, offer = self.places.resolve(to)
+        check_ask(ask, nodes=tender.owner.job.placement.nodes)
+        ends = self._ends(tender, ask)
+        carried = self._planner.look_ahead(tender, self._prepare_store(tender, *ends.target))
+        for place in ends.elsewhere:
+            self._prepare_store(tender, *place)
+        with self._planning:
+            move = self._planner.open(tender, ask, ends, rule=rule, carried=carried)
+        move.judge()
+        self._ticker.wake()
+        return shown.show_move(move, tender, self._world.now())
+
+    def _ends(self, tender: RunTender, ask: MoveAsk) -> Ends:
+        """Where the run may go, all of it known and none of it where the run is."""
+        target = self.places.resolve(ask.to)
         tender.refuse_immovable()
-        owner = tender.owner.job.placement
-        if (owner.cloud, owner.region) == (offer.cloud, offer.region):
-            others = [name for name in self.places.clouds().targets() if name != owner.target]
-            raise UsageError(
-                f"{tender.run_id} is at {owner.target} already; "
-                f"choose another place: {', '.join(others)}"
-            )
+        elsewhere = tuple(self.places.resolve(name) for name in ask.elsewhere)
+        if ask.missing_nodes == "elsewhere" and not elsewhere:
+            raise UsageError("'elsewhere' needs other targets; name at least one")
+        here = tender.owner.job.placement
+        for _, offer in (target, *elsewhere):
+            if (here.cloud, here.region) == (offer.cloud, offer.region):
+                others = [name for name in self.places.clouds().targets() if name != here.target]
+                raise UsageError(
+                    f"{tender.run_id} is at {here.target} already; "
+                    f"choose another place: {', '.join(others)}"
+                )
+        return Ends(target, elsewhere)
+
+    def _prepare_store(self, tender: RunTender, cloud: Cloud, _: Offer) -> Store:
+        """The store of a place the run may go to, proved fit for it."""
         store = self.places.store(cloud.name, cloud.store_url)
         probe_store(store, world=self._world)
         self._planner.refuse_foreign(tender, store)
-        carried = self._planner.look_ahead(tender, store)
-        with self._planning:
-            move = self._planner.open(tender, cloud, offer, expires_s=expires_s, carried=carried)
-        if policy == "auto":
-            self._approve_by_policy(move)
-        self._ticker.wake()
-        return shown.show_move(move, tender, self._world.now())
+        return store
 
     def decide(self, migration_id: str, decision: Decision) -> MigrationView:
         move, tender = self._find_move(migration_id)
@@ -295,17 +310,6 @@ class ConductorService:
         self._changed()
         self._ticker.wake()
         return shown.show_move(move, tender, self._world.now())
-
-    def _approve_by_policy(self, move: Move) -> None:
-        move.driver.decide(
-            Decision(
-                decision_id=f"policy-{move.plan.migration_id}",
-                plan_digest=move.plan.digest,
-                verdict="approve",
-                by="policy:auto",
-                at=self._world.now(),
-            )
-        )
 
     def _find_move(self, migration_id: str) -> tuple[Move, RunTender]:
         for tender in self._registry.all():

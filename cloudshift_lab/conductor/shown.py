@@ -122,6 +122,8 @@ def show_move(move: Move, tender: RunTender, now: float) -> MigrationView:
         as_of=now,
         bytes_state=0 if tender.status is None else tender.status.state_bytes,
         receipt=move.receipt_key(),
+        futures=move.futures,
+        going=move.going,
     )
 
 
@@ -216,5 +218,5 @@ def _mark(move: Move) -> MoveMark | None:
         at=at,
         step=saga.sealed_step,
         source=saga.plan.source.target,
-        target=saga.plan.target.target,
+        target=saga.target.target,
     )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
 
 from cloudshift_lab.conductor.inbox import AgentLine
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.world import World
 from cloudshift_lab.engines.engine import Engine
+from cloudshift_lab.migration import Saga
 from cloudshift_lab.storage.log import RunLog
 from cloudshift_lab.storage.store import Store
 
@@ -76,11 +80,34 @@ class Side:
 
     def stop(self, grace_s: float) -> None:
         """End whatever runs of this attempt; nothing to do when it never started."""
-        handle = self._engine.find(self.job.run_id, self.job.generation)
-        if handle is not None:
-            self._engine.stop(handle, grace_s)
+        stop_attempt(self._engine, self.job.run_id, self.job.generation, grace_s)
 
     def logs(self, rank: int | None, tail: int) -> str:
         """The newest lines of a rank, or of the agent; empty when it never started."""
         handle = self._engine.find(self.job.run_id, self.job.generation)
         return "" if handle is None else self._engine.logs(handle, rank, tail)
+
+
+def job_of_try(first: JobSpec, saga: Saga) -> JobSpec:
+    """The job of a saga's present try: the first target's, elsewhere and with its own generation.
+
+    Every try has a generation and an owner of its own, so that a half that was given up and wakes
+    late is fenced.
+    """
+    if not saga.tries:
+        return first
+    return msgspec.structs.replace(
+        first,
+        generation=first.generation + saga.tries,
+        owner=f"{first.owner}:{saga.tries}",
+        placement=saga.target,
+        store_url=saga.target_url,
+        workdir=str(Path(first.workdir).with_name(str(first.generation + saga.tries))),
+    )
+
+
+def stop_attempt(engine: Engine, run_id: str, generation: int, grace_s: float) -> None:
+    """End whatever runs of one attempt; nothing to do when it never started."""
+    handle = engine.find(run_id, generation)
+    if handle is not None:
+        engine.stop(handle, grace_s)

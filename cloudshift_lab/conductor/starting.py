@@ -14,11 +14,12 @@ from cloudshift_lab.conductor.claim import Claim, claim_run
 from cloudshift_lab.conductor.journal import Journal
 from cloudshift_lab.conductor.moves import Surroundings
 from cloudshift_lab.conductor.places import placement_at
-from cloudshift_lab.conductor.planner import price_source
+from cloudshift_lab.conductor.pricing import price_source
 from cloudshift_lab.conductor.records import AttemptStarted, BranchedFrom, RunCreated, RunRecord
 from cloudshift_lab.conductor.registry import Registry
 from cloudshift_lab.conductor.script import freeze_script, read_script
 from cloudshift_lab.conductor.tending import RunTender
+from cloudshift_lab.core.approval import parse as parse_approval
 from cloudshift_lab.core.errors import Exhausted, UsageError
 from cloudshift_lab.core.placement import Cloud, Offer
 from cloudshift_lab.core.run import JobSpec, RunSpec
@@ -27,6 +28,7 @@ from cloudshift_lab.core.steps import BranchAsk
 from cloudshift_lab.storage.store import Store, probe_store
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MOST_NODES = 64
 _ID = re.compile(r"(run|mig)-\d+")
 
 
@@ -132,7 +134,7 @@ class RunStarter:
         self, claim: Claim, spec: RunSpec, cloud: Cloud, *, offer: Offer,
         origin: BranchedFrom | None,
     ) -> AttemptStarted:  # fmt: skip
-        placement = placement_at(offer, ranks_per_node=spec.ranks_per_node)
+        placement = placement_at(offer, ranks_per_node=spec.ranks_per_node, nodes=spec.nodes)
         root = self._around.root
         job = JobSpec(
             run_id=claim.run_id,
@@ -169,9 +171,11 @@ class RunStarter:
             raise UsageError(f"'{spec.name}' looks like an id; choose a name of your own")
         if not 1 <= spec.ranks_per_node <= 64:
             raise UsageError(f"a run has 1 to 64 ranks, not {spec.ranks_per_node}; mend the call")
+        if not 1 <= spec.nodes <= _MOST_NODES:
+            raise UsageError(f"a run has 1 to {_MOST_NODES} nodes, not {spec.nodes}; mend the call")
         parse_save_policy(spec.save_policy)
         parse_keep(spec.keep)
-        parse_keep(spec.keep)
+        parse_approval(spec.approve)
         self._check_name(spec.name)
 
     def _free_name(self, stem: str) -> str:

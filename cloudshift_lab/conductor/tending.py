@@ -86,7 +86,7 @@ class RunTender:
     @property
     def owner(self) -> AttemptStarted:
         """The attempt that the run belongs to, as far as the sagas say."""
-        moved = [m.opened.target_job.generation for m in self.moves.values() if m.saga.is_committed]
+        moved = [move.generations[-1] for move in self.moves.values() if move.saga.is_committed]
         generation = max(min(self.record.attempts), *self.record.resumed, *moved, 0)
         return self.record.attempts[generation].started
 

@@ -41,7 +41,8 @@ class OrderResult(msgspec.Struct, frozen=True):
     """How far an order got. ``error_kind`` is the class name of a ``CloudshiftError``.
 
     ``total_bytes``, ``bytes_per_s`` and ``eta_s`` are of a copy under way, ``bytes_per_s`` also of
-    a finished one; ``step_s`` is a rehearsed step's median duration, seconds.
+    a finished one; ``step_s`` is a rehearsed step's median duration, seconds. ``step_at``: when
+    the last step that was repeated ended, wall-clock seconds.
     """
 
     state: Literal["running", "done", "failed"]
@@ -55,6 +56,7 @@ class OrderResult(msgspec.Struct, frozen=True):
     bytes_per_s: float | None = None
     eta_s: float | None = None
     step_s: float | None = None
+    step_at: float | None = None
 
 
 AgentState = Literal[

@@ -33,6 +33,8 @@ class MoveInputs(msgspec.Struct, frozen=True, kw_only=True):
         pause_s: Nobody trains, both sides are paid.
         transfer_s: The target is paid while state is copied and the source trains on.
         provision_s: The target is paid while it starts and the source trains on.
+        rehearsal_s: The target is paid while it rehearses and the source trains on.
+        rehearsal_steps: How many steps it rehearses.
         simulated: More is simulated than the two offers say themselves.
         as_of: When the request and egress prices were taken.
     """
@@ -57,6 +59,8 @@ class MoveInputs(msgspec.Struct, frozen=True, kw_only=True):
     pause_s: float = 0.0
     transfer_s: float = 0.0
     provision_s: float = 0.0
+    rehearsal_s: float = 0.0
+    rehearsal_steps: int = 0
     simulated: bool = False
     as_of: str = ""
 
@@ -111,6 +115,8 @@ def check_inputs(inputs: MoveInputs) -> None:
         "pause_s": inputs.pause_s,
         "transfer_s": inputs.transfer_s,
         "provision_s": inputs.provision_s,
+        "rehearsal_s": inputs.rehearsal_s,
+        "rehearsal_steps": inputs.rehearsal_steps,
     }
     for name, number in numbers.items():
         if not (math.isfinite(number) and number >= 0):

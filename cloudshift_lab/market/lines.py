@@ -17,6 +17,7 @@ def bill_items(inputs: MoveInputs) -> tuple[BillItem, ...]:
         requests_item(inputs),
         overlap_item(inputs),
         transfer_item(inputs),
+        *rehearsal_items(inputs),
         pause_item(inputs),
         compute_item(inputs),
         *note_items(inputs),
@@ -65,6 +66,14 @@ def transfer_item(inputs: MoveInputs) -> BillItem:
     return _target_time_item(
         inputs, "transfer", "both run while the state is copied", inputs.transfer_s
     )
+
+
+def rehearsal_items(inputs: MoveInputs) -> tuple[BillItem, ...]:
+    """The target is paid while it proves itself on a few steps; the source still trains."""
+    if not inputs.rehearsal_s:
+        return ()
+    label = f"both run while the target rehearses {inputs.rehearsal_steps} steps"
+    return (_target_time_item(inputs, "overlap", label, inputs.rehearsal_s),)
 
 
 def pause_item(inputs: MoveInputs) -> BillItem:

@@ -55,7 +55,7 @@ def _saved_and_fixed(inputs: MoveInputs) -> float:
 
 def _paid_extra_s(inputs: MoveInputs) -> float:
     """Seconds in which the target is paid and does not train."""
-    return inputs.provision_s + inputs.transfer_s + inputs.pause_s
+    return inputs.provision_s + inputs.transfer_s + inputs.rehearsal_s + inputs.pause_s
 
 
 def _break_even(bill: Bill) -> str:

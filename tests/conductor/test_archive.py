@@ -16,6 +16,7 @@ from cloudshift_lab.checkpoint.layout import pack_key
 from cloudshift_lab.checkpoint.pins import pin
 from cloudshift_lab.conductor.archive import parse_ref
 from cloudshift_lab.conductor.service import ConductorService
+from cloudshift_lab.core.asks import MoveAsk
 from cloudshift_lab.core.errors import Conflict, Fenced, NotFound, Unavailable, UsageError
 from cloudshift_lab.core.home import save_clouds
 from cloudshift_lab.core.placement import Cloud, Clouds, Offer
@@ -476,7 +477,7 @@ def serve_move(desk: Desk, weights: np.ndarray) -> Callable[[str], None]:
 
         real_step = desk.engine.puppets[run_id, 1]
         real_step.step = 25
-        view = desk.service.migrate(run_id, GCP, expires_s=600)
+        view = desk.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600))
         decision = Decision("d", view.plan.digest, "approve", "ada")
         desk.service.decide(view.migration_id, decision)
         for _ in range(60):

@@ -13,7 +13,7 @@ from cloudshift_lab.checkpoint.known import KnownChunks
 from cloudshift_lab.checkpoint.reader import open_checkpoint
 from cloudshift_lab.conductor import forecast as module
 from cloudshift_lab.conductor.forecast import Forecaster, forecast
-from cloudshift_lab.conductor.pricing import Measured, Place, plan_move
+from cloudshift_lab.conductor.pricing import Measured, Place, Terms, plan_move
 from cloudshift_lab.core.money import format_bytes
 from cloudshift_lab.core.placement import Cloud, Offer, Placement
 from cloudshift_lab.storage.log import RunLog
@@ -122,8 +122,8 @@ def plan(**measured: Any) -> Any:
     ]
     return plan_move(
         ("mig-1", "run-1"), *places, Measured(stored_bytes=70, state_bytes=100, **measured),
-        generation=1, now=0.0, expires_s=60.0,
-    )  # fmt: skip
+        generation=1, now=0.0, terms=Terms(expires_s=60.0),
+    ).plan  # fmt: skip
 
 
 def test_the_bill_counts_what_was_measured_and_says_so() -> None:
@@ -136,7 +136,7 @@ def test_the_bill_counts_what_was_measured_and_says_so() -> None:
     assert "To carry about 1.5 GB." in made.bill.reasons
     (note,) = [item for item in made.bill.items if item.label == "bytes to carry"]
     assert (note.basis, note.kind, note.amount_micro_usd) == ("1 GB before the pause", "note", 0)
-    assert made.bill.pause_s == pytest.approx(2 * 500e6 / 50e6 + 0.1 + 4.0)
+    assert made.bill.pause_s == pytest.approx(500e6 / 50e6 + 500e6 / 50e6 + 0.1 + 4.0)
 
 
 def test_the_bill_without_a_measurement_counts_one_checkpoint_and_says_so() -> None:

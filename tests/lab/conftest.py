@@ -16,6 +16,7 @@ import tornado.netutil
 from cloudshift_lab import __version__
 from cloudshift_lab.conductor import discovery
 from cloudshift_lab.conductor.http import Gate, application
+from cloudshift_lab.core.asks import MoveAsk
 from cloudshift_lab.core.errors import NotFound, StaleDecision, UsageError
 from cloudshift_lab.core.placement import Placement
 from cloudshift_lab.core.plan import Bill, BillItem, Decision, MigrationView, PhaseTime, Plan
@@ -106,7 +107,7 @@ class ScriptedService:
     def series(self, run: str, *, points: int) -> Series:
         return Series(run)
 
-    def migrate(self, run: str, to: str, *, expires_s: float) -> MigrationView:
+    def migrate(self, run: str, ask: MoveAsk) -> MigrationView:
         self.moves.append(_make_move())
         return self.moves[-1]
 

@@ -16,6 +16,7 @@ import tornado.netutil
 
 from cloudshift_lab.conductor import discovery
 from cloudshift_lab.conductor.http import Gate, application
+from cloudshift_lab.core.asks import MoveAsk
 from cloudshift_lab.core.errors import NotFound, StaleDecision
 from cloudshift_lab.core.placement import Placement
 from cloudshift_lab.core.plan import Bill, BillItem, Decision, MigrationView, Plan
@@ -113,7 +114,7 @@ class ScriptedService:
         self.touch()
         return self.move
 
-    def migrate(self, run: str, to: str, *, expires_s: float) -> MigrationView:
+    def migrate(self, run: str, ask: MoveAsk) -> MigrationView:
         return self.move
 
     def train(self, spec: RunSpec) -> RunView:
