@@ -61,9 +61,20 @@ def simulated_azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server
     stop_server(server)
 
 
+@pytest.fixture(scope="session")
+def real_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An etcd of the distribution; skips the test where it is not installed."""
+    try:
+        server = start_server(tmp_path_factory.mktemp("etcd"), "etcd", "etcd")
+    except Unsupported as missing:
+        pytest.skip(missing.message)
+    yield server
+    stop_server(server)
+
+
 @pytest.fixture
 def store_address(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Address]:
-    """URL and options of an empty store of a kind: ``memory``, ``file``, ``s3``, ``gs``, ``az``."""
+    """URL and options of an empty store: ``memory``, ``file``, ``s3``, ``gs``, ``az``, ``etcd``."""
 
     def address(kind: str) -> Address:
         name = REAL_WORLD.new_id("store")
@@ -75,6 +86,9 @@ def store_address(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[s
             azure: Server = request.getfixturevalue("simulated_azure")
             account = {"account_name": AZURE_ACCOUNT, "account_key": AZURE_KEY}
             return f"az://lab/{name}", {**account, "endpoint_url": azure.endpoint}
+        if kind == "etcd":
+            etcd: Server = request.getfixturevalue("real_etcd")
+            return f"etcd://127.0.0.1:{etcd.port}/{name}", {}
         clouds: Clouds = request.getfixturevalue("simulated_clouds")
         cloud = clouds.find(AWS_SIM if kind == "s3" else GCP_SIM)
         return f"{cloud.store_url}/{name}", store_options(cloud)

@@ -1,4 +1,4 @@
-"""Object-store servers on this machine that outlive whoever started them."""
+"""Object-store and etcd servers on this machine that outlive whoever started them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.core.world import REAL_WORLD, World
 from cloudshift_lab.engines.process import process_start_time
 
-ServerKind = Literal["s3", "gcs", "azure"]
+ServerKind = Literal["s3", "gcs", "azure", "etcd"]
 HOST = "127.0.0.1"
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 5.0
@@ -35,6 +35,7 @@ _NO_AZURITE = (
     "the simulated Azure needs Azurite; run: npm install azurite "
     "(AZURITE_BLOB may say where its azurite-blob is)"
 )
+_NO_ETCD = "a real etcd is needed here; run: apt-get install etcd-server"
 _ACCOUNTS = {"AZURITE_ACCOUNTS": f"{AZURE_ACCOUNT}:{AZURE_KEY}"}
 _CHILDREN: dict[int, subprocess.Popen[bytes]] = {}
 
@@ -80,15 +81,17 @@ def start_server(
     kind: ServerKind,
     *,
     env: Mapping[str, str] | None = None,
+    port: int | None = None,
     world: World = REAL_WORLD,
 ) -> Server:
-    """Start a server in a session of its own, on a free port, and wait until it answers.
+    """Start a server in a session of its own, and wait until it answers.
 
     Args:
         folder: Where its state file, log and data go.
         name: Names those files.
         kind: Which protocol it speaks.
         env: More environment variables for it.
+        port: Where it listens, as when it is started again with its data; None: on a free port.
         world: Clock for waiting.
 
     Raises:
@@ -97,7 +100,7 @@ def start_server(
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for attempt in range(_STARTS):
-        server = _launch(folder, name, kind, dict(env or {}))
+        server = _launch(folder, name, kind, dict(env or {}), port or _free_port())
         if _answers(server, world):
             write_private(folder / f"{name}.json", to_json(server))
             return server
@@ -124,11 +127,13 @@ def stop_server(server: Server, *, world: World = REAL_WORLD) -> None:
 
 
 def make_bucket(server: Server, bucket: str) -> None:
-    """Make a bucket; one that exists is fine.
+    """Make a bucket; one that exists is fine, and etcd needs none.
 
     Raises:
         Unavailable: The server refused.
     """
+    if server.kind == "etcd":
+        return
     if server.kind == "azure":
         _make_container(server, bucket)
         return
@@ -149,10 +154,9 @@ def make_bucket(server: Server, bucket: str) -> None:
         )
 
 
-def _launch(folder: Path, name: str, kind: ServerKind, env: dict[str, str]) -> Server:
+def _launch(folder: Path, name: str, kind: ServerKind, env: dict[str, str], port: int) -> Server:
     data = folder / f"{name}.data"
     data.mkdir(exist_ok=True)
-    port = _free_port()
     argv = _argv(kind, port, data)
     with (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
@@ -186,7 +190,22 @@ def _make_container(server: Server, container: str) -> None:
 def _argv(kind: ServerKind, port: int, data: Path) -> list[str]:
     if kind == "s3":
         return _s3_argv(port)
+    if kind == "etcd":
+        return _etcd_argv(port, data)
     return _gcs_argv(port, data) if kind == "gcs" else _azure_argv(port, data)
+
+
+def _etcd_argv(port: int, data: Path) -> list[str]:
+    found = shutil.which("etcd")
+    if found is None:
+        raise Unsupported(_NO_ETCD)
+    clients, peers = f"http://{HOST}:{port}", f"http://{HOST}:{_free_port()}"
+    return [
+        found, "--name", "one", "--data-dir", str(data), "--listen-client-urls", clients,
+        "--advertise-client-urls", clients, "--listen-peer-urls", peers,
+        "--initial-advertise-peer-urls", peers, "--initial-cluster", f"one={peers}",
+        "--logger", "zap", "--log-level", "error",
+    ]  # fmt: skip
 
 
 def _azure_argv(port: int, data: Path) -> list[str]:
@@ -228,9 +247,25 @@ def _free_port() -> int:
 def _answers(server: Server, world: World) -> bool:
     until = world.monotonic() + START_LIMIT_S
     while server.alive() and world.monotonic() < until:
-        with socket.socket() as probe:
-            probe.settimeout(1)
-            if probe.connect_ex((HOST, server.port)) == 0:
-                return True
+        if _is_healthy(server) if server.kind == "etcd" else _listens(server):
+            return True
         world.sleep(_POLL_S)
     return False
+
+
+def _listens(server: Server) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((HOST, server.port)) == 0
+
+
+def _is_healthy(server: Server) -> bool:
+    """Whether an etcd has a leader: it listens before."""
+    connection = http.client.HTTPConnection(HOST, server.port, timeout=1)
+    try:
+        connection.request("GET", "/health")
+        return b'"true"' in connection.getresponse().read()
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

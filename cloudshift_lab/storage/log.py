@@ -6,10 +6,17 @@ from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
-from cloudshift_lab.core.errors import Conflict, Corrupt, Fenced, NotFound, Unavailable
+from cloudshift_lab.core.errors import Conflict, Corrupt, Fenced, NotFound, Unavailable, UsageError
 from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.core.world import REAL_WORLD, World
-from cloudshift_lab.storage.logstate import LogBase, LogRecord, LogState, fold, log_key
+from cloudshift_lab.storage.logstate import (
+    LogBase,
+    LogRecord,
+    LogState,
+    fold,
+    log_key,
+    pointer_in,
+)
 from cloudshift_lab.storage.store import DEADLINE_S, Store
 
 __all__ = ["LogBase", "LogRecord", "LogState", "RunLog", "fold", "log_key"]
@@ -288,6 +295,12 @@ class RunLog:
 
     def _parse(self, seq: int, data: bytes) -> LogRecord:
         key = log_key(self._run_id, seq)
+        if (pointer := pointer_in(data)) is not None:
+            raise UsageError(
+                f"the log of run {self._run_id} is kept at {pointer.log_url}, not in "
+                f"{self._store.url}; open the store by its cloud, with log_url set to that",
+                run=self._run_id,
+            )
         record = from_json(data, LogRecord, what=f"{self._store.url}/{key}")
         if record.seq != seq or record.check not in ("", record.stamp):
             raise Corrupt(

@@ -11,6 +11,7 @@ from blake3 import blake3
 
 from cloudshift_lab.core.wire import to_json
 
+_POINTER = b'{"log_url":"'
 RecordKind = Literal["acquire", "commit", "handover", "cancel", "release", "forget", "sweep"]
 
 
@@ -58,6 +59,21 @@ class LogRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     def digest(self) -> str:
         """blake3 of the record's bytes; what a ``LogBase`` points at."""
         return str(blake3(to_json(self)).hexdigest())
+
+
+class LogPointer(msgspec.Struct, frozen=True):
+    """Stands in the place of record 0 where a run's log is kept elsewhere."""
+
+    log_url: str
+
+    def body(self) -> bytes:
+        """Its bytes: the same from everybody, so that creating it again counts as ours."""
+        return to_json(self)
+
+
+def pointer_in(body: bytes) -> LogPointer | None:
+    """The pointer in a record's place; None for a record."""
+    return msgspec.json.decode(body, type=LogPointer) if body.startswith(_POINTER) else None
 
 
 @dataclass(frozen=True)

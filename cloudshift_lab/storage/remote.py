@@ -318,10 +318,26 @@ def _azure(container: str, folder: str, options: Mapping[str, object]) -> Dialec
     return AzureDialect(container, folder, options)
 
 
+def _etcd(hosts: str, folder: str, options: Mapping[str, object]) -> Dialect:
+    try:
+        from cloudshift_lab.storage.etcd import EtcdDialect
+    except ImportError as error:
+        raise Unsupported(
+            "etcd needs another package; run: pip install 'cloudshift-lab[etcd]'"
+        ) from error
+    return EtcdDialect(hosts, folder, options)
+
+
+def _etcds(hosts: str, folder: str, options: Mapping[str, object]) -> Dialect:
+    return _etcd(hosts, folder, {"protocol": "https", **options})
+
+
 _DIALECTS: dict[str, Callable[[str, str, Mapping[str, object]], Dialect]] = {
     "s3": _s3,
     "gs": _gcs,
     "gcs": _gcs,
     "az": _azure,
     "abfs": _azure,
+    "etcd": _etcd,
+    "etcds": _etcds,
 }

@@ -103,10 +103,10 @@ def open_store(
     world: World = REAL_WORLD,
     deadline_s: float = DEADLINE_S,
 ) -> Store:
-    """Open the store at ``file://``, ``s3://``, ``gs://``, ``az://`` or ``memory://``.
+    """Open the store at ``file://``, ``s3://``, ``gs://``, ``az://``, ``etcd://`` or ``memory://``.
 
     Args:
-        url: Folder under which all keys lie.
+        url: Folder under which all keys lie. ``etcd://host:port/folder`` holds small objects only.
         options: fsspec options of the cloud; may hold credentials, never shown again.
         world: Clock and jitter of the retries.
         deadline_s: Longest time any one call may take, seconds.
@@ -140,9 +140,25 @@ def open_cloud_store(
     world: World = REAL_WORLD,
     deadline_s: float = DEADLINE_S,
 ) -> Store:
-    """Open the store of a configured cloud; ``inside``: for somebody who runs in that cloud."""
+    """Open the store of a configured cloud, with the runs' logs where ``log_url`` says.
+
+    Args:
+        cloud: Whose; its ``store_options`` are also those of a ``log_url`` that is not etcd's.
+        inside: Whether who opens it runs in that cloud.
+        world: Clock and jitter of the retries.
+        deadline_s: Longest time any one call may take, seconds.
+
+    Raises:
+        UsageError, Unsupported: As ``open_store`` for either URL.
+    """
     options = store_options(cloud, inside=inside)
-    return open_store(cloud.store_url, options, world=world, deadline_s=deadline_s)
+    data = open_store(cloud.store_url, options, world=world, deadline_s=deadline_s)
+    if not cloud.log_url:
+        return data
+    from cloudshift_lab.storage.split import SplitStore
+
+    of_log = {} if cloud.log_url.startswith("etcd") else options
+    return SplitStore(open_store(cloud.log_url, of_log, world=world, deadline_s=deadline_s), data)
 
 
 def probe_store(store: Store, *, world: World = REAL_WORLD) -> None:
@@ -152,6 +168,11 @@ def probe_store(store: Store, *, world: World = REAL_WORLD) -> None:
         Unsupported: It lets a second create of the same key through, or returns other bytes.
         Denied, Unavailable, Exhausted: As the store reported.
     """
+    from cloudshift_lab.storage.split import SplitStore
+
+    if isinstance(store, SplitStore):
+        probe_store(store.log, world=world)
+        store = store.data
     key = f"probe/{world.new_id('probe')}"
     mine, other = (f'{{"nonce":"{world.new_id("nonce")}"}}'.encode() for _ in range(2))
     won, lost = store.create(key, mine), store.create(key, other)

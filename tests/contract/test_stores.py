@@ -9,14 +9,18 @@ import pytest
 
 from cloudshift_lab.sim.contracts import LogContract, StoreContract
 from cloudshift_lab.storage.log import LogBase, RunLog
+from cloudshift_lab.storage.split import SplitStore
 from cloudshift_lab.storage.store import Store, open_store
 
-KINDS = ["memory", "file", "s3", "gs", "az"]
+KINDS = ["memory", "file", "s3", "gs", "az", "etcd"]
 Address = Callable[[str], tuple[str, dict[str, object]]]
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[*KINDS, "split"])
 def store(request: pytest.FixtureRequest, fresh_store: Callable[[str], Store]) -> Store:
+    """One of each kind; ``split`` is a folder whose logs are in etcd."""
+    if request.param == "split":
+        return SplitStore(fresh_store("etcd"), fresh_store("file"))
     return fresh_store(request.param)
 
 
