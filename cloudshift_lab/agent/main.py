@@ -6,17 +6,21 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from cloudshift_lab.agent.bootstrap import LOGS
 from cloudshift_lab.agent.node import NodeAgent
 from cloudshift_lab.agent.rows import ConductorPost, RowReceiver, RowShipper
 from cloudshift_lab.agent.shm import NodeDir
-from cloudshift_lab.agent.stores import open_job_store, open_source_store
+from cloudshift_lab.agent.stores import open_job_store, open_other_store, open_source_store
 from cloudshift_lab.agent.torchrun import TorchrunRanks
 from cloudshift_lab.checkpoint.collecting import CollectorProcess
+from cloudshift_lab.checkpoint.fetch import usable_cpus
+from cloudshift_lab.checkpoint.fingerprint import differing
+from cloudshift_lab.checkpoint.reader import Checkpoint
 from cloudshift_lab.checkpoint.saver_process import SaverProcess
-from cloudshift_lab.checkpoint.saving import SaverJob
+from cloudshift_lab.checkpoint.saving import SaverJob, read_slot
 from cloudshift_lab.core.errors import CloudshiftError, UsageError
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.staging import StepReport
@@ -25,6 +29,7 @@ from cloudshift_lab.core.world import REAL_WORLD, World
 from cloudshift_lab.engines.local import EXIT_FILE, LOCK_ENV, READY_FILE, write_handle
 from cloudshift_lab.engines.process import process_start_time
 from cloudshift_lab.storage.store import Store
+from cloudshift_lab.storage.transfer import TransferOptions
 from cloudshift_lab.telemetry.spool import Sender
 
 TICK_S = 0.05
@@ -60,6 +65,9 @@ class AgentProcess:
             ranks=self._ranks,
             saver=saver_of(job, self._node_dir.path),
             collector=collector_of(job),
+            prove=self._prove,
+            open_store=partial(open_other_store, job),
+            transfers=TransferOptions(),
         )
         self._asked_to_stop = False
 
@@ -86,6 +94,12 @@ class AgentProcess:
         """Only what is the run's own leaves this machine: a rehearsed step was another's first."""
         self._ranks.take(reports)
         self._shipper.add([report for report in reports if not report.rehearsed])
+
+    def _prove(self, step: int, sealed: Checkpoint) -> tuple[str, ...]:
+        """What this node's ranks, which all wait meanwhile, have staged otherwise than sealed."""
+        ranks = range(self._job.placement.ranks_per_node)
+        staged = [read_slot(self._node_dir.path, rank, step) for rank in ranks]
+        return differing(staged, sealed, threads=usable_cpus())
 
     def _ship_rows(self) -> None:
         self._receiver.drain()

@@ -29,6 +29,15 @@ def open_source_store(job: JobSpec) -> Store | None:
     return _open(job, job.source_cloud, job.source_url)
 
 
+def open_other_store(job: JobSpec, cloud: str, url: str) -> Store:
+    """The store of any cloud that is configured here, by the address that others reach it at.
+
+    Raises:
+        UsageError: That cloud is not configured here.
+    """
+    return _open(job, cloud, url)
+
+
 def _open(job: JobSpec, cloud: str, url: str) -> Store:
     inside = cloud == job.placement.cloud
     return open_store(url, store_options(load_clouds(Path(job.home)).find(cloud), inside=inside))
