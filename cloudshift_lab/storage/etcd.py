@@ -34,8 +34,8 @@ class _Client(Etcd3Client):
     """With the status of a failure, which the library's own exceptions do not tell."""
 
     def post(self, url: str, *args: Any, json: Any = None, **kwargs: Any) -> Any:
-        del args, kwargs
-        answer = self.session.post(url, json=json, timeout=self.timeout)
+        del args
+        answer = self.session.post(url, json=json, timeout=self.timeout, **kwargs)
         if answer.status_code != _OK:
             raise Refused(answer.status_code, answer.text)
         return answer.json()
