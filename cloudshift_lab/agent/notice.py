@@ -33,10 +33,7 @@ def heed(attempt: Attempt, order: Order, drain: Callable[[Order], Activity]) -> 
         raise UsageError(
             f"order '{order.order_id}' does not say in how many seconds; send it again"
         )
-    until = attempt.board.status.notice_until
-    if until is None:
-        until = attempt.world.now() + order.within_s
-        attempt.board.update(notice_until=until)
+    until = _until(attempt, order.within_s)
     while not attempt.is_owner:
         if not attempt.is_obeying("go"):
             yield OrderResult(state="done", detail="nothing was to be saved here")
@@ -48,6 +45,15 @@ def heed(attempt: Attempt, order: Order, drain: Callable[[Order], Activity]) -> 
     if not plan.finishes:
         attempt.saves.keep_current()
     yield from drain(order)
+
+
+def _until(attempt: Attempt, within_s: float) -> float:
+    """When the machine goes, wall-clock seconds: of several notices the earliest counts."""
+    known = attempt.board.status.notice_until
+    until = attempt.world.now() + within_s
+    until = until if known is None else min(known, until)
+    attempt.board.update(notice_until=until)
+    return until
 
 
 def facts_of(attempt: Attempt) -> GraceFacts:

@@ -10,9 +10,10 @@ from cloudshift_lab.agent.notice import heed
 from cloudshift_lab.agent.orders import failure
 from cloudshift_lab.agent.protocols import Restore
 from cloudshift_lab.agent.rehearsal import Rehearsal
-from cloudshift_lab.core.errors import Conflict
+from cloudshift_lab.core.errors import CloudshiftError, Conflict, Fenced, Unavailable
 from cloudshift_lab.core.orders import Order, OrderKind, OrderResult
 
+FETCH_AGAIN_S = 5.0
 MoverOf = Callable[[Order], Mover]
 
 
@@ -93,7 +94,7 @@ class Obeying:
             elif self._is_proven(order):
                 self._go_on()
             else:
-                yield from self._fetch(order)
+                yield from self._fetch_patiently(order)
         while attempt.view.first_step_at is None and attempt.view.state != "finished":
             attempt.refuse_failed()
             yield OrderResult(state="running", detail="restoring")
@@ -124,11 +125,24 @@ class Obeying:
         attempt.ranks.limit(None)
         self._leave_rehearsal()
 
+    def _fetch_patiently(self, order: Order) -> Activity:
+        """The run is here and nowhere else: what goes wrong is said, and tried again."""
+        attempt = self._attempt
+        try:
+            yield from self._fetch(order)
+        except (Fenced, Unavailable):
+            raise
+        except CloudshiftError as error:
+            attempt.board.note("arrival", f"step {order.step} is not here yet: {error.message}")
+            until = attempt.world.monotonic() + FETCH_AGAIN_S
+            while attempt.world.monotonic() < until:
+                yield OrderResult(state="running", detail=error.message)
+
     def _fetch(self, order: Order) -> Activity:
         """An agent of ours died before its first commit: bring the step from the source after all.
 
         Raises:
-            Corrupt, NotFound: The step is not (whole) at the source any more.
+            CloudshiftError: The step is not (whole) at the source, or there is no room here.
         """
         mover = self._mover_of(order)
         for activity in (mover.copy_step(order), mover.verify_step(order)):

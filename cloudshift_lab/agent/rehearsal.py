@@ -57,6 +57,7 @@ class Rehearsal:
         self._equal: set[int] = set()
         self._mismatch: Mismatch | None = None
         self._captured: int | None = None
+        self._held_at: float | None = None
 
     def watch(self) -> None:
         """From now on remember what the source says: its losses are needed later."""
@@ -150,11 +151,11 @@ class Rehearsal:
         return OrderResult(state="done", step=view.step, step_s=view.step_s, detail=detail)
 
     def _is_blind(self, wanted: int) -> bool:
-        """Whether enough steps were repeated of a source that tells no losses at all."""
+        """Whether enough steps were repeated of a script that tells no (finite) losses."""
         view, origin = self._attempt.view, self.origin
-        if origin is None or view.step is None or self._watch.losses or view.losses:
+        if origin is None or view.step is None or view.step < origin.step + wanted:
             return False
-        return view.step >= origin.step + wanted
+        return not any(s > origin.step and math.isfinite(loss) for s, loss in view.losses)
 
     # -- catching up -------------------------------------------------------------------------------
 
@@ -174,7 +175,7 @@ class Rehearsal:
         record = self._mover.commit_of(order)
         sealed = restore_of(record)
         if self.proven == sealed:
-            yield _caught_up(sealed, "proved already")
+            yield self._caught_up(sealed, "proved already")
             return
         self.watch()
         checkpoint = self._mover.open_source(record)
@@ -195,13 +196,22 @@ class Rehearsal:
         assert self.origin is not None
         num_steps = sealed.step - self.origin.step
         names = len(checkpoint.names())
-        yield _caught_up(sealed, f"{num_steps} steps repeated, {names} tensors equal bit by bit")
+        yield self._caught_up(
+            sealed, f"{num_steps} steps repeated, {names} tensors equal bit by bit"
+        )
+
+    def _caught_up(self, sealed: Restore, detail: str) -> OrderResult:
+        return OrderResult(
+            state="done", step=sealed.step, manifest_digest=sealed.manifest_digest,
+            step_at=self._held_at, detail=detail,
+        )  # fmt: skip
 
     def _is_staged(self, step: int) -> bool:
         """Whether the ranks hold after this step and have staged it; asks for that once."""
         view = self._attempt.view
         if view.state != "held" or view.held_step != step:
             return False
+        self._held_at = self._held_at or self._attempt.world.now()
         if view.staged_step != step and self._captured != step:
             self._captured = step
             self._attempt.ranks.capture()
@@ -277,10 +287,6 @@ def is_same(ours: float, theirs: float, tolerance: float) -> bool:
     """Whether two losses are the same: exactly, or within a tolerance relative to the larger."""
     if ours == theirs or (math.isnan(ours) and math.isnan(theirs)):
         return True
+    if not (math.isfinite(ours) and math.isfinite(theirs)):
+        return False
     return abs(ours - theirs) <= tolerance * max(abs(ours), abs(theirs))
-
-
-def _caught_up(sealed: Restore, detail: str) -> OrderResult:
-    return OrderResult(
-        state="done", step=sealed.step, manifest_digest=sealed.manifest_digest, detail=detail
-    )

@@ -184,17 +184,19 @@ class Attempt:
 
     def __init__(
         self, world: ManualWorld, store: SwitchableStore, job: JobSpec,
-        source: MemoryStore | None = None,
+        source: MemoryStore | None = None, *, ranks: ScriptedRanks | None = None,
+        **parts: object,
     ) -> None:  # fmt: skip
         self.world = world
         self.store = store
         self.job = job
         self.log = RunLog(store, job.run_id, world)
-        self.ranks = ScriptedRanks()
+        self.ranks = ranks or ScriptedRanks()
         self.saver = InlineSaver(store, job)
         self.agent = NodeAgent(
-            job, store=store, source_store=source, world=world, ranks=self.ranks, saver=self.saver
-        )
+            job, store=store, source_store=source, world=world, ranks=self.ranks, saver=self.saver,
+            **parts,  # type: ignore[arg-type]
+        )  # fmt: skip
         self._orders = 0
 
     def tick(self, times: int = 4) -> AgentStatus:
@@ -211,11 +213,14 @@ class Attempt:
 
     def order(
         self, kind: OrderKind, *, step: int | None = None, digest: str | None = None,
-        order_id: str | None = None,
+        order_id: str | None = None, **more: object,
     ) -> str:  # fmt: skip
         """Put an order into the inbox."""
         name = order_id or f"{kind}-{self._orders}"
-        order = Order(order_id=name, kind=kind, at=0.0, step=step, manifest_digest=digest)
+        order = Order(
+            order_id=name, kind=kind, at=0.0, step=step, manifest_digest=digest,
+            **more,  # type: ignore[arg-type]
+        )  # fmt: skip
         key = inbox_key(self.job.run_id, self.job.generation, self._orders)
         assert self.store.create(key, to_json(order))
         self._orders += 1
@@ -255,8 +260,8 @@ def make_job(generation: int = 1, **changes: object) -> JobSpec:
     return JobSpec(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def hand_over(source: Attempt, target: Attempt, digest: str) -> None:
-    """What the conductor's commit does."""
+def hand_over(source: Attempt, target: Attempt, digest: str, *, carries_over: bool = True) -> None:
+    """What the conductor's commit does; the sealed step is carried over unless it was replayed."""
     landed = source.log.handover(
         generation=source.job.generation, to_url=target.store.url, new_owner=target.job.owner,
         migration_id="move-1", nonce="handover",
@@ -265,6 +270,8 @@ def hand_over(source: Attempt, target: Attempt, digest: str) -> None:
     target.log.acquire(
         generation=target.job.generation, owner=target.job.owner, nonce="acquire", base=base
     )
+    if not carries_over:
+        return
     sealed = commit_with(source, digest)
     target.log.commit(
         generation=target.job.generation, step=sealed.step or 0,
