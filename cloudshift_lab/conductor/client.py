@@ -19,7 +19,7 @@ import msgspec
 
 from cloudshift_lab import __version__
 from cloudshift_lab.conductor import discovery
-from cloudshift_lab.core.asks import Carrier, ClosingWish, MoveAsk
+from cloudshift_lab.core.asks import Carrier, ClosingWish, MoveAsk, NoticeAsk, Noticed, NoticeView
 from cloudshift_lab.core.errors import Corrupt, Denied, Unavailable, error_from_wire
 from cloudshift_lab.core.home import home, open_home
 from cloudshift_lab.core.plan import Decision, MigrationView, MissingNodesPolicy
@@ -28,6 +28,7 @@ from cloudshift_lab.core.steps import BranchAsk, History, JobAsk, JobView
 from cloudshift_lab.core.views import Changes, Check, CostView, Health, Problem, Series, Target
 from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.engines.process import environment, has_ended
+from cloudshift_lab.migration import Receipt
 
 T = TypeVar("T")
 _START_DEADLINE_S = 45.0
@@ -215,6 +216,27 @@ class Client:
         )
         path = f"/v1/runs/{quote(run, safe='')}/migrations"
         return self._post(path, to_json(ask), MigrationView)
+
+    def notice(self, run: str, within_s: float, *, side: Noticed = "source") -> NoticeView:
+        """Say that a machine will be taken away in ``within_s`` seconds.
+
+        Args:
+            run: Id or name.
+            within_s: Seconds from now.
+            side: Of an open move; without one ``source`` is where the run is.
+
+        Returns:
+            What will be done before, and what cannot be.
+
+        Raises:
+            UsageError: The run has ended, or there is no such side.
+        """
+        body = to_json(NoticeAsk(within_s=within_s, side=side))
+        return self._post(f"/v1/runs/{quote(run, safe='')}/notice", body, NoticeView)
+
+    def receipts(self, run: str) -> tuple[Receipt, ...]:
+        """What a run's moves came to, oldest first. Raises Corrupt when the chain is broken."""
+        return self._get(f"/v1/runs/{quote(run, safe='')}/receipts", tuple[Receipt, ...])
 
     def migrations(self, run: str | None = None) -> tuple[MigrationView, ...]:
         """All migrations (of one run), newest first."""

@@ -16,6 +16,7 @@ from tornado.netutil import bind_sockets
 
 from cloudshift_lab import __version__
 from cloudshift_lab.conductor import discovery
+from cloudshift_lab.conductor.fortune import Fortune
 from cloudshift_lab.conductor.http import MAX_BODY_BYTES, Gate, application
 from cloudshift_lab.conductor.service import ConductorService
 from cloudshift_lab.core.errors import CloudshiftError, UsageError
@@ -60,7 +61,7 @@ async def _serve(root: Path) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    service = ConductorService(root, LocalEngine(root), REAL_WORLD)
+    service = ConductorService(root, LocalEngine(root), REAL_WORLD, fortune=Fortune())
     token = secrets.token_urlsafe(32)
     gate = Gate(service, token, shutdown=stop.set)
     server = HTTPServer(application(gate), max_body_size=MAX_BODY_BYTES)

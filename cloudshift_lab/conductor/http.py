@@ -15,7 +15,7 @@ import tornado.web
 
 from cloudshift_lab.conductor.api import Service
 from cloudshift_lab.conductor.client import Logs
-from cloudshift_lab.core.asks import MoveAsk
+from cloudshift_lab.core.asks import MoveAsk, NoticeAsk
 from cloudshift_lab.core.errors import CloudshiftError, Corrupt, StaleDecision, UsageError
 from cloudshift_lab.core.plan import Decision
 from cloudshift_lab.core.run import RunSpec
@@ -217,6 +217,16 @@ class _RunMigrations(_Handler):
         self.reply(await self.slow(self.gate.service.migrate, run, self.body(MoveAsk)))
 
 
+class _Notice(_Handler):
+    async def post(self, run: str) -> None:
+        self.reply(await self.slow(self.gate.service.notice, run, self.body(NoticeAsk)))
+
+
+class _Receipts(_Handler):
+    async def get(self, run: str) -> None:
+        self.reply(await self.quick(self.gate.service.receipts, run))
+
+
 class _Migrations(_Handler):
     async def get(self) -> None:
         run = self.get_query_argument("run", None)
@@ -321,6 +331,8 @@ def application(gate: Gate) -> tornado.web.Application:
         (f"/v1/runs/{name}/cost", _Cost),
         (f"/v1/runs/{name}/series", _Series),
         (f"/v1/runs/{name}/migrations", _RunMigrations),
+        (f"/v1/runs/{name}/notice", _Notice),
+        (f"/v1/runs/{name}/receipts", _Receipts),
         (f"/v1/runs/{name}/steps", _Steps),
         ("/v1/branches", _Branches),
         ("/v1/jobs", _Jobs),

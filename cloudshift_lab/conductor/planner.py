@@ -22,10 +22,10 @@ from cloudshift_lab.conductor.records import AttemptStarted, MoveOpened
 from cloudshift_lab.conductor.registry import Registry
 from cloudshift_lab.conductor.tending import RunTender
 from cloudshift_lab.core.approval import ApprovalRule
-from cloudshift_lab.core.asks import ClosingWish, MoveAsk
+from cloudshift_lab.core.asks import ClosingWish, FuturesAsk, MoveAsk
 from cloudshift_lab.core.errors import UsageError
 from cloudshift_lab.core.placement import Cloud, Offer
-from cloudshift_lab.core.plan import Fallback, PhaseTime
+from cloudshift_lab.core.plan import Fallback, PhaseTime, Plan
 from cloudshift_lab.core.views import Series
 from cloudshift_lab.migration import Saga
 from cloudshift_lab.storage.store import Store
@@ -147,6 +147,23 @@ class MovePlanner:
             offer=self._around.places.offer_of(placement),
             placement=placement,
             url=attempt.job.store_url,
+        )
+
+    def futures_ask(self, tender: RunTender, plan: Plan) -> FuturesAsk:
+        """What simulated futures of a plan are drawn from: what is known of this very run."""
+        measured = self._measure(tender, Carried(None), plan.target.cloud)
+        places = self._around.places
+        return FuturesAsk(
+            plan=plan,
+            step_s=measured.step_s or None,
+            state_bytes=measured.state_bytes,
+            bytes_per_s=measured.link_bytes_per_s,
+            save_s=measured.save_s,
+            provision_s=measured.provision_s,
+            price_micro_usd_per_h=(
+                places.offer_of(plan.source).price_micro_usd_per_h * plan.source.nodes,
+                places.offer_of(plan.target).price_micro_usd_per_h * plan.target.nodes,
+            ),
         )
 
     def _measure(self, tender: RunTender, carried: Carried, target_cloud: str) -> Measured:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cloudshift_lab.core.home import write_private
 from cloudshift_lab.core.wire import from_json, to_json
-from cloudshift_lab.migration import GENESIS, Receipt, Saga, make_receipt
+from cloudshift_lab.migration import GENESIS, Receipt, Saga, check_chain, make_receipt
 from cloudshift_lab.storage.store import Store
 
 _UNSENT = ".unsent"
@@ -58,9 +58,27 @@ class Receipts:
         is_sent = (self._folder / f"{migration_id}.json").exists()
         return receipt_key(self._run_id, migration_id) if is_sent else None
 
-    def _newest(self) -> str:
+    def all(self) -> tuple[Receipt, ...]:
+        """Every receipt, oldest first, as their chain says.
+
+        Raises:
+            Corrupt: One was altered, or is missing.
+        """
+        following = {receipt.previous: receipt for receipt in self._read()}
+        ordered: list[Receipt] = []
+        digest = GENESIS
+        while (receipt := following.pop(digest, None)) is not None:
+            ordered.append(receipt)
+            digest = receipt.digest
+        check_chain([*ordered, *following.values()])
+        return tuple(ordered)
+
+    def _read(self) -> list[Receipt]:
         paths = [*self._folder.glob("*.json"), *self._folder.glob(f"*{_UNSENT}")]
-        found = [from_json(path.read_bytes(), Receipt, what=str(path)) for path in paths]
+        return [from_json(path.read_bytes(), Receipt, what=str(path)) for path in paths]
+
+    def _newest(self) -> str:
+        found = self._read()
         previous = {receipt.previous for receipt in found}
         heads = [receipt.digest for receipt in found if receipt.digest not in previous]
         return heads[0] if heads else GENESIS

@@ -8,6 +8,7 @@ import msgspec
 
 from cloudshift_lab.conductor.formerly import modernised
 from cloudshift_lab.conductor.journal import EventLog
+from cloudshift_lab.core.asks import NoticeView
 from cloudshift_lab.core.errors import Corrupt
 from cloudshift_lab.core.money import HOUR_S
 from cloudshift_lab.core.run import JobSpec, RunSpec
@@ -86,6 +87,13 @@ class StopAsked(msgspec.Struct, frozen=True, tag="stop"):
     why: str = ""
 
 
+class NoticeGiven(msgspec.Struct, frozen=True, tag="notice"):
+    """Somebody said that the machine of one attempt will be taken away."""
+
+    generation: int
+    view: NoticeView
+
+
 class RunEnded(msgspec.Struct, frozen=True, tag="ended"):
     """The run is over, with its agent's last word."""
 
@@ -118,6 +126,7 @@ RunEvent = (
     | AttemptEnded
     | MoveOpened
     | StopAsked
+    | NoticeGiven
     | RunEnded
     | Settled
     | RunResumed
@@ -145,6 +154,8 @@ class Attempt(msgspec.Struct, frozen=True):
 class RunRecord:
     """One run's durable facts. Not for several threads at once.
 
+    ``notices`` are the newest by generation of the attempt whose machine goes.
+
     Raises:
         Corrupt: The journal is empty or of another version.
     """
@@ -159,6 +170,7 @@ class RunRecord:
         self.attempts: dict[int, Attempt] = {first.job.generation: Attempt(started=first)}
         self.moves: dict[str, MoveOpened] = {}
         self.stop_asked: StopAsked | None = None
+        self.notices: dict[int, NoticeView] = {}
         self.ended: RunEnded | None = None
         self.is_settled = False
         self.resumed: set[int] = set()
@@ -216,6 +228,8 @@ class RunRecord:
             self.moves[event.migration_id] = event
         elif isinstance(event, StopAsked):
             self.stop_asked = self.stop_asked or event
+        elif isinstance(event, NoticeGiven):
+            self.notices[event.generation] = event.view
         elif isinstance(event, RunEnded):
             self.ended = self.ended or event
             for generation in self.attempts:

@@ -14,23 +14,26 @@ import pyarrow as pa
 from cloudshift_lab import __version__
 from cloudshift_lab.conductor import doctor, shown
 from cloudshift_lab.conductor.archive import Archive
+from cloudshift_lab.conductor.fortune import Fortune
 from cloudshift_lab.conductor.jobs import Jobs
 from cloudshift_lab.conductor.moves import Move, Surroundings
 from cloudshift_lab.conductor.places import Places
 from cloudshift_lab.conductor.planner import Ends, MovePlanner, check_ask
+from cloudshift_lab.conductor.receipts import Receipts
 from cloudshift_lab.conductor.registry import Registry, Ticker
 from cloudshift_lab.conductor.starting import RunStarter
 from cloudshift_lab.conductor.tending import RunTender
 from cloudshift_lab.core.approval import parse
-from cloudshift_lab.core.asks import MoveAsk
+from cloudshift_lab.core.asks import MoveAsk, NoticeAsk, NoticeView
 from cloudshift_lab.core.errors import Corrupt, NotFound, UsageError
 from cloudshift_lab.core.placement import Cloud, Offer
-from cloudshift_lab.core.plan import Decision, MigrationView
+from cloudshift_lab.core.plan import Decision, Futures, MigrationView
 from cloudshift_lab.core.run import RunSpec, RunView
 from cloudshift_lab.core.steps import BranchAsk, History, JobAsk, JobView
 from cloudshift_lab.core.views import Check, CostView, Health, Series, Target
 from cloudshift_lab.core.world import World
 from cloudshift_lab.engines.engine import Engine
+from cloudshift_lab.migration import Receipt
 from cloudshift_lab.storage.store import Store, probe_store
 from cloudshift_lab.telemetry.store import TelemetryStore
 
@@ -61,9 +64,12 @@ class ConductorService:
         root: State directory.
         engine: Where agents run.
         world: Clock and ids.
+        fortune: Draws futures of plans; None: plans are shown without.
     """
 
-    def __init__(self, root: Path, engine: Engine, world: World) -> None:
+    def __init__(
+        self, root: Path, engine: Engine, world: World, *, fortune: Fortune | None = None
+    ) -> None:
         self._root = root
         self._world = world
         self._started_at = world.now()
@@ -80,16 +86,23 @@ class ConductorService:
         self._ticker = Ticker(self._registry)
         self._starter = RunStarter(self._around, self._registry)
         self._jobs = Jobs(world, self._changed)
+        self._fortune = fortune
         self._archive = Archive(self._registry, self._jobs, world)
 
     def start(self) -> None:
         """Begin to look after the runs; those of before a restart are taken up where they were."""
         self._ticker.start()
+        for tender in self._registry.all():
+            move = tender.open_move
+            if move is not None:
+                self._foresee(tender, move)
 
     def close(self) -> None:
         """Stop looking after runs; they and their agents go on."""
         self._jobs.close()
         self._planner.close()
+        if self._fortune is not None:
+            self._fortune.close()
         self._ticker.stop()
         self.telemetry.close()
 
@@ -275,8 +288,19 @@ class ConductorService:
         with self._planning:
             move = self._planner.open(tender, ask, ends, rule=rule, carried=carried)
         move.judge()
+        self._foresee(tender, move)
         self._ticker.wake()
         return shown.show_move(move, tender, self._world.now())
+
+    def _foresee(self, tender: RunTender, move: Move) -> None:
+        """Have the futures of a plan drawn, to be shown with it once they are there."""
+
+        def told(futures: Futures) -> None:
+            move.futures = futures
+            self._changed()
+
+        if self._fortune is not None and move.saga.awaits_decision:
+            self._fortune.tell(self._planner.futures_ask(tender, move.plan), told)
 
     def _ends(self, tender: RunTender, ask: MoveAsk) -> Ends:
         """Where the run may go, all of it known and none of it where the run is."""
@@ -301,6 +325,26 @@ class ConductorService:
         probe_store(store, world=self._world)
         self._planner.refuse_foreign(tender, store)
         return store
+
+    def notice(self, run: str, ask: NoticeAsk) -> NoticeView:
+        """Take in that a machine of a run, or of its move, will be taken away.
+
+        Raises:
+            UsageError: The run has ended, or is not moving and the notice is for its target.
+        """
+        told = self._registry.find(run).notice(ask)
+        self._ticker.wake()
+        return told
+
+    def receipts(self, run: str) -> tuple[Receipt, ...]:
+        """What a run's moves came to, oldest first.
+
+        Raises:
+            Corrupt: A receipt was altered, or is missing.
+        """
+        tender = self._registry.find(run)
+        folder = self._around.run_folder(tender.run_id) / "receipts"
+        return Receipts(folder, tender.run_id).all()
 
     def decide(self, migration_id: str, decision: Decision) -> MigrationView:
         move, tender = self._find_move(migration_id)

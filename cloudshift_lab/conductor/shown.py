@@ -53,6 +53,7 @@ def show_run(
     ended = record.ended
     newest = _newest(status, progress)
     move = tender.open_move
+    notice = None if ended is not None else record.notices.get(owner.job.generation)
     return RunView(
         run_id=record.run_id,
         name=record.spec.name,
@@ -80,6 +81,8 @@ def show_run(
         as_of=now,
         saves=None if status is None else status.saves,
         origin=None if record.created.origin is None else record.created.origin.ref,
+        notice_until=None if notice is None else notice.deadline,
+        notice="" if notice is None else notice.words,
     )
 
 
@@ -124,6 +127,7 @@ def show_move(move: Move, tender: RunTender, now: float) -> MigrationView:
         receipt=move.receipt_key(),
         futures=move.futures,
         going=move.going,
+        waiting=move.waiting,
     )
 
 

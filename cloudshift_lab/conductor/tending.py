@@ -9,9 +9,11 @@ from cloudshift_lab.checkpoint.branch import branch
 from cloudshift_lab.conductor.inbox import ends_attempt
 from cloudshift_lab.conductor.journal import Journal
 from cloudshift_lab.conductor.moves import Move, Surroundings, journal_path
+from cloudshift_lab.conductor.noticing import check_notice, notice_view
 from cloudshift_lab.conductor.records import (
     AttemptStarted,
     MoveOpened,
+    NoticeGiven,
     Outcome,
     RunEnded,
     RunRecord,
@@ -25,6 +27,7 @@ from cloudshift_lab.conductor.resuming import (
     resumed_attempt,
 )
 from cloudshift_lab.conductor.side import Side
+from cloudshift_lab.core.asks import NoticeAsk, NoticeView
 from cloudshift_lab.core.errors import (
     CloudshiftError,
     Conflict,
@@ -33,7 +36,7 @@ from cloudshift_lab.core.errors import (
     UsageError,
 )
 from cloudshift_lab.core.money import format_usd
-from cloudshift_lab.core.orders import AgentStatus
+from cloudshift_lab.core.orders import AgentStatus, Order
 from cloudshift_lab.core.plan import Plan
 from cloudshift_lab.telemetry.spool import Ingest, replay
 
@@ -147,6 +150,38 @@ class RunTender:
                 self.record.keep(StopAsked(at=self._around.world.now(), why=why))
         self._changed()
 
+    def notice(self, ask: NoticeAsk) -> NoticeView:
+        """Take in that a machine will be taken away; says what can be done before it is.
+
+        Raises:
+            UsageError: The run has ended, or the notice is for the target of a move that is none.
+            Exhausted: The journal's disk is full; nothing was begun.
+        """
+        check_notice(ask)
+        with self.lock:
+            if self.record.ended is not None:
+                raise UsageError(f"{self.run_id} is {self.record.ended.state}; nothing runs there")
+            move = self.open_move
+            generation = self._noticed_generation(ask, move)
+            saga = None if move is None else move.saga
+            now = self._around.world.now()
+            view = notice_view(self.run_id, ask, self.status, saga, now=now)
+            self.record.keep(NoticeGiven(generation=generation, view=view))
+            if move is not None:
+                move.driver.notice(ask.side, view.deadline)
+        self._changed()
+        return view
+
+    def _noticed_generation(self, ask: NoticeAsk, move: Move | None) -> int:
+        if ask.side == "source":
+            return self.owner.job.generation if move is None else move.plan.generation
+        if move is None or not move.is_under_way:
+            raise UsageError(
+                f"{self.run_id} is not moving, so it has no target; "
+                "give the notice for side 'source', where it is"
+            )
+        return move.generations[-1]
+
     def resume(self) -> None:
         """Continue an ended run from its newest commit, where it was, as a new generation.
 
@@ -246,7 +281,7 @@ class RunTender:
 
         Invariant: while a move is under way only its saga judges the attempts.
         """
-        parts = [self._call_off_move, self._push_moves]
+        parts = [self._call_off_move, self._pass_notices_on, self._push_moves]
         now = self._around.world.monotonic()
         if now >= self._look_at:
             self._look_at = now + _LOOK_EVERY_S
@@ -265,6 +300,23 @@ class RunTender:
         if trouble != self.trouble:
             self.trouble = trouble
             self._changed()
+
+    def _pass_notices_on(self) -> None:
+        """Tell the agents whose machines go; each is told once, however often that is tried."""
+        now = self._around.world.now()
+        for generation, view in self.record.notices.items():
+            attempt = self.record.attempts.get(generation)
+            is_over = self.record.ended is not None or now >= view.deadline
+            if attempt is None or attempt.ended_at is not None or is_over:
+                continue
+            self.side(attempt.started).line.send(
+                Order(
+                    order_id=f"{self.run_id}:notice:{generation}:{view.at:.3f}",
+                    kind="notice",
+                    at=now,
+                    within_s=view.deadline - now,
+                )
+            )
 
     def _push_moves(self) -> None:
         for move in list(self.moves.values()):
@@ -323,6 +375,14 @@ class RunTender:
         if asked is not None:
             error = f"ended without a last save; {kept}"
             self._keep_end("stopped", f"{asked.why}; {error}" if asked.why else error, status)
+            return
+        if self.owner.job.generation in self.record.notices:
+            self._keep_end(
+                "lost",
+                f"its machine was taken away, as had been said ({kept}); continue it where there "
+                f"is one with `cloudshift resume {self.run_id}`",
+                status,
+            )
             return
         self._keep_end(
             "lost",

@@ -190,6 +190,7 @@ class MigrationView(msgspec.Struct, frozen=True):
 
     ``approvals`` are all that count so far, ``decision`` the one that settled it. ``partial`` says
     what did not move, None when everything did. ``notice_s``: seconds left of a forced stop.
+    ``waiting``: why the run's own rule has not decided yet; empty when it has, or when it asks.
     """
 
     migration_id: str
@@ -212,3 +213,4 @@ class MigrationView(msgspec.Struct, frozen=True):
     partial: str | None = None
     notice_s: float | None = None
     still_s: float | None = None
+    waiting: str = ""

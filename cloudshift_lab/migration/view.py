@@ -15,6 +15,7 @@ def view(
     receipt: str | None = None,
     futures: Futures | None = None,
     going: Going | None = None,
+    waiting: str = "",
 ) -> MigrationView:
     """The shown form of a saga.
 
@@ -26,6 +27,7 @@ def view(
         receipt: Where the receipt lies, once there is one.
         futures: What was simulated of the plan before its decision.
         going: How far the pending effect is.
+        waiting: Why the run's own rule has not decided yet.
     """
     return MigrationView(
         migration_id=saga.plan.migration_id,
@@ -48,6 +50,7 @@ def view(
         partial=saga.partial,
         notice_s=_notice_s(saga, as_of),
         still_s=saga.still_s,
+        waiting=waiting,
     )
 
 

@@ -1,0 +1,98 @@
+"""A machine that will be taken away: what is known of the run then, and what can still be done."""
+
+from __future__ import annotations
+
+import msgspec
+
+from cloudshift_lab.core.asks import NoticeAsk, NoticeView
+from cloudshift_lab.core.errors import UsageError
+from cloudshift_lab.core.orders import AgentStatus
+from cloudshift_lab.market.closing import ASSUMED_RESTORE_S
+from cloudshift_lab.market.estimate import ASSUMED_BYTES_PER_S, estimate_transfer_s
+from cloudshift_lab.migration import GraceFacts, Saga, plan_grace
+
+_ASSUMED_STEP_S = 1.0
+_ASSUMED_PROVISION_S = 20.0
+_LONGEST_NOTICE_S = 86_400.0
+
+
+def check_notice(ask: NoticeAsk) -> None:
+    """Raise UsageError when a notice is out of range."""
+    if not 0 <= ask.within_s <= _LONGEST_NOTICE_S:
+        raise UsageError("a notice is given 0 s to 24 h ahead; mend the call")
+
+
+def notice_view(
+    run_id: str, ask: NoticeAsk, status: AgentStatus | None, saga: Saga | None, *, now: float
+) -> NoticeView:
+    """What will and what will not be done in the time.
+
+    Args:
+        run_id: Which run.
+        ask: Which side's machine goes, and when.
+        status: The newest word of the agent that trains.
+        saga: The open move, None without one.
+        now: Wall-clock seconds.
+    """
+    bare = NoticeView(
+        run_id=run_id,
+        side=ask.side,
+        at=now,
+        deadline=now + ask.within_s,
+        migration_id=None if saga is None else saga.plan.migration_id,
+    )
+    if ask.side == "target":
+        return msgspec.structs.replace(
+            bare, does=("roll back",), words="the run stays at its source, which trains on"
+        )
+    plan = plan_grace(ask.within_s, _facts(status, saga))
+    return msgspec.structs.replace(
+        bare,
+        does=plan.does,
+        finishes=plan.finishes,
+        lost_steps=plan.lost_steps,
+        words=plan.words,
+    )
+
+
+def _facts(status: AgentStatus | None, saga: Saga | None) -> GraceFacts:
+    """What the agent said last; what it did not say is assumed."""
+    if status is None:
+        return GraceFacts(step_s=_ASSUMED_STEP_S, save_s=0.0, last_commit_age_steps=0)
+    save_s = status.saves.save_s
+    if save_s is None:
+        save_s = status.state_bytes / ASSUMED_BYTES_PER_S
+    return GraceFacts(
+        step_s=_ASSUMED_STEP_S if status.step_s is None else status.step_s,
+        save_s=save_s,
+        last_commit_age_steps=_age(status, status.committed_step or 0),
+        staged_age_steps=None if (staged := _staged(status)) is None else _age(status, staged),
+        staged_left_s=save_s,
+        provision_s=_provision_s(saga),
+        copy_s=_copy_s(saga),
+        restore_s=ASSUMED_RESTORE_S,
+    )
+
+
+def _staged(status: AgentStatus) -> int | None:
+    """A staged step that is not committed yet."""
+    staged, committed = status.staged_step, status.committed_step
+    return None if staged is None or staged <= (committed or 0) else staged
+
+
+def _age(status: AgentStatus, step: int) -> int:
+    """Steps since then, the running one too."""
+    return max(0, (status.step or 0) - step) + 1
+
+
+def _provision_s(saga: Saga | None) -> float | None:
+    if saga is None or saga.phase == "proposed":
+        return None
+    return 0.0 if "provision" in saga.done else _ASSUMED_PROVISION_S
+
+
+def _copy_s(saga: Saga | None) -> float | None:
+    if saga is None:
+        return None
+    num_bytes = saga.plan.bill.transfer_bytes - saga.bytes_moved
+    return estimate_transfer_s(max(0, num_bytes), saga.bytes_per_s).seconds
