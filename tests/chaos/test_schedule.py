@@ -1,0 +1,53 @@
+"""The drawing of faults: all pairs, by seed, and nothing after what ends a move."""
+
+from cloudshift_lab.sim.chaos.report import PHASES, VICTIMS
+from cloudshift_lab.sim.chaos.schedule import FATAL, Schedule
+
+
+def attacks(seed, num=200):
+    schedule = Schedule(seed, longest_s=30.0)
+    return [schedule.draw(4) for _ in range(num)]
+
+
+def test_a_seed_draws_the_same_attacks():
+    assert attacks(7) == attacks(7) != attacks(8)
+
+
+def test_every_victim_is_hit_in_every_phase_before_any_pair_comes_again():
+    schedule, seen = Schedule(3, longest_s=30.0), []
+    while len(seen) < len(PHASES) * len(VICTIMS):
+        seen += [(s.phase, s.victim) for s in schedule.draw(4).strikes]
+    assert set(seen) == {(phase, victim) for phase in PHASES for victim in VICTIMS}
+    assert len(seen) == len(set(seen))
+
+
+def test_strikes_come_in_the_order_of_their_phases_and_none_after_one_that_ends_the_move():
+    before_commit = [phase for phase in PHASES if phase not in ("committed", "resumed")]
+    for attack in attacks(5):
+        places = [PHASES.index(strike.phase) for strike in attack.strikes]
+        assert places == sorted(set(places))
+        ends = [s.victim in FATAL and s.phase in before_commit for s in attack.strikes]
+        assert not any(ends[:-1])
+
+
+def test_a_closing_is_drawn_that_has_the_phases_to_be_hit():
+    for attack in attacks(6):
+        phases = {strike.phase for strike in attack.strikes}
+        assert attack.closing == "copy" or "copying" not in phases
+        assert attack.closing == "replay" or "rehearsing" not in phases
+
+
+def test_what_found_no_victim_comes_again_but_not_for_ever():
+    schedule = Schedule(1, longest_s=30.0)
+    missed = schedule.draw(1).strikes[0]
+    times = 0
+    while len(schedule._pool) and times < 10:
+        schedule._pool = []
+        schedule.put_back(missed)
+        times += 1
+    assert times == 3
+
+
+def test_no_more_strikes_than_asked_for():
+    schedule = Schedule(2, longest_s=30.0)
+    assert {len(schedule.draw(1).strikes) for _ in range(50)} == {1}
