@@ -30,10 +30,11 @@ WORDS: dict[int, np.dtype[Any]] = {
     4: np.dtype("<u4"),
     8: np.dtype("<u8"),
 }
+_SHIFTS = [np.array(bits, dtype=np.uint8) for bits in range(64)]
 _SIGNED = {size: np.dtype(f"<i{size}") for size in WORDS}
 HEAD_BYTES = 4 * max(WORDS)
 """How much longer than its chunk a blob may get before it turns out not to be shorter."""
-_PROBE_BLOCK, _PROBE_BLOCKS, _RUN_BLOCKS = 64, 16, 32
+_PROBE_BLOCK, _PROBE_BLOCKS = 64, 16
 # Share of equal pairs in random bytes is 1/256; at 7.9 bits of order-0 entropy it is 15 % more.
 _RANDOM_PAIRS, _CODED_PAIRS = 1.15 / 256, 2 / 256
 _SPLIT = 2**31
@@ -117,7 +118,7 @@ def judge(run: Bytes1d, kind: ElementType) -> Verdicts:
     """
     if not kind.is_float:
         return ()
-    words = _sample(run.view(WORDS[kind.width]), _RUN_BLOCKS)
+    words = _sample(run.view(WORDS[kind.width]))
     plane = np.empty(len(words), dtype=np.uint8)
     found = []
     for p in range(kind.width):
@@ -138,45 +139,35 @@ def _encode_planes(
 
     Every fresh page costs more than its use.
     """
-    split = _Split(raw.view(WORDS[width]))
-    num_words, at = len(raw) // width, 4 * width
+    words = raw.view(WORDS[width])
+    num_words, at = len(words), 4 * width
     where = _scratch("blob", len(raw) + at).data if room is None else room
     blob: Bytes1d = np.frombuffer(where, dtype=np.uint8)
+    upper = None if width != 4 else _upper_half(words)
     lengths = []
     for p in range(width):
         plane = blob[at : at + num_words]
-        split.take(p, plane)
+        if p < 2 or upper is None:
+            _take_plane(words, p, plane)
+        else:
+            np.right_shift(upper, _SHIFTS[8 * p - 16], out=plane, casting="unsafe")
         lengths.append(_shrink(plane, verdicts[p] if verdicts else Verdict.UNSURE))
         at += lengths[-1]
     struct.pack_into(f"<{width}I", where, 0, *lengths)
     return where[:at].tobytes() if room is None else where[:at]
 
 
-class _Split:
-    """Takes words apart, plane by plane in ascending order.
-
-    The upper planes of four are read from the upper half of the words, which is half as long.
-    """
-
-    def __init__(self, words: Words) -> None:
-        self._words = words
-        self._upper: Words | None = None
-
-    def take(self, p: int, plane: Bytes1d) -> None:
-        """Byte ``p`` of every word rotated left by one bit."""
-        if self._words.itemsize != 4 or p < 2:
-            _take_plane(self._words, p, plane)
-            return
-        if self._upper is None:
-            self._upper = _scratch("upper", 2 * len(self._words)).view(WORDS[2])
-            np.right_shift(self._words, 15, out=self._upper, casting="unsafe")
-        np.right_shift(self._upper, 8 * p - 16, out=plane, casting="unsafe")
+def _upper_half(words: Words) -> Words:
+    """The upper two bytes of four-byte words rotated left by one bit: half as much to read."""
+    upper = _scratch("upper", 2 * len(words)).view(WORDS[2])
+    np.right_shift(words, _SHIFTS[15], out=upper, casting="unsafe")
+    return upper
 
 
 def _take_plane(words: Words, p: int, plane: Bytes1d) -> None:
     """Byte ``p`` of every word rotated left by one bit."""
     if p:
-        np.right_shift(words, 8 * p - 1, out=plane, casting="unsafe")
+        np.right_shift(words, _SHIFTS[8 * p - 1], out=plane, casting="unsafe")
         return
     signs = _scratch("signs", len(words)).view(np.bool_)
     np.less(words.view(_SIGNED[words.itemsize]), 0, out=signs)
@@ -207,15 +198,15 @@ def _scratch(name: str, num_bytes: int) -> Bytes1d:
 
 def _worth_trying(data: Bytes1d) -> bool:
     """Collision entropy of a sample: random bytes are not worth a compressor's time."""
-    return _equal_pairs(_sample(data, _PROBE_BLOCKS)) >= _RANDOM_PAIRS
+    return _equal_pairs(_sample(data)) >= _RANDOM_PAIRS
 
 
-def _sample(data: Words, num_blocks: int) -> Words:
+def _sample(data: Words) -> Words:
     """Blocks of neighbours, all over the data; all of it where that is not more."""
-    if len(data) <= _PROBE_BLOCK * num_blocks:
+    if len(data) <= _PROBE_BLOCK * _PROBE_BLOCKS:
         return data
-    stride = len(data) // num_blocks
-    blocks = data[: stride * num_blocks].reshape(num_blocks, stride)
+    stride = len(data) // _PROBE_BLOCKS
+    blocks = data[: stride * _PROBE_BLOCKS].reshape(_PROBE_BLOCKS, stride)
     return blocks[:, :_PROBE_BLOCK].reshape(-1)
 
 

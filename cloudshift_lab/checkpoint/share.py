@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cloudshift_lab.checkpoint.boxes import (
+    Ints,
     Region,
     TensorBox,
     TensorSpec,
@@ -158,6 +160,11 @@ def _cut_box(box: TensorBox, buffer: Buffer, first_row: int) -> ShareBox:
     cell = grid_cell(box.global_shape, kind.itemsize)
     entry = BoxEntry(box.name, box.dtype, box.global_shape, box.offset, box.shape, cell=cell)
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    lens = cut(box.region, cell).num_elements() * kind.itemsize
-    starts = (0, *np.cumsum(lens).tolist())
+    starts = _starts(box.region, cell, kind.itemsize)
     return ShareBox(entry, kind, flat, starts, first_row)
+
+
+@lru_cache(maxsize=4096)
+def _starts(region: Region, cell: Ints, itemsize: int) -> tuple[int, ...]:
+    """Where the chunks of a box begin in it, and its end; the same at every save."""
+    return (0, *np.cumsum(cut(region, cell).num_elements() * itemsize).tolist())
