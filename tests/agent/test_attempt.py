@@ -126,7 +126,7 @@ class Machine:
             time.sleep(0.05)
 
     def order(
-        self, job: JobSpec, kind: OrderKind, sealed: OrderResult | None = None
+        self, job: JobSpec, kind: OrderKind, sealed: OrderResult | None = None, **more: object
     ) -> OrderResult:
         number = self._num_orders.get((job.run_id, job.generation), 0)
         self._num_orders[job.run_id, job.generation] = number + 1
@@ -134,6 +134,7 @@ class Machine:
             order_id=f"{kind}-{number}", kind=kind, at=0.0,
             step=sealed.step if sealed else None,
             manifest_digest=sealed.manifest_digest if sealed else None,
+            **more,  # type: ignore[arg-type]
         )  # fmt: skip
         store = self.stores[job.placement.cloud]
         assert store.create(inbox_key(job.run_id, job.generation, number), to_json(order))
@@ -208,8 +209,11 @@ def finished(machine: Machine, job: JobSpec) -> AgentStatus:
     return machine.until(job, lambda status: status.state == "finished")
 
 
-def hand_over(machine: Machine, source: JobSpec, target: JobSpec, sealed: OrderResult) -> None:
-    """What the conductor's commit does."""
+def hand_over(
+    machine: Machine, source: JobSpec, target: JobSpec, sealed: OrderResult, *,
+    carries_over: bool = True,
+) -> None:  # fmt: skip
+    """What the conductor's commit does; the sealed step is carried over unless it was replayed."""
     stores: list[Store] = [machine.stores[job.placement.cloud] for job in (source, target)]
     logs = [RunLog(store, source.run_id) for store in stores]
     landed = logs[0].handover(
@@ -220,6 +224,8 @@ def hand_over(machine: Machine, source: JobSpec, target: JobSpec, sealed: OrderR
     logs[1].acquire(generation=target.generation, owner=target.owner, nonce="a", base=base)
     last = logs[0].sync().last_commit
     assert last is not None and last.manifest_digest == sealed.manifest_digest
+    if not carries_over:
+        return
     logs[1].commit(
         generation=target.generation, step=last.step or 0, manifest_key=str(last.manifest_key),
         manifest_digest=str(last.manifest_digest), nonce="c",
@@ -297,6 +303,52 @@ def test_a_run_resumes_after_a_drain_then_moves_and_loses_no_step(
         common = both.keys() & undisturbed.keys()
         assert {s: both[s] for s in common} == {s: undisturbed[s] for s in common}
         assert sorted(both) == list(range(1, len(both) + 1))
+    wait_no_process(run_id)
+
+
+def test_a_replayed_step_is_equal_bit_by_bit_and_training_goes_on_from_it_without_a_copy(
+    machine: Machine, control: JobSpec
+) -> None:
+    run_id = REAL_WORLD.new_id("replayed")
+    slow = {"STEPS": "100000", "SLOW_FROM": "5"}
+    source = machine.job(run_id, 21, env=slow)
+    target = machine.job(
+        run_id, 22, "there", env=slow, standby=True, source_cloud="here",
+        source_url=machine.stores["here"].url,
+    )  # fmt: skip
+    machine.submit(source)
+    target_handle = machine.submit(target)
+    machine.until(target, lambda s: s.state == "standby")
+    assert machine.order(source, "save").state == "done"
+    copied = machine.order(target, "precopy", num_steps=3, replay=True)
+    assert copied.state == "done" and copied.step is not None, copied
+    rehearsed = machine.order(target, "rehearse", num_steps=3, replay=True)
+    assert rehearsed.state == "done" and rehearsed.step_s, rehearsed
+    status = machine.status(target)
+    assert status is not None
+    assert (status.state, status.step, status.first_step_at) == ("standby", None, None)
+
+    sealed = machine.order(source, "drain")
+    proved = machine.order(target, "catch_up", sealed)
+    assert (proved.state, proved.step) == ("done", sealed.step), proved
+    assert RunLog(machine.stores["there"], run_id).sync().records == ()
+    hand_over(machine, source, target, sealed, carries_over=False)
+    assert machine.order(target, "go", sealed).state == "done"
+    machine.order(source, "retire")
+    machine.until(target, lambda s: (s.committed_step or 0) >= (sealed.step or 0))
+    first = RunLog(machine.stores["there"], run_id).sync().commits[0]
+    assert (first.step, first.generation) == (sealed.step, 22)
+
+    assert machine.engine.stop(target_handle, grace_s=LIMIT_S).returncode == 0
+    finished(machine, control)
+    for rank in (0, 1):
+        before, after = machine.losses(source, rank), machine.losses(target, rank)
+        assert min(after) > copied.step and max(after) > max(before) == sealed.step
+        undisturbed = machine.losses(control, rank)
+        for losses in (before, undisturbed):
+            common = after.keys() & losses.keys()
+            assert {s: after[s] for s in common} == {s: losses[s] for s in common}
+        assert before.keys() & after.keys()
     wait_no_process(run_id)
 
 
