@@ -23,7 +23,7 @@ from cloudshift_lab.storage.store import Store, open_store
 
 Address = tuple[str, dict[str, object]]
 
-pytest.register_assert_rewrite("cloudshift_lab.sim.contracts")
+pytest.register_assert_rewrite("cloudshift_lab.sim.contracts", "cloudshift_lab.sim.lease_contract")
 
 
 def pytest_configure(config: pytest.Config) -> None:

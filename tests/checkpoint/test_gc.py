@@ -22,9 +22,9 @@ from cloudshift_lab.checkpoint.share import stage_arrays
 from cloudshift_lab.checkpoint.tombs import open_tombstones
 from cloudshift_lab.checkpoint.write import write_rank
 from cloudshift_lab.core.errors import Conflict, Corrupt, NotFound, Unavailable, UsageError
-from cloudshift_lab.storage.copy import copy_keys
 from cloudshift_lab.storage.log import RunLog, log_key
 from cloudshift_lab.storage.memory import MemoryStore
+from cloudshift_lab.storage.transfer import transfer
 
 
 class Clock:
@@ -324,8 +324,7 @@ def test_a_copy_under_way_is_held_until_its_commit(store, clock, trainer):
 
 def copy(source, target, commit):
     plan = copy_plan(source, target, "run-1", commit.manifest_key, commit.manifest_digest)
-    for keys in (plan.packs, plan.records):
-        copy_keys(source, target, keys)
+    transfer(source, target, plan.packs, then=[plan.records])
 
 
 def test_a_cancelled_copy_is_collected_after_its_hold_is_released(store, clock, trainer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from cloudshift_lab.checkpoint.gc import collect
 from cloudshift_lab.core.errors import Fenced, Unsupported, UsageError
 from cloudshift_lab.core.placement import Cloud
 from cloudshift_lab.storage.lease import heartbeat_key
@@ -120,3 +121,12 @@ def test_a_cloud_with_a_log_url_opens_both() -> None:
     assert RunLog(open_store("memory://test-split-log"), "r").sync().owner == "a"
     plain = open_cloud_store(msgspec.structs.replace(cloud, log_url=""))
     assert not isinstance(plain, SplitStore)
+
+
+def test_a_collector_that_opened_the_data_alone_deletes_nothing(split: SplitStore) -> None:
+    own(split)
+    split.put("packs/aa/" + "a" * 64 + ".pack", b"pack")
+    for _ in range(3):
+        with pytest.raises(UsageError, match="kept at memory://log"):
+            collect(split.data, grace_s=0.0)
+    assert len(split.list("packs")) == 1

@@ -10,6 +10,7 @@ import pytest
 from blake3 import blake3
 
 from cloudshift_lab.core.errors import Corrupt, Denied, Exhausted, NotFound, Unavailable
+from cloudshift_lab.sim.faulty_store import FaultRates, FaultyStore, Mutation
 from cloudshift_lab.sim.scheduler import Scheduler, SimWorld
 from cloudshift_lab.storage.memory import MemoryStore
 from cloudshift_lab.storage.store import Blob
@@ -456,3 +457,47 @@ def test_one_at_a_time_it_runs_in_a_simulation_and_starts_no_thread() -> None:
         return scheduler.digest(), scheduler.clock_s
 
     assert history() == history()
+
+
+BAD = FaultRates(
+    before=0.05, after=0.05, late=0.02, damaged=0.05, outage=0.005, full=0, denied=0,
+    calm_at_s=400.0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_through_bad_stores_and_crashes_only_whole_objects_arrive_and_in_the_end_all(
+    seed: int,
+) -> None:
+    print(f"seed {seed}")
+    objects = dict(pack(bytes([n]) * (300 + n)) for n in range(12))
+    scheduler, torn = Scheduler(seed), []
+    inner, arrived = MemoryStore("memory://source"), MemoryStore("memory://target")
+    for key, data in objects.items():
+        inner.put(key, data)
+
+    def judge(mutation: Mutation) -> None:
+        if mutation.data != objects[mutation.key]:
+            torn.append(mutation)
+
+    source, target = (
+        FaultyStore(store, scheduler, BAD, watch=judge, yielded=lambda operation: None)
+        for store in (inner, arrived)
+    )
+
+    def live(name: str) -> None:
+        options = TransferOptions(concurrency=1, patience_s=5)
+        while True:
+            world = SimWorld(scheduler, name)
+            try:
+                transfer(source, target, dict.fromkeys(objects), options=options, world=world)
+                return
+            except Unavailable:
+                world.sleep(1.0)
+
+    first = scheduler.spawn("first", lambda: live("first"))
+    scheduler.call_later(5.0 + seed / 4, lambda: scheduler.crash(first))
+    scheduler.spawn("second", lambda: live("second"), after_s=10.0 + seed / 4)
+    scheduler.run()
+    assert torn == []
+    assert {key: arrived.get(key) for key in arrived.list("")} == objects
