@@ -23,6 +23,7 @@ _OVERTAKEN: dict[OrderKind, tuple[OrderKind, ...]] = {
     "notice": ("precopy", "rehearse", "copy", "verify", "catch_up"),
     "catch_up": ("precopy", "rehearse"),
     "copy": ("precopy", "rehearse", "catch_up"),
+    "go": ("precopy", "rehearse", "copy", "verify", "catch_up"),
 }
 
 

@@ -11,7 +11,14 @@ from cloudshift_lab.agent.protocols import Restore
 from cloudshift_lab.agent.tenure import restore_of
 from cloudshift_lab.agent.watch import SourceWatch
 from cloudshift_lab.checkpoint.reader import Checkpoint
-from cloudshift_lab.core.errors import Conflict, Mismatch, Unsupported
+from cloudshift_lab.core.errors import (
+    Conflict,
+    Corrupt,
+    Exhausted,
+    Mismatch,
+    NotFound,
+    Unsupported,
+)
 from cloudshift_lab.core.orders import Order, OrderResult
 
 Prove = Callable[[int, Checkpoint], tuple[str, ...]]
@@ -19,6 +26,8 @@ Prove = Callable[[int, Checkpoint], tuple[str, ...]]
 
 _ENDED = frozenset({"stopped", "finished", "failed", "retired", "fenced"})
 _MOST_NAMED = 3
+STUCK_S = 120.0
+STUCK_STEPS = 20
 
 
 class Rehearsal:
@@ -165,6 +174,7 @@ class Rehearsal:
         Raises:
             Mismatch: A loss or a hash differs, or the ranks are past the sealed step; they go back
                 to the gate, and the move can still be closed by copying.
+            Exhausted: There is nothing to repeat from, or the ranks have not moved for long.
             Conflict: The ranks failed, or the run is ours already.
             Unsupported: This agent cannot compare what its ranks staged.
         """
@@ -180,17 +190,20 @@ class Rehearsal:
         self.watch()
         checkpoint = self._mover.open_source(record)
         if self.origin is None:
+            self._refuse_empty()
             yield from self._send_off(order)
         self._most = sealed.step
         self._let_go_on(sealed.step)
+        moved = self._where(), self._attempt.world.monotonic()
         while not self._is_staged(sealed.step):
             self._refuse_broken()
             self._refuse_past(sealed.step)
+            moved = self._refuse_stuck(*moved)
             detail = f"step {self._attempt.view.step} of {sealed.step}"
             yield OrderResult(state="running", step=self._attempt.view.step, detail=detail)
         self._compare()
         self._refuse_broken()
-        if different := prove(sealed.step, checkpoint):
+        if different := self._compare_bytes(prove, sealed.step, checkpoint):
             raise self._differs(sealed.step, different)
         self.proven = sealed
         assert self.origin is not None
@@ -216,6 +229,44 @@ class Rehearsal:
             self._captured = step
             self._attempt.ranks.capture()
         return view.staged_step == step
+
+    def _where(self) -> tuple[object, ...]:
+        view = self._attempt.view
+        return self._limit, view.state, view.step, view.held_step, view.staged_step
+
+    def _refuse_empty(self) -> None:
+        if self._mover.newest_whole() is None:
+            raise Exhausted("no step is here to repeat from; close the move by copying")
+
+    def _refuse_stuck(
+        self, where: tuple[object, ...], since: float
+    ) -> tuple[tuple[object, ...], float]:
+        """Nobody trains meanwhile: ranks that do not move are given up for a copy.
+
+        Returns:
+            Where the ranks are, and since when (monotonic seconds).
+        """
+        now, view = self._attempt.world.monotonic(), self._attempt.view
+        if where != self._where():
+            return self._where(), now
+        if now - since > max(STUCK_S, STUCK_STEPS * (view.step_s or 0.0)):
+            why = f" ({view.warning})" if view.warning else ""
+            self.back_to_gate()
+            raise Exhausted(
+                f"the target's ranks have not moved for {now - since:.0f} s{why}; "
+                "close the move by copying"
+            )
+        return where, since
+
+    def _compare_bytes(self, prove: Prove, step: int, sealed: Checkpoint) -> tuple[str, ...]:
+        try:
+            return prove(step, sealed)
+        except (Corrupt, NotFound) as error:
+            self.back_to_gate()
+            raise Mismatch(
+                f"the repeated step {step} could not be compared ({error.message}); "
+                "close the move by copying"
+            ) from error
 
     def _refuse_past(self, step: int) -> None:
         view = self._attempt.view

@@ -9,6 +9,7 @@ import numpy as np
 from cloudshift_lab.agent.protocols import RanksView, Restore
 from cloudshift_lab.checkpoint import Checkpoint, stage_arrays
 from cloudshift_lab.checkpoint.fingerprint import differing
+from cloudshift_lab.core.errors import NotFound
 
 from .conftest import Attempt, ManualWorld, ScriptedRanks, SwitchableStore, make_job
 
@@ -23,7 +24,7 @@ class RepeatingRanks(ScriptedRanks):
     """Every poll ends a step, up to the limit; there they hold, and stage when that is wanted.
 
     ``wrong_from``: from this step on their losses differ. ``spoils``: what they stage does.
-    ``is_stuck``: they end no further step.
+    ``is_stuck``: they end no further step. ``is_silent``: they tell no losses.
     """
 
     def __init__(self) -> None:
@@ -32,6 +33,7 @@ class RepeatingRanks(ScriptedRanks):
         self.spoils = False
         self.is_stuck = False
         self.is_silent = False
+        self.has_lost_its_copy = False
         self._limit: int | None = None
         self._wants = False
 
@@ -83,6 +85,8 @@ class RepeatingRanks(ScriptedRanks):
         )  # fmt: skip
 
     def prove(self, step: int, sealed: Checkpoint) -> tuple[str, ...]:
+        if self.has_lost_its_copy:
+            raise NotFound(f"rank 0 has no staged step {step} any more; the next save will do")
         value = step + (0.5 if self.spoils else 0.0)
         arrays = {"w": np.full((4, 3), value, dtype=np.float32)}
         return differing([stage_arrays(arrays, step=step)], sealed)

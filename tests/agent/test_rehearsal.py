@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cloudshift_lab.agent.protocols import RankError, RanksView, SaveFailed
-from cloudshift_lab.agent.rehearsal import is_same
+from cloudshift_lab.agent.rehearsal import STUCK_S, is_same
 from cloudshift_lab.storage.logstate import log_key
 
 from .conftest import Attempt, ManualWorld, SwitchableStore, hand_over
@@ -318,6 +318,56 @@ def test_catching_up_outlives_a_source_that_is_away_for_a_while(
     assert standby.ranks.told.count("capture") == 1
 
 
+def test_ranks_that_do_not_move_while_nobody_trains_are_given_up_for_a_copy(
+    source: Attempt, standby: Standby
+) -> None:
+    shadowing(standby, source)
+    digest = seal_at(source, 20)
+    standby.ranks.is_stuck = True
+    catch_up = standby.order("catch_up", step=20, digest=digest)
+    standby.tick(int(STUCK_S))
+    assert standby.result(catch_up).state == "running"
+    standby.world.time += STUCK_S
+    standby.tick()
+    result = standby.result(catch_up)
+    assert (result.state, result.error_kind) == ("failed", "Exhausted")
+    standby.ranks.is_stuck = False
+    close_by_copy(source, standby, digest)
+
+
+def test_without_a_step_to_repeat_from_the_move_is_to_be_closed_by_copying(
+    source: Attempt, standby: Standby
+) -> None:
+    digest = seal_at(source, 20)
+    catch_up = standby.order("catch_up", step=20, digest=digest)
+    standby.tick()
+    assert standby.result(catch_up).error_kind == "Exhausted"
+    close_by_copy(source, standby, digest)
+
+
+def test_a_staged_step_that_cannot_be_read_is_not_taken_for_equal(
+    source: Attempt, standby: Standby
+) -> None:
+    shadowing(standby, source)
+    digest = seal_at(source, 20)
+    standby.ranks.has_lost_its_copy = True
+    catch_up = standby.order("catch_up", step=20, digest=digest)
+    standby.tick(30)
+    result = standby.result(catch_up)
+    assert (result.error_kind, standby.ranks.told[-1]) == ("Mismatch", "start standby")
+    assert "has no staged step" in (result.error or "")
+
+
+def test_the_replay_says_when_its_last_step_ended(source: Attempt, standby: Standby) -> None:
+    shadowing(standby, source)
+    digest = seal_at(source, 20)
+    began = standby.world.time
+    catch_up = standby.order("catch_up", step=20, digest=digest)
+    standby.tick(30)
+    at = standby.result(catch_up).step_at
+    assert at is not None and began <= at < standby.world.time
+
+
 def test_an_agent_that_cannot_compare_bytes_says_that_it_cannot_replay(
     source: Attempt, target: Attempt
 ) -> None:
@@ -424,6 +474,21 @@ def test_an_agent_that_dies_after_its_first_commit_goes_on_from_its_newest(
     again = standby.revived(source)
     again.tick(8)
     assert "go 30" in again.ranks.told
+
+
+def test_a_revived_agent_that_has_the_run_needs_nothing_of_the_source_any_more(
+    source: Attempt, standby: Standby
+) -> None:
+    digest = caught_up(standby, source)
+    hand_over(source, standby, digest, carries_over=False)
+    standby.order("go", step=20, digest=digest)
+    standby.tick(6)
+    assert standby.log.sync().commits[0].step == 20
+    source.store.is_down = True
+    again = standby.revived(source)
+    status = again.tick(8)
+    assert "go 20" in again.ranks.told
+    assert status.state == "running"
 
 
 def test_a_first_commit_that_fails_is_tried_again_while_the_run_trains(
