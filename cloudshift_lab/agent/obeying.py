@@ -103,6 +103,7 @@ class Obeying:
     def _enter(self, restore: Restore) -> None:
         """The run is ours from this commit on: let the ranks train from it."""
         attempt = self._attempt
+        attempt.view = attempt.ranks.poll()  # a revived agent has only just started them
         attempt.saves.continue_from(restore)
         proven, origin = self._proven, None if self._rehearsal is None else self._rehearsal.origin
         if proven == restore:
