@@ -45,13 +45,19 @@ class ManualWorld:
 
 @dataclass
 class Puppet:
-    """One attempt's agent. ``fail`` names order kinds that fail, ``mute`` ones never answered."""
+    """One attempt's agent. ``fail`` names order kinds that fail, ``mute`` ones never answered.
+
+    ``fail_as`` is how they fail; ``nodes_up`` of its nodes are there.
+    """
 
     job: JobSpec
     store: Store
     world: ManualWorld
     fail: set[str] = field(default_factory=set)
     mute: set[str] = field(default_factory=set)
+    fail_as: str = "Corrupt"
+    nodes_up: int | None = None
+    orders: list[Order] = field(default_factory=list)
     is_gone: bool = False
     is_frozen: bool = False
     step: int = 0
@@ -70,11 +76,15 @@ class Puppet:
             at=0.0,
             state_bytes=2000,
             stored_bytes=1000,
+            step_s=0.5,
         )
 
     def tick(self) -> None:
         if self.is_gone or self.is_frozen:
             return
+        if self.nodes_up is None:
+            self.nodes_up = self.job.placement.nodes
+        self.status = msgspec.structs.replace(self.status, nodes_up=self.nodes_up)
         if self.status.state == "running":
             self._train()
         self._read_inbox()
@@ -107,6 +117,7 @@ class Puppet:
                 return
             self.next_order += 1
             self.obeyed.append(order.kind)
+            self.orders.append(order)
             if order.kind in self.mute:
                 continue
             try:
@@ -120,7 +131,13 @@ class Puppet:
 
     def _obey(self, order: Order) -> OrderResult:
         if order.kind in self.fail:
-            return OrderResult(state="failed", error_kind="Corrupt", error="a chunk is corrupt")
+            return OrderResult(state="failed", error_kind=self.fail_as, error="a chunk is corrupt")
+        if order.kind == "save":
+            return self._save(order)
+        if order.kind == "rehearse":
+            return OrderResult(state="done", step=self.step, step_s=2.0, detail="equal")
+        if order.kind == "catch_up":
+            return OrderResult(state="done", step=order.step, step_at=self.world.now())
         if order.kind == "drain":
             record = self.log.commit(
                 generation=self.job.generation,
@@ -137,8 +154,11 @@ class Puppet:
         if order.kind == "go":
             state = self.log.sync()
             assert (state.generation, state.owner) == (self.job.generation, self.job.owner)
-            assert state.last_commit is not None
-            assert state.last_commit.step == order.step
+            if state.last_commit is None:
+                assert order.replay
+                self._commit_replayed(order)
+            else:
+                assert state.last_commit.step == order.step
             self.step = order.step or 0
             self._become("running")
         if order.kind == "resume":
@@ -146,8 +166,32 @@ class Puppet:
         if order.kind in ("retire", "stop"):
             self._become("retired" if order.kind == "retire" else "stopped")
             self.is_gone = True
-        num_bytes = 500 if order.kind in ("precopy", "copy") else 0
-        return OrderResult(state="done", num_bytes=num_bytes)
+        carries = order.kind in ("precopy", "copy")
+        return OrderResult(
+            state="done",
+            num_bytes=500 if carries else 0,
+            bytes_per_s=2e6 if carries else None,
+        )
+
+    def _save(self, order: Order) -> OrderResult:
+        record = self.log.commit(
+            generation=self.job.generation,
+            step=self.step,
+            manifest_key=f"runs/{self.job.run_id}/steps/{self.step:08d}/manifest.json",
+            manifest_digest=f"digest-{self.step}",
+            nonce=order.order_id,
+        )
+        self.say(committed_step=self.step, committed_at=self.world.now())
+        return OrderResult(state="done", step=record.step, manifest_digest=record.manifest_digest)
+
+    def _commit_replayed(self, order: Order) -> None:
+        self.log.commit(
+            generation=self.job.generation,
+            step=order.step or 0,
+            manifest_key=f"runs/{self.job.run_id}/steps/{order.step:08d}/manifest.json",
+            manifest_digest=str(order.manifest_digest),
+            nonce=f"{order.order_id}:first",
+        )
 
     def _become(self, state: str, **changes: object) -> None:
         self.status = msgspec.structs.replace(self.status, state=state, **changes)
