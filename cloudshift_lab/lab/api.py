@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
+from cloudshift_lab.core.asks import Carrier, ClosingWish, Noticed
 from cloudshift_lab.core.money import to_micro_usd
-from cloudshift_lab.core.run import ApprovePolicy, RunSpec
+from cloudshift_lab.core.plan import MissingNodesPolicy
+from cloudshift_lab.core.run import RunSpec
 from cloudshift_lab.core.steps import RestoreFormat
 from cloudshift_lab.core.views import Target
 from cloudshift_lab.lab import stored
 from cloudshift_lab.lab.desk import Desk
 from cloudshift_lab.lab.objects import Migration, Report, Run, ScriptFailed
 from cloudshift_lab.lab.render import card
+from cloudshift_lab.lab.render.standing import awaits_decision
 from cloudshift_lab.lab.source import (
     check_script,
     name_of,
@@ -34,8 +37,10 @@ __all__ = [
     "jobs",
     "log",
     "migrate",
-    "migration",
+    "move",
+    "notice",
     "pin",
+    "receipts",
     "reject",
     "repair",
     "restore",
@@ -61,25 +66,29 @@ def train(
     name: str | None = None,
     on: str = "local",
     ranks: int = 2,
+    nodes: int = 1,
     checkpoint_every: int | str = "auto",
     keep: int | str = 5,
     seed: int = 0,
     env: Mapping[str, str] | None = None,
     budget_usd: float | None = None,
-    approve: ApprovePolicy = "ask",
+    approve: str = "ask",
 ) -> Run:
     """Start a run and return at once.
 
     Args:
         script: Path of a script, or its source when it holds a line break.
         on: ``cloud`` or ``cloud:region``.
-        ranks: Processes, >= 1.
+        ranks: Processes of each node, >= 1.
+        nodes: Machines, >= 1.
         checkpoint_every: Steps between checkpoints, or a time (``"30s"``, ``"5m"``), or ``"auto"``:
             the interval that loses least to saves and failures, from what a save of this run costs.
         keep: Which checkpoints stay: the newest N, ``"5,every=1000"``, or ``"all"``.
         env: Environment of the script; kept in private files of this machine, so pass a secret by
             reference (the path of the file that holds it).
         budget_usd: Most it may spend.
+        approve: Who approves its moves: ``"ask"``, ``"auto"``, ``"never"``, or a rule such as
+            ``"auto if price < 2.5/h and at 22:00-06:00 quiet 23:00-07:00"``.
 
     Raises:
         UsageError: Syntax error, unknown target or policy; nothing was started.
@@ -100,6 +109,7 @@ def train(
         budget_micro_usd=None if budget_usd is None else to_micro_usd(budget_usd),
         approve=approve,
         python=sys.executable,
+        nodes=nodes,
     )
     return Run(desk, desk.client().train(spec))
 
@@ -124,22 +134,62 @@ def status() -> Report:
     """Every run and what waits for a decision, as a table."""
     client = _desk().client()
     views = client.runs()
-    waiting = [move for move in client.migrations() if move.phase == "proposed"]
+    waiting = [move for move in client.migrations() if awaits_decision(move)]
     return Report(
         views, card.runs_text(views, waiting, "cloudshift"), card.runs_html(views, waiting)
     )
 
 
-def migrate(name: str | None = None, *, to: str, expires_s: float = 600.0) -> Migration:
+def migrate(
+    name: str | None = None,
+    *,
+    to: str,
+    elsewhere: Sequence[str] = (),
+    closing: ClosingWish = "auto",
+    rehearse: int | None = None,
+    missing_nodes: MissingNodesPolicy | None = None,
+    min_nodes: int = 1,
+    approvals: int | None = None,
+    limit_usd: float | None = None,
+    carrier: Carrier = "pull",
+    expires_s: float | None = None,
+) -> Migration:
     """Propose a move of a run; nothing happens before it is approved.
+
+    The arguments are those of :meth:`Run.migrate`.
 
     Raises:
         UsageError: Unknown target. Conflict: another move of this run is open.
     """
-    return run(name).migrate(to, expires_s=expires_s)
+    return run(name).migrate(
+        to,
+        elsewhere=elsewhere,
+        closing=closing,
+        rehearse=rehearse,
+        missing_nodes=missing_nodes,
+        min_nodes=min_nodes,
+        approvals=approvals,
+        limit_usd=limit_usd,
+        carrier=carrier,
+        expires_s=expires_s,
+    )
 
 
-def migration(name: str | None = None) -> Migration:
+def receipts(name: str | None = None) -> Report:
+    """What a run's moves were to cost and take, and did; ``report.data`` are the receipts.
+
+    Raises:
+        Corrupt: One was altered or left out.
+    """
+    return run(name).receipts()
+
+
+def notice(name: str | None = None, *, within_s: float, side: Noticed = "source") -> Report:
+    """Behave as if a machine were taken away in ``within_s`` seconds; a simulated notice."""
+    return run(name).notice(within_s, side=side)
+
+
+def move(name: str | None = None) -> Migration:
     """A move by its id or its run; without, the only one that waits for a decision."""
     desk = _desk()
     return Migration(desk, desk.find_migration(name))
@@ -151,12 +201,12 @@ def approve(name: str | None = None) -> Migration:
     Raises:
         StaleDecision: It expired or was decided otherwise.
     """
-    return migration(name).approve()
+    return move(name).approve()
 
 
 def reject(name: str | None = None) -> Migration:
     """Reject a proposed move. Raises StaleDecision as :func:`approve`."""
-    return migration(name).reject()
+    return move(name).reject()
 
 
 def stop(name: str | None = None) -> Run:

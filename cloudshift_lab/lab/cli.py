@@ -19,7 +19,8 @@ from cloudshift_lab.lab.grammar import parse_words
 from cloudshift_lab.lab.objects import Migration, Run, ScriptFailed, Shown, note
 from cloudshift_lab.lab.render.card import run_text
 from cloudshift_lab.lab.render.figures import number
-from cloudshift_lab.lab.render.move import state_line, timeline_text
+from cloudshift_lab.lab.render.move import move_text, timeline_text
+from cloudshift_lab.lab.render.standing import going_line
 from cloudshift_lab.lab.request import Request
 from cloudshift_lab.lab.verbs import perform
 from cloudshift_lab.lab.waiting import Waiting
@@ -91,7 +92,7 @@ class TerminalStage:
 
     def follow_move(self, migration: Migration) -> Callable[[MigrationView], None]:
         print(migration.as_text(), file=self._out, flush=True)
-        return _Phases(self._out)
+        return _Phases(self._out, self._desk.remember_plan)
 
     def open_dashboard(self, run_id: str | None) -> Shown | None:
         import webbrowser
@@ -140,17 +141,40 @@ class _Lines:
 
 
 class _Phases:
-    """A line per phase entered."""
+    """A line per phase entered, and in a terminal below it how far that is, redrawn.
 
-    def __init__(self, out: TextIO) -> None:
+    Args:
+        out: Where to.
+        shown: Called with each view whose plan was printed: when it is asked again.
+    """
+
+    def __init__(self, out: TextIO, shown: Callable[[MigrationView], None]) -> None:
         self._out = out
-        self._phase = ""
+        self._shown = shown
+        self._entered = 0
+        self._asked = ""
+        self._redrawn = False
 
     def __call__(self, view: MigrationView) -> None:
-        if view.phase != self._phase:
-            self._phase = view.phase
-            last = timeline_text(view)[-1:] or [state_line(view)]
-            print(last[0], file=self._out, flush=True)
+        if len(view.timeline) > self._entered:
+            self._entered = len(view.timeline)
+            self._clear()
+            print(timeline_text(view)[-1], file=self._out, flush=True)
+        if view.phase == "asking" and view.plan.digest != self._asked:
+            self._asked = view.plan.digest
+            print(move_text(view, PROMPT), file=self._out, flush=True)
+            self._shown(view)
+        elif self._out.isatty():
+            self._clear()
+            line = going_line(view)
+            print(line, end="", file=self._out, flush=True)
+            self._redrawn = bool(line)
+
+    def _clear(self) -> None:
+        """Take away the line that is redrawn."""
+        if self._redrawn:
+            print("\r\x1b[K", end="", file=self._out)
+        self._redrawn = False
 
 
 class _Spoken:

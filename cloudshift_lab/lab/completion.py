@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cloudshift_lab.lab.grammar import VERBS, Argument, Verb, find_verb, verb_names
+from cloudshift_lab.lab.vocabulary import VERBS, Argument, Verb, find_verb, verb_names
 
 _MAGIC = re.compile(r"^\s*(?:[\w.,\s]+=\s*)?(%{1,2})cloudshift(\s.*)?$", re.DOTALL)
 
@@ -98,6 +98,8 @@ def _values(item: Argument, catalogue: Catalogue) -> tuple[str, ...]:
         "run": catalogue.runs,
         "runs": catalogue.runs,
         "target": catalogue.targets,
+        "targets": catalogue.targets,
+        "rule": ("ask", "auto", "never"),
         "migration": catalogue.migrations,
         "job": catalogue.jobs,
     }

@@ -16,6 +16,7 @@ from cloudshift_lab.core.home import home
 from cloudshift_lab.core.plan import Decision, MigrationView, Verdict
 from cloudshift_lab.core.run import FINAL_STATES, RunView
 from cloudshift_lab.core.world import REAL_WORLD, World
+from cloudshift_lab.lab.render.standing import awaits_decision
 
 
 class Desk:
@@ -36,7 +37,7 @@ class Desk:
         self._root = root
         self._client: Client | None = None
         self._shown_digests: dict[str, str] = {}
-        self._decision_ids: dict[tuple[str, Verdict], str] = {}
+        self._decision_ids: dict[tuple[str, str, Verdict], str] = {}
 
     @property
     def root(self) -> Path:
@@ -131,7 +132,7 @@ class Desk:
         moves = self.client().migrations()
         if name is not None:
             return _match_migration(moves, name)
-        waiting = [move for move in moves if move.phase == "proposed"]
+        waiting = [move for move in moves if awaits_decision(move)]
         if len(waiting) == 1:
             return waiting[0]
         if waiting:
@@ -140,14 +141,14 @@ class Desk:
         raise NotFound(f"no move waits for a decision; plan one with: {self.prompt} migrate --to T")
 
     def remember_plan(self, view: MigrationView) -> None:
-        """Note which plan the person saw: only that one can be decided from here."""
-        self._shown_digests.setdefault(view.migration_id, view.plan.digest)
+        """Note which plan the person saw last: only that one can be decided from here."""
+        self._shown_digests[view.migration_id] = view.plan.digest
 
     def decision(self, view: MigrationView, verdict: Verdict) -> Decision:
         """The answer to the plan that was shown; the same answer again has the same id."""
-        key = (view.migration_id, verdict)
-        decision_id = self._decision_ids.setdefault(key, self.world.new_id("decision"))
         digest = self._shown_digests.get(view.migration_id, view.plan.digest)
+        key = (view.migration_id, digest, verdict)
+        decision_id = self._decision_ids.setdefault(key, self.world.new_id("decision"))
         return Decision(decision_id, digest, verdict, self.by(), self.world.now())
 
     def decide(self, view: MigrationView, verdict: Verdict) -> MigrationView:
@@ -205,7 +206,7 @@ def _match_migration(moves: Sequence[MigrationView], name: str) -> MigrationView
     if not fitting:
         known = [move.migration_id for move in moves]
         raise NotFound(f"no move called '{name}'{_advice(name, known, 'moves')}")
-    return max(fitting, key=lambda move: (move.phase == "proposed", move.plan.created_at))
+    return max(fitting, key=lambda move: (awaits_decision(move), move.plan.created_at))
 
 
 def _advice(name: str, known: list[str], what: str) -> str:

@@ -125,6 +125,7 @@ def present_move(migration: Migration, desk: Desk) -> None:
     def seen(newest: MigrationView) -> None:
         widget.show(newest)
         output.replace(move_report(newest, desk.prompt))
+        desk.remember_plan(newest)
 
     def lost(message: str) -> None:
         widget.problem = message

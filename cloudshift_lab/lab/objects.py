@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from cloudshift_lab.core.asks import Carrier, ClosingWish, Noticed
 from cloudshift_lab.core.errors import CloudshiftError
-from cloudshift_lab.core.plan import FINAL_PHASES, MigrationView
+from cloudshift_lab.core.money import to_micro_usd
+from cloudshift_lab.core.plan import FINAL_PHASES, MigrationView, MissingNodesPolicy
 from cloudshift_lab.core.run import FINAL_STATES, RunView
 from cloudshift_lab.lab.desk import Desk, open_move
 from cloudshift_lab.lab.render import card, move, reports
 from cloudshift_lab.lab.render.markup import MONO, box, tag
+from cloudshift_lab.lab.render.records import notice_sheet, receipts_sheet
+from cloudshift_lab.lab.render.sheet import sheet_html, sheet_text
 
 
 class Shown(Protocol):
@@ -140,15 +144,74 @@ class Run(Displayed):
         view = self._desk.client().cost(self.run_id)
         return Report(view, reports.cost_text(view), reports.cost_html(view))
 
-    def migrate(self, to: str, *, expires_s: float = 600.0) -> Migration:
+    def migrate(
+        self,
+        to: str,
+        *,
+        elsewhere: Sequence[str] = (),
+        closing: ClosingWish = "auto",
+        rehearse: int | None = None,
+        missing_nodes: MissingNodesPolicy | None = None,
+        min_nodes: int = 1,
+        approvals: int | None = None,
+        limit_usd: float | None = None,
+        carrier: Carrier = "pull",
+        expires_s: float | None = None,
+    ) -> Migration:
         """Propose a move; nothing happens before it is approved.
 
+        Args:
+            to: ``cloud`` or ``cloud:region``.
+            elsewhere: Other places, in order, for when ``to`` does not come up.
+            closing: How the last gap is closed: ``"copy"`` of bytes, ``"replay"`` of steps, or
+                ``"auto"``, whichever pauses less by estimate.
+            rehearse: Steps that the target computes, and compares, before the commit.
+            missing_nodes: ``"roll-back"``, ``"wait"``, ``"shrink"`` or ``"elsewhere"``, the last
+                by default where other places are given.
+            min_nodes: With ``"shrink"``: how few are enough.
+            approvals: How many different people or policies must approve.
+            limit_usd: What the move itself may cost before it is undone.
+            carrier: ``"pull"`` by the target or ``"push"`` by the source.
+            expires_s: How long it may be approved, seconds.
+
         Raises:
-            UsageError: Unknown target, or the place it is at.
+            UsageError: Unknown target, the place it is at, or something that cannot be.
             Conflict: Another move of this run is open.
         """
-        view = self._desk.client().migrate(self.run_id, to, expires_s=expires_s)
+        view = self._desk.client().migrate(
+            self.run_id,
+            to,
+            expires_s=expires_s,
+            closing=closing,
+            rehearse=rehearse,
+            missing_nodes=missing_nodes or ("elsewhere" if elsewhere else "roll-back"),
+            min_nodes=min_nodes,
+            elsewhere=tuple(elsewhere),
+            approvals=approvals,
+            limit_micro_usd=None if limit_usd is None else to_micro_usd(limit_usd),
+            carrier=carrier,
+        )
         return Migration(self._desk, view)
+
+    def receipts(self) -> Report:
+        """What its moves were to cost and take, and did; ``report.data`` are the receipts.
+
+        Raises:
+            Corrupt: One was altered or left out.
+        """
+        found = self._desk.client().receipts(self.run_id)
+        sheet = receipts_sheet(self.name, found, self._desk.prompt)
+        return Report(found, sheet_text(sheet), sheet_html(sheet))
+
+    def notice(self, within_s: float, *, side: Noticed = "source") -> Report:
+        """Behave as if a machine were taken away in ``within_s`` seconds; a simulated notice.
+
+        Raises:
+            UsageError: Out of range, or the run does not run.
+        """
+        view = self._desk.client().notice(self.run_id, within_s, side=side)
+        sheet = notice_sheet(self.name, view, self._desk.by(), self._desk.prompt)
+        return Report(view, sheet_text(sheet), sheet_html(sheet))
 
     def wait(
         self, show: Callable[[RunView], None] | None = None, *, until_step: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from cloudshift_lab.core.money import format_duration, to_micro_usd
 from cloudshift_lab.core.plan import FINAL_PHASES, Verdict
 from cloudshift_lab.core.run import FINAL_STATES, RunSpec
 from cloudshift_lab.core.views import Target
+from cloudshift_lab.core.wire import to_json
 from cloudshift_lab.lab import stored
 from cloudshift_lab.lab.desk import Desk
 from cloudshift_lab.lab.doctor import examine
@@ -28,6 +30,7 @@ from cloudshift_lab.lab.objects import (
     run_report,
 )
 from cloudshift_lab.lab.render import card, move, reports
+from cloudshift_lab.lab.render.standing import awaits_decision
 from cloudshift_lab.lab.request import Request
 from cloudshift_lab.lab.source import (
     name_of,
@@ -65,6 +68,7 @@ def _train(request: Request) -> Shown:
         budget_micro_usd=None if args.budget is None else to_micro_usd(args.budget),
         approve=args.approve,
         python=sys.executable,
+        nodes=args.nodes,
     )
     return _start(request, spec)
 
@@ -94,7 +98,7 @@ def _status(request: Request) -> Shown:
         return Run(desk, desk.find_run(args.run)).report()
     client = desk.client()
     runs = client.runs()
-    waiting = [each for each in client.migrations() if each.phase == "proposed"]
+    waiting = [each for each in client.migrations() if awaits_decision(each)]
     return Report(
         {"runs": runs, "waiting": waiting},
         card.runs_text(runs, waiting, desk.prompt),
@@ -110,8 +114,20 @@ def _watch(request: Request) -> Shown | None:
 def _migrate(request: Request) -> Shown | None:
     args, desk = request.args, request.desk
     run = Run(desk, desk.find_run(args.run, active=True))
-    with request.stage.waiting(f"pricing the move to {args.to}"):
-        migration = run.migrate(args.to, expires_s=args.expires)
+    to, *elsewhere = args.to
+    with request.stage.waiting(f"pricing the move to {to}"):
+        migration = run.migrate(
+            to,
+            elsewhere=elsewhere,
+            closing=args.closing,
+            rehearse=args.rehearse,
+            missing_nodes=args.missing_nodes,
+            min_nodes=args.min_nodes,
+            approvals=args.approvals,
+            limit_usd=args.limit,
+            carrier=args.carrier,
+            expires_s=args.expires,
+        )
     if args.yes:
         migration.approve()
     if args.json or not args.wait or migration.wait(request.stage.follow_move(migration)):
@@ -131,6 +147,37 @@ def _approve(request: Request) -> Shown:
 
 def _reject(request: Request) -> Shown:
     return _decide(request, "reject")
+
+
+def _receipt(request: Request) -> Shown:
+    args, desk = request.args, request.desk
+    run = Run(desk, desk.find_run(args.run))
+    report = run.receipts()
+    if args.export is None:
+        return report
+    path = Path(args.export).expanduser()
+    try:
+        with path.open("xb") as file:
+            file.write(to_json(report.data))
+    except OSError as error:
+        why = "exists already" if path.exists() else str(error.strerror)
+        raise UsageError(f"{path} {why}; give --export another path") from error
+    return note(f"the receipts of {run.name} were written to {path}; their chain is whole")
+
+
+def _notice(request: Request) -> Shown:
+    args, desk = request.args, request.desk
+    name, seconds = (args.run, args.seconds) if args.seconds else (None, args.run)
+    run = Run(desk, desk.find_run(name, active=name is None))
+    return run.notice(_seconds(seconds, desk.prompt), side=args.side)
+
+
+def _seconds(word: str | None, prompt: str) -> float:
+    """A span of time as people type it: ``30``, ``30s``, ``2m``."""
+    match = _SPAN.fullmatch(word or "")
+    if match is None:
+        raise UsageError(f"say in how many seconds the machine goes: {prompt} notice RUN 30")
+    return float(match[1]) * (60.0 if match[2] == "m" else 1.0)
 
 
 def _cost(request: Request) -> Shown:
@@ -275,6 +322,7 @@ def _pass_on(name: str, words: Sequence[str]) -> Shown | None:
     return None
 
 
+_SPAN = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(s|m)?")
 _ELSEWHERE = {
     "demo": "cloudshift_lab.sim.demo",
     "sim": "cloudshift_lab.sim.dst",
@@ -287,6 +335,8 @@ _ACTIONS: dict[str, Callable[[Request], Shown | None]] = {
     "migrate": _migrate,
     "approve": _approve,
     "reject": _reject,
+    "receipt": _receipt,
+    "notice": _notice,
     "cost": _cost,
     "logs": _logs,
     "stop": _stop,

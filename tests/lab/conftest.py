@@ -16,13 +16,14 @@ import tornado.netutil
 from cloudshift_lab import __version__
 from cloudshift_lab.conductor import discovery
 from cloudshift_lab.conductor.http import Gate, application
-from cloudshift_lab.core.asks import MoveAsk
+from cloudshift_lab.core.asks import MoveAsk, NoticeAsk, NoticeView
 from cloudshift_lab.core.errors import NotFound, StaleDecision, UsageError
 from cloudshift_lab.core.placement import Placement
 from cloudshift_lab.core.plan import Bill, BillItem, Decision, MigrationView, PhaseTime, Plan
 from cloudshift_lab.core.run import RunSpec, RunView
 from cloudshift_lab.core.steps import History, JobView, StepLine
 from cloudshift_lab.core.views import Check, CostLine, CostView, Health, Series, Target
+from cloudshift_lab.migration import Receipt
 
 NOW = 1_764_000_000.0
 AWS = Placement("aws-sim", "us-east-1", "sim.gpu.2x")
@@ -73,6 +74,9 @@ class ScriptedService:
         self.moves: list[MigrationView] = []
         self.specs: list[RunSpec] = []
         self.decisions: list[Decision] = []
+        self.asks: list[MoveAsk] = []
+        self.notices: list[NoticeAsk] = []
+        self.chain: tuple[Receipt, ...] = ()
         self.started: RunView = _make_run(state="starting", step=None, losses=())
 
     def health(self) -> Health:
@@ -108,8 +112,19 @@ class ScriptedService:
         return Series(run)
 
     def migrate(self, run: str, ask: MoveAsk) -> MigrationView:
+        self.asks.append(ask)
         self.moves.append(_make_move())
         return self.moves[-1]
+
+    def notice(self, run: str, ask: NoticeAsk) -> NoticeView:
+        self.notices.append(ask)
+        return NoticeView(
+            run_id=run, side=ask.side, at=NOW, deadline=NOW + ask.within_s, does=("drain",),
+            words="30 s are enough to save the newest step (3.0 s)",
+        )  # fmt: skip
+
+    def receipts(self, run: str) -> tuple[Receipt, ...]:
+        return self.chain
 
     def migrations(self, run: str | None) -> tuple[MigrationView, ...]:
         return tuple(self.moves)

@@ -1,7 +1,7 @@
 import pytest
 
 from cloudshift_lab.lab.completion import Catalogue, Offer, complete
-from cloudshift_lab.lab.grammar import verb_names
+from cloudshift_lab.lab.vocabulary import verb_names
 
 NAMES = Catalogue(
     runs=("gpt", "run-1"), targets=("local:here", "gcp-sim:us-central1"), migrations=("mig-1",),

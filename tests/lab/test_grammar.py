@@ -1,7 +1,8 @@
 import pytest
 
 from cloudshift_lab.core.errors import UsageError
-from cloudshift_lab.lab.grammar import VERBS, help_text, parse_line, parse_words
+from cloudshift_lab.lab.grammar import help_text, parse_line, parse_words
+from cloudshift_lab.lab.vocabulary import VERBS
 
 
 def test_an_empty_line_asks_for_status() -> None:
@@ -40,7 +41,30 @@ def test_an_interval_that_is_none_of_them_says_what_would_do() -> None:
 
 def test_positionals_may_stand_behind_flags() -> None:
     args = parse_line("migrate --to gcp-sim:us-central1 run-1 --yes").args
-    assert (args.run, args.to, args.yes) == ("run-1", "gcp-sim:us-central1", True)
+    assert (args.run, args.to, args.yes) == ("run-1", ("gcp-sim:us-central1",), True)
+
+
+def test_migrate_reads_every_flag() -> None:
+    args = parse_line(
+        "migrate gpt --to gcp-sim:us-central1,aws-sim:us-west-2 --closing replay --rehearse 5 "
+        "--missing-nodes shrink --min-nodes 2 --approvals 2 --limit $0.75 --carrier push "
+        "--expires 60"
+    ).args
+    assert (args.run, args.to) == ("gpt", ("gcp-sim:us-central1", "aws-sim:us-west-2"))
+    assert (args.closing, args.rehearse, args.missing_nodes) == ("replay", 5, "shrink")
+    assert (args.min_nodes, args.approvals, args.limit) == (2, 2, 0.75)
+    assert (args.carrier, args.expires) == ("push", 60.0)
+
+
+def test_migrate_leaves_what_was_not_said_to_the_conductor() -> None:
+    args = parse_line("migrate --to gcp-sim").args
+    assert (args.closing, args.rehearse, args.missing_nodes) == ("auto", None, None)
+    assert (args.approvals, args.limit, args.expires) == (None, None, None)
+
+
+def test_a_rule_for_approvals_may_be_quoted_and_is_kept_in_its_own_spelling() -> None:
+    args = parse_line("train --approve 'auto if price<2.50 and  at 22:00-6:00'").args
+    assert args.approve == "auto if price < 2.5/h and at 22:00-06:00"
 
 
 def test_an_environment_value_may_hold_an_equals_sign() -> None:
@@ -60,7 +84,11 @@ def test_an_environment_value_may_hold_an_equals_sign() -> None:
         ("train --ranks -2", "--ranks"),
         ("train --budget 0", "'0' is not a number above 0"),
         ("train --budget nan", "'nan' is not a number above 0"),
-        ("train --approve maybe", "'ask', 'auto', 'never'"),
+        ("train --approve maybe", "'maybe' does not fit there; write ask | never | auto"),
+        ("migrate --to a,,b", "names an empty place"),
+        ("migrate --to a --closing fast", "'auto', 'copy', 'replay'"),
+        ("migrate --to a --missing-nodes cry", "'roll-back', 'wait', 'shrink', 'elsewhere'"),
+        ("notice gpt 30 --side left", "'source', 'target'"),
         ("train --env A", "'A' is not K=V"),
         ("clouds sideways", "'up', 'down', 'status'"),
         ("logs 'run", "unclosed quote"),

@@ -87,7 +87,7 @@ def test_migrate_shows_bill_and_approval_and_the_decision_is_saved(
 def test_a_decided_move_is_shown_without_buttons(notebook, service, make_run, make_move) -> None:
     service.views, service.moves = [make_run()], [make_move(phase="rejected")]
     notebook.run("import cloudshift_lab as cs")
-    outputs = notebook.run("cs.migration('mig-1')")
+    outputs = notebook.run("cs.move('mig-1')")
     assert [is_widget(output) for output in outputs] == [False]
 
 

@@ -158,6 +158,25 @@ def test_the_timeline_shows_how_long_each_phase_took(make_move) -> None:
     assert "approve mig-1" not in text
 
 
+def test_a_phase_that_came_twice_is_shown_twice(make_move) -> None:
+    names = ("provisioning", "provisioning", "precopying")
+    timeline = tuple(PhaseTime(name, float(at)) for at, name in enumerate(names))
+    shown = words(move.timeline_html(make_move(phase="precopying", timeline=timeline)))
+    assert shown.count("provisioning 1.0 s") == 2
+    assert "▸ precopying" in shown
+
+
+def test_the_phases_ahead_are_those_of_the_plan(make_move) -> None:
+    view = make_move(phase="approved", timeline=(PhaseTime("approved", 1.0),))
+    assert "rehearsing" not in words(move.timeline_html(view))
+    assert "· copying" in words(move.timeline_html(view))
+    live = msgspec.structs.replace(view.plan, closing="replay", rehearsal_steps=3)
+    ahead = words(move.timeline_html(msgspec.structs.replace(view, plan=live)))
+    assert "· rehearsing" in ahead
+    assert "copying" not in ahead.replace("precopying", "")
+    assert "asking" not in ahead
+
+
 def test_a_rolled_back_move_shows_its_error_and_no_phases_ahead(make_move) -> None:
     timeline = (PhaseTime("proposed", 1.0), PhaseTime("rolled_back", 2.0))
     error = "the target's disk is full; free some space"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cloudshift_lab.core.money import format_usd
+from cloudshift_lab.core.money import format_duration, format_usd
 from cloudshift_lab.core.plan import MigrationView
 from cloudshift_lab.core.run import FINAL_STATES, RunView
 from cloudshift_lab.lab.render.figures import (
@@ -31,8 +31,9 @@ from cloudshift_lab.lab.render.markup import (
     tag,
     text_table,
 )
-from cloudshift_lab.lab.render.move import state_line, timeline_html
+from cloudshift_lab.lab.render.move import timeline_html
 from cloudshift_lab.lab.render.saves import saves_lines
+from cloudshift_lab.lab.render.standing import standing_lines, state_line
 
 GLYPHS = {
     "starting": "…", "running": "●", "migrating": "◐", "stopping": "◌", "stopped": "■",
@@ -53,9 +54,11 @@ def run_text(view: RunView, prompt: str, move: MigrationView | None = None) -> s
         f"   checkpoint {_checkpoint(view)}",
         *(f"  {line}" for line in saves_lines(view.saves)),
         f"  {_as_of(view)}",
+        *([f"  {_notice(view)}"] if view.notice_until is not None else []),
     ]
     if move is not None:
         lines += [f"  move to {move.plan.target.target}: {state_line(move)}"]
+        lines += [f"    {line}" for line in standing_lines(move)]
     if view.error:
         lines += [f"  {_failure(view)}"]
     if view.traceback:
@@ -80,7 +83,9 @@ def run_html(view: RunView, move: MigrationView | None = None) -> str:
         style="display:flex;flex-wrap:wrap;gap:4px 22px;align-items:flex-end;margin:6px 0",
     )  # fmt: skip
     return box(
-        f"run {view.name}", _headline(view), facts, _move_html(move), _trouble_html(view),
+        f"run {view.name}", _headline(view), facts,
+        tag("div", _notice(view), role="alert") if view.notice_until is not None else None,
+        _move_html(move), _trouble_html(view),
         *(dim(line) for line in saves_lines(view.saves)), dim(_as_of(view)),
         *(next_command(line) for line in _next(view, "%cloudshift")),
     )  # fmt: skip
@@ -137,7 +142,16 @@ def _move_html(move: MigrationView | None) -> Markup | None:
     if move is None:
         return None
     told = tag("div", f"move to {move.plan.target.target}: {state_line(move)}", role="status")
-    return tag("div", told, None if move.phase == "proposed" else timeline_html(move))
+    more = (tag("div", line) for line in standing_lines(move))
+    return tag("div", told, *more, None if move.phase == "proposed" else timeline_html(move))
+
+
+def _notice(view: RunView) -> str:
+    """How long the machine stays, and what will be saved by then."""
+    left_s = max(0.0, (view.notice_until or 0.0) - _now(view))
+    gone = "this machine is taken away"
+    when = f"{gone} in {format_duration(left_s)}" if left_s else f"{gone} now"
+    return f"notice: {when}" + (f": {view.notice}" if view.notice else "")
 
 
 def _failure(view: RunView) -> str:

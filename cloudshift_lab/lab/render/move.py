@@ -5,8 +5,17 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import get_args
 
+from cloudshift_lab.core.approval import planned_pause_s
 from cloudshift_lab.core.money import format_bytes, format_duration, format_usd
-from cloudshift_lab.core.plan import FINAL_PHASES, Bill, BillItem, MigrationView, Phase, PhaseTime
+from cloudshift_lab.core.plan import (
+    FINAL_PHASES,
+    Bill,
+    BillItem,
+    MigrationView,
+    Phase,
+    PhaseTime,
+    Plan,
+)
 from cloudshift_lab.lab.render.figures import clock, rate
 from cloudshift_lab.lab.render.markup import (
     ERROR,
@@ -20,18 +29,33 @@ from cloudshift_lab.lab.render.markup import (
     tag,
     text_table,
 )
+from cloudshift_lab.lab.render.outlook import (
+    closings_html,
+    closings_text,
+    futures_html,
+    futures_text,
+    promises,
+)
+from cloudshift_lab.lab.render.standing import (
+    awaits_decision,
+    phase_title,
+    standing_lines,
+    state_line,
+)
 
 HEAD = ("bill", "amount", "basis", "source", "as of")
 NUMERIC = frozenset({1})
-HAPPY_PATH: tuple[str, ...] = tuple(
-    phase for phase in get_args(Phase)
-    if phase not in ("rejected", "expired", "rolling_back", "rolled_back")
-)  # fmt: skip
+_OFF_THE_PATH = ("rejected", "expired", "asking", "rolling_back", "rolled_back")
 
 
-def phase_title(phase: str) -> str:
-    """A phase as people read it: ``source retired``."""
-    return phase.replace("_", " ")
+def path_of(plan: Plan) -> tuple[str, ...]:
+    """The phases of this plan when nothing goes wrong and nobody is asked again."""
+    left_out = set(_OFF_THE_PATH)
+    if not plan.rehearsal_steps:
+        left_out.add("rehearsing")
+    if plan.closing == "replay":
+        left_out.add("copying")
+    return tuple(phase for phase in get_args(Phase) if phase not in left_out)
 
 
 def move_text(view: MigrationView, prompt: str) -> str:
@@ -41,7 +65,11 @@ def move_text(view: MigrationView, prompt: str) -> str:
         _headline(view) + (f"  [{SIMULATED}]" if bill.simulated else ""),
         *(f"  {line}" for line in _bill_text(bill)),
         *(f"  {line}" for line in _terms(view)),
+        *(f"  {line}" for line in closings_text(view.plan)),
+        *(f"  {line}" for line in promises(view.plan)),
+        *(f"  {line}" for line in _futures_text(view)),
         f"  {state_line(view)}",
+        *(f"  {line}" for line in standing_lines(view)),
     ]
     if view.phase != "proposed":
         lines += [f"  {line}" for line in timeline_text(view)]
@@ -51,8 +79,8 @@ def move_text(view: MigrationView, prompt: str) -> str:
 def decided_text(view: MigrationView, prompt: str) -> str:
     """A move that was just decided, in brief: its bill was shown before."""
     lines = [_headline(view), f"  {state_line(view)}"]
-    going = view.phase not in FINAL_PHASES
-    return "\n".join([*lines, *([f"  next: {prompt} watch {view.run_name}"] if going else [])])
+    lines += [f"  {line}" for line in standing_lines(view)]
+    return "\n".join([*lines, *(f"  next: {line}" for line in _next(view, prompt))])
 
 
 def move_html(view: MigrationView) -> str:
@@ -64,31 +92,14 @@ def move_html(view: MigrationView) -> str:
         tag("div", tag("strong", _headline(view)), simulated_badge(simulated=bill.simulated)),
         table(HEAD, _bill_rows(bill), NUMERIC),
         *(dim(line) for line in _terms(view)),
+        closings_html(view.plan),
+        *(dim(line) for line in promises(view.plan)),
+        futures_html(view.futures),
         tag("div", state_line(view), style=style, role="status"),
+        *(tag("div", line) for line in standing_lines(view)),
         timeline_html(view) if view.phase != "proposed" else None,
         *(next_command(line) for line in _next(view, "%cloudshift")),
     )
-
-
-def state_line(view: MigrationView) -> str:
-    """Where the move stands and who decided, in one sentence."""
-    words = [f"state: {phase_title(view.phase)}"]
-    if view.decision is not None:
-        verb = "approved" if view.decision.verdict == "approve" else "rejected"
-        at = f" at {clock(view.decision.at)}" if view.decision.at else ""
-        words.append(f"{verb} by {view.decision.by}{at}")
-    elif view.phase == "proposed":
-        words.append(f"nothing happens without approval; expires at {clock(view.plan.expires_at)}")
-    if view.sealed_step is not None:
-        words.append(f"moved at step {view.sealed_step}")
-    if view.pause_s is not None:
-        words.append(f"pause {format_duration(view.pause_s)}")
-    if view.bytes_moved:
-        expected = format_bytes(view.plan.bill.transfer_bytes)
-        words.append(f"{format_bytes(view.bytes_moved)} moved ({expected} expected)")
-    if view.error:
-        words.append(view.error)
-    return " · ".join(words)
 
 
 def timeline_text(view: MigrationView) -> list[str]:
@@ -101,15 +112,27 @@ def timeline_text(view: MigrationView) -> list[str]:
 
 def timeline_html(view: MigrationView) -> Markup:
     """The phases passed, with how long each took, and those ahead."""
-    reached = {entry.phase: took for entry, took in _timed(view)}
-    ahead = () if view.phase in FINAL_PHASES or view.phase == "rolling_back" else HAPPY_PATH
+    entries = _timed(view)
+    reached = {entry.phase for entry, _ in entries}
+    is_over = view.phase in FINAL_PHASES or view.phase == "rolling_back"
+    ahead = [] if is_over else [phase for phase in path_of(view.plan) if phase not in reached]
+    last = len(entries) - 1
     steps = [
-        tag("li", f"{'▸' if phase == view.phase else '✓'} {phase_title(phase)} {took}".rstrip())
-        for phase, took in reached.items()
+        tag(
+            "li",
+            f"{'▸' if at == last else '✓'} {phase_title(entry.phase)} {took}".rstrip(),
+            title=entry.detail or None,
+        )
+        for at, (entry, took) in enumerate(entries)
     ]
-    steps += [tag("li", f"· {phase_title(phase)}") for phase in ahead if phase not in reached]
+    steps += [tag("li", f"· {phase_title(phase)}") for phase in ahead]
     style = "list-style:none;display:flex;flex-wrap:wrap;gap:2px 14px;padding:0;margin:4px 0"
     return tag("ol", *steps, style=style, aria_label="phases of the move")
+
+
+def _futures_text(view: MigrationView) -> list[str]:
+    """Futures matter to whoever decides; afterwards there is what happened."""
+    return futures_text(view.futures) if awaits_decision(view) else []
 
 
 def _timed(view: MigrationView) -> list[tuple[PhaseTime, str]]:
@@ -167,7 +190,7 @@ def _terms(view: MigrationView) -> list[str]:
     return [
         f"{word} {rate(abs(saving))} afterwards, one-off {format_usd(bill.one_off_micro_usd)}; "
         f"{even}",
-        f"expected pause {format_duration(bill.pause_s)}, "
+        f"expected pause {format_duration(planned_pause_s(plan))}, "
         f"{format_bytes(bill.transfer_bytes)} to transfer",
         f"advice: {plan.verdict}",
         *(f"· {reason}" for reason in bill.reasons),
@@ -176,6 +199,6 @@ def _terms(view: MigrationView) -> list[str]:
 
 
 def _next(view: MigrationView, prompt: str) -> list[str]:
-    if view.phase == "proposed":
+    if awaits_decision(view):
         return [f"{prompt} approve {view.migration_id}", f"{prompt} reject {view.migration_id}"]
     return [] if view.phase in FINAL_PHASES else [f"{prompt} watch {view.run_name}"]
