@@ -26,9 +26,10 @@ from cloudshift_lab.checkpoint.seal import seal_again
 from cloudshift_lab.core.errors import Conflict, Fenced
 from cloudshift_lab.core.world import REAL_WORLD
 from cloudshift_lab.storage.log import LogState, RunLog
+from cloudshift_lab.storage.split import SplitStore
 from cloudshift_lab.storage.store import Store
 
-KINDS = ["memory", "file", "s3", "gs", "az"]
+KINDS = ["memory", "file", "s3", "gs", "az", "split"]
 RUN = "run-1"
 SPEC = TensorSpec("w", "int64", (64,))
 TABLE = np.arange(60_000, dtype=np.int64) * 2_654_435_761
@@ -36,6 +37,9 @@ TABLE = np.arange(60_000, dtype=np.int64) * 2_654_435_761
 
 @pytest.fixture(params=KINDS)
 def store(request: pytest.FixtureRequest, fresh_store: Callable[[str], Store]) -> Store:
+    """One of each kind; ``split`` is a folder whose logs are in etcd."""
+    if request.param == "split":
+        return SplitStore(fresh_store("etcd"), fresh_store("file"))
     return fresh_store(request.param)
 
 
