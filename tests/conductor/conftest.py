@@ -47,7 +47,8 @@ class ManualWorld:
 class Puppet:
     """One attempt's agent. ``fail`` names order kinds that fail, ``mute`` ones never answered.
 
-    ``fail_as`` is how they fail; ``nodes_up`` of its nodes are there.
+    ``fail_as`` is how they fail; ``nodes_up`` of its nodes are there. ``saves_late``: it trains for
+    a while before its first commit.
     """
 
     job: JobSpec
@@ -57,6 +58,7 @@ class Puppet:
     mute: set[str] = field(default_factory=set)
     fail_as: str = "Corrupt"
     nodes_up: int | None = None
+    saves_late: bool = False
     orders: list[Order] = field(default_factory=list)
     is_gone: bool = False
     is_frozen: bool = False
@@ -160,7 +162,7 @@ class Puppet:
             else:
                 assert state.last_commit.step == order.step
             self.step = order.step or 0
-            self._become("running")
+            self._become("running", committed_step=None if self.saves_late else order.step)
         if order.kind == "resume":
             self._become("running")
         if order.kind in ("retire", "stop"):

@@ -279,3 +279,19 @@ def test_a_newer_checkpoint_than_the_sealed_one_stops_the_commit(scene: Scene) -
     saga = scene.play()
     assert saga.phase == "rolled_back"
     assert saga.error is not None and "newest checkpoint is step 99" in saga.error
+
+
+def test_a_move_is_not_over_before_the_target_has_a_commit_of_its_own(scene: Scene) -> None:
+    scene.play(until="committing")
+    target = scene.puppet(2)
+    target.saves_late = True
+    driver = scene.driver()
+    for _ in range(100):
+        driver.tick()
+        scene.engine.tick()
+        scene.world.clock_s += 0.5
+    assert target.status.first_step_at is not None
+    assert driver.saga.phase == "committed"
+    assert not scene.puppet(1).is_gone
+    target.say(committed_step=driver.saga.sealed_step)
+    assert scene.play().phase == "source_retired"
