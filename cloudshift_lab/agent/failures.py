@@ -41,6 +41,11 @@ def first_failure(errors: Path, log_tail: str) -> RankError:
     return RankError(None, f"the ranks ended without saying why{reason}", log_tail)
 
 
+def is_peer_lost(error: RankError) -> bool:
+    """Whether a failure may be no more than what another rank's end did to this one."""
+    return _PEER_LOST.search(error.message) is not None
+
+
 def _told(errors: Path) -> list[RankFailure]:
     found = []
     for path in sorted(errors.glob("rank-*.json")):

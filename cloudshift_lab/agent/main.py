@@ -10,7 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from cloudshift_lab.agent.bootstrap import LOGS
+from cloudshift_lab.agent.follower import Follower
+from cloudshift_lab.agent.leading import LedRanks, LedSaver
 from cloudshift_lab.agent.node import NodeAgent
+from cloudshift_lab.agent.nodes import Line
 from cloudshift_lab.agent.rows import ConductorPost, RowReceiver, RowShipper
 from cloudshift_lab.agent.shm import NodeDir
 from cloudshift_lab.agent.stores import open_job_store, open_other_store, open_source_store
@@ -51,25 +54,36 @@ class AgentProcess:
         (Path(job.workdir) / LOGS).mkdir(parents=True, exist_ok=True)
         store = open_job_store(job)
         script = place_script(job)
-        self._node_dir = NodeDir(job.home, job.run_id, job.generation)
+        self._node_dir = NodeDir(job.home, job.run_id, job.generation, node=job.node)
         self._ranks = TorchrunRanks(
             job, script, self._node_dir.path, world, ship_rows=self._ship_rows
         )
         self._shipper = RowShipper(_sender(job, store, world), job)
         self._receiver = RowReceiver(self._node_dir.path, self._take)
-        self._agent = NodeAgent(
+        leads_others = job.node == 0 and job.placement.nodes > 1
+        self._line = Line(store, job, world) if leads_others else None
+        self._agent = self._follower(store) if job.node > 0 else self._leader(store)
+        self._asked_to_stop = False
+
+    def _leader(self, store: Store) -> NodeAgent:
+        job, line = self._job, self._line
+        saver = saver_of(job, self._node_dir.path)
+        return NodeAgent(
             job,
             store=store,
             source_store=open_source_store(job),
-            world=world,
-            ranks=self._ranks,
-            saver=saver_of(job, self._node_dir.path),
+            world=self._world,
+            ranks=self._ranks if line is None else LedRanks(self._ranks, line, self._world),
+            saver=saver if line is None else LedSaver(saver, line),
             collector=collector_of(job),
             prove=self._prove,
             open_store=partial(open_other_store, job),
             transfers=TransferOptions(),
         )
-        self._asked_to_stop = False
+
+    def _follower(self, store: Store) -> Follower:
+        saver = saver_of(self._job, self._node_dir.path)
+        return Follower(self._job, store=store, world=self._world, ranks=self._ranks, saver=saver)
 
     def run(self) -> int:
         """Tick until the attempt has ended; 0 unless it failed or was fenced."""
@@ -85,6 +99,8 @@ class AgentProcess:
                 self._world.sleep(TICK_S)
         finally:
             self._ranks.kill()
+            if self._line is not None:
+                self._line.close()
             self._receiver.close()
             self._shipper.close()
             self._node_dir.remove()
@@ -96,7 +112,12 @@ class AgentProcess:
         self._shipper.add([report for report in reports if not report.rehearsed])
 
     def _prove(self, step: int, sealed: Checkpoint) -> tuple[str, ...]:
-        """What this node's ranks, which all wait meanwhile, have staged otherwise than sealed."""
+        """What this node's ranks, which all wait meanwhile, have staged otherwise than sealed.
+
+        What other nodes have staged nobody here can tell.
+        """
+        if self._line is not None:
+            return ("the shares of the other nodes",)
         ranks = range(self._job.placement.ranks_per_node)
         staged = [read_slot(self._node_dir.path, rank, step) for rank in ranks]
         return differing(staged, sealed, threads=usable_cpus())
@@ -152,11 +173,17 @@ def saver_job_of(job: JobSpec) -> SaverJob:
         run_id=job.run_id,
         generation=job.generation,
         world_size=placement.world_size,
-        ranks=tuple(range(placement.ranks_per_node)),
+        ranks=ranks_of(job),
         store_url=job.store_url,
         home=job.home,
         cloud=placement.cloud,
     )
+
+
+def ranks_of(job: JobSpec) -> tuple[int, ...]:
+    """The ranks of one node."""
+    num_ranks = job.placement.ranks_per_node
+    return tuple(range(job.node * num_ranks, (job.node + 1) * num_ranks))
 
 
 def _sender(job: JobSpec, store: Store, world: World) -> Sender:

@@ -32,7 +32,7 @@ class RankError:
 
 @dataclass(frozen=True)
 class RanksView:
-    """All ranks of this node at one moment.
+    """All ranks of the attempt at one moment.
 
     ``absent``: never started. ``gate``: every rank is built and waits for ``go``. ``held``: every
     rank waits after ``held_step`` for the limit to be raised. ``drained``: every rank has staged
@@ -45,6 +45,7 @@ class RanksView:
     seconds together; ``step_s`` is the median of the newest of them.
     ``losses``: the newest steps of rank 0 with their exact losses, oldest first, at most 64.
     ``staged_loss`` is the loss of the staged step, if it was told. ``warning`` is a rank's own.
+    ``nodes_up``: nodes whose agents are there, this one included.
     """
 
     state: RanksState = "absent"
@@ -63,6 +64,7 @@ class RanksView:
     losses: tuple[tuple[int, float], ...] = ()
     warning: str | None = None
     error: RankError | None = None
+    nodes_up: int = 1
 
 
 class RanksProtocol(Protocol):

@@ -21,7 +21,7 @@ _MAX_SOCKET_PATH = 100
 
 
 class NodeDir:
-    """``/dev/shm/cloudshift-<uid>-<home>-<run>-<generation>``, private to its user.
+    """``/dev/shm/cloudshift-<uid>-<home>-<run>-<generation>[.<node>]``, private to its user.
 
     Held by a file lock, so that one whose agent died is told from one in use. Run ids are unique
     in one state directory only, hence its hash in the name.
@@ -30,6 +30,7 @@ class NodeDir:
         home: The state directory of the run's conductor.
         run_id: Of the attempt.
         generation: Of the attempt.
+        node: Which node of the attempt; several may be on one machine.
         base: Where such directories are; shared memory where the system has it.
 
     Raises:
@@ -38,12 +39,13 @@ class NodeDir:
     """
 
     def __init__(
-        self, home: str, run_id: str, generation: int, *, base: Path | None = None
+        self, home: str, run_id: str, generation: int, *, node: int = 0, base: Path | None = None
     ) -> None:
         base = base or default_base()
         with _one_at_a_time(base):
             remove_stale(base)
-            self.path, self._lock = _take(base, home, run_id, generation)
+            part = f".{node}" if node else ""
+            self.path, self._lock = _take(base, home, run_id, f"{generation}{part}")
         self.clear()
 
     def clear(self) -> None:
@@ -58,9 +60,9 @@ class NodeDir:
         os.close(self._lock)
 
 
-def _take(base: Path, home: str, run_id: str, generation: int) -> tuple[Path, int]:
+def _take(base: Path, home: str, run_id: str, part: str) -> tuple[Path, int]:
     place = blake3(home.encode()).hexdigest()[:8]
-    name = f"cloudshift-{os.getuid()}-{place}-{run_id}-{generation}"
+    name = f"cloudshift-{os.getuid()}-{place}-{run_id}-{part}"
     room = _MAX_SOCKET_PATH - len(str(base)) - len("/rows.sock/")
     path = base / (name if len(name) <= room else name[:20] + name[-(room - 20) :])
     path.mkdir(mode=0o700, exist_ok=True)
@@ -68,7 +70,7 @@ def _take(base: Path, home: str, run_id: str, generation: int) -> tuple[Path, in
         raise Denied(f"{path} belongs to another user; remove it or use another machine")
     lock = _try_lock(path / LOCK_FILE)
     if lock is None:
-        raise Conflict(f"run {run_id}, generation {generation} has an agent here; stop that first")
+        raise Conflict(f"run {run_id}, generation {part} has an agent here; stop that first")
     return path, lock
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,7 +43,16 @@ T = TypeVar("T", bound=msgspec.Struct)
 FAILURE_GRACE_S = 2.0
 LAUNCHER_LOG = "torchrun.log"
 _FIRST_PORT, _NUM_PORTS = 15000, 15000
+_LOOPBACK = "127.0.0.1"
 _BOOTSTRAP = "cloudshift_lab.agent.bootstrap"
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where the ranks of all nodes meet; the launcher of node 0 listens there."""
+
+    address: str
+    port: int
 
 
 class TorchrunRanks:
@@ -69,25 +79,50 @@ class TorchrunRanks:
         self._node_dir = node_dir
         self._world = world
         self._workdir = Path(job.workdir)
-        self._num_ranks = job.placement.ranks_per_node
+        num_ranks = job.placement.ranks_per_node
+        self._num_ranks = num_ranks
+        self._ranks = range(job.node * num_ranks, (job.node + 1) * num_ranks)
         self._process: subprocess.Popen[bytes] | None = None
         self._control = Control()
         self._files: dict[Path, tuple[tuple[int, int], msgspec.Struct]] = {}
         self._rows: deque[StepReport] = deque()
-        self._progress = Progress()
+        self._progress = Progress(self._ranks[0])
         self._ship_rows = ship_rows
         self._are_rows_shipped = False
         self._failing_since: float | None = None
 
+    @property
+    def control(self) -> Control:
+        """What the ranks were told last."""
+        return self._control
+
     def start(self, restore: Restore | None, *, standby: bool) -> None:
+        self.prepare(restore, standby=standby)
+        self.launch(Meeting(_LOOPBACK, self.free_port()))
+
+    def prepare(self, restore: Restore | None, *, standby: bool) -> None:
+        """The part of ``start`` before there are any ranks; what is said then they will hear."""
+        go = None if standby else _go(restore)
+        self.prepare_again(Control(go))
+
+    def prepare_again(self, control: Control | None = None) -> None:
+        """End the ranks and forget them, but not what they were told last; or tell them this."""
         self.kill()
         self._forget()
-        go = None if standby else _go(restore)
-        self._write(Control(go, serial=self._control.serial + 1))
+        self.mirror(self._control if control is None else control)
+
+    def mirror(self, control: Control) -> None:
+        """Tell the ranks what others were told; that again is no news."""
+        serial = self._control.serial
+        if msgspec.structs.replace(control, serial=serial) != self._control or serial == 0:
+            self._write(msgspec.structs.replace(control, serial=serial + 1))
+
+    def launch(self, meeting: Meeting) -> None:
+        """Start this node's ranks, which meet those of the other nodes."""
         (self._workdir / LOGS).mkdir(parents=True, exist_ok=True)
         with (self._workdir / LOGS / LAUNCHER_LOG).open("ab") as log:
             self._process = subprocess.Popen(
-                self._command(),
+                self._command(meeting),
                 env=self._environment(),
                 cwd=self._workdir,
                 stdin=subprocess.DEVNULL,
@@ -154,15 +189,17 @@ class TorchrunRanks:
 
     # -- starting ---------------------------------------------------------------------------------
 
-    def _command(self) -> list[str]:
-        python = self._job.python or sys.executable
+    def _command(self, meeting: Meeting) -> list[str]:
+        job = self._job
+        python = job.python or sys.executable
         errors = self._workdir / ERRORS
         return [
             python, "-m", _BOOTSTRAP, "launch", str(os.getpid()), str(errors),
-            "--nnodes=1", f"--nproc-per-node={self._num_ranks}", "--max-restarts=0",
-            "--monitor-interval=0.1", "--rdzv-backend=static", "--node-rank=0",
-            "--master-addr=127.0.0.1", f"--master-port={self._free_port()}",
-            "--local-addr=127.0.0.1", "-m", _BOOTSTRAP, "rank", str(self._workdir),
+            f"--nnodes={job.placement.nodes}", f"--nproc-per-node={self._num_ranks}",
+            "--max-restarts=0", "--monitor-interval=0.1", "--rdzv-backend=static",
+            f"--node-rank={job.node}", f"--master-addr={meeting.address}",
+            f"--master-port={meeting.port}",
+            f"--local-addr={_LOOPBACK}", "-m", _BOOTSTRAP, "rank", str(self._workdir),
             str(self._script), *self._job.args,
         ]  # fmt: skip
 
@@ -180,7 +217,7 @@ class TorchrunRanks:
         }
         return {**os.environ, **ours, **self._job.env, **mandatory}
 
-    def _free_port(self) -> int:
+    def free_port(self) -> int:
         """A port outside the range from which the system takes its own.
 
         A port that the system chose could be given to an outgoing connection between our look and
@@ -190,7 +227,7 @@ class TorchrunRanks:
             port = _FIRST_PORT + int(self._world.random() * _NUM_PORTS)
             with socket.socket() as probe:
                 try:
-                    probe.bind(("127.0.0.1", port))
+                    probe.bind((_LOOPBACK, port))
                 except OSError:
                     continue
             return port
@@ -206,7 +243,7 @@ class TorchrunRanks:
             path.unlink()
         self._files.clear()
         self._rows.clear()
-        self._progress = Progress()
+        self._progress = Progress(self._ranks[0])
         self._failing_since = None
         self._are_rows_shipped = False
 
@@ -261,13 +298,13 @@ class TorchrunRanks:
         return True
 
     def _states(self) -> list[RankState]:
-        paths = (state_file(self._node_dir, rank) for rank in range(self._num_ranks))
+        paths = (state_file(self._node_dir, rank) for rank in self._ranks)
         return [s for path in paths if (s := self._read(path, RankState)) is not None]
 
     def _newest_staged(self) -> tuple[int | None, bool]:
         """The newest step that every rank holds, and whether none of them runs another."""
         complete: dict[int, bool] | None = None
-        for rank in range(self._num_ranks):
+        for rank in self._ranks:
             paths = (staged_file(self._node_dir, rank, slot) for slot in range(NUM_SLOTS))
             heads = [h for path in paths if (h := self._read(path, StagedHead)) is not None]
             steps = {head.step: head.is_last for head in heads}

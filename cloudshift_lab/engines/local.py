@@ -28,30 +28,44 @@ EXIT_FILE = "exit.json"
 READY_FILE = "ready"
 LOCK_FILE = "submit.lock"
 LOCK_ENV = "CLOUDSHIFT_SUBMIT_LOCK"
+NODES_ENV = "CLOUDSHIFT_LOCAL_NODES"
 _POLL_S = 0.05
 _KILL_WAIT_S = 10.0
+_FOLLOWER_GRACE_S = 5.0
 
 
 class LocalEngine:
     """Implements ``Engine`` with processes that outlive the kernel, the notebook and the conductor.
 
+    Each node of an attempt is an agent process of its own; its handle is that of node 0, which
+    leads the others. They end by themselves when it has ended, and with it when it is stopped.
+
     Args:
-        home: State directory; attempts live under ``runs/<run>/attempts/<generation>``.
+        home: State directory; attempts live under ``runs/<run>/attempts/<generation>``, nodes
+            after the first in ``node-<n>`` below that.
         world: Clock and sleep.
+        max_nodes: Nodes of an attempt that can be had here, at most; None: as
+            ``CLOUDSHIFT_LOCAL_NODES`` says, else as many as are asked for.
     """
 
-    def __init__(self, home: Path, world: World = REAL_WORLD) -> None:
+    def __init__(
+        self, home: Path, world: World = REAL_WORLD, *, max_nodes: int | None = None
+    ) -> None:
         self._home = home
         self._world = world
+        self._max_nodes = max_nodes
 
     def submit(self, job: JobSpec) -> Handle:
-        return self._start(job, only_if_never_started=True)
+        return self._start_all(job, only_if_never_started=True)
 
     def revive(self, job: JobSpec) -> Handle:
-        return self._start(job, only_if_never_started=False)
+        return self._start_all(job, only_if_never_started=False)
 
     def find(self, run_id: str, generation: int) -> Handle | None:
-        path = self.workdir(run_id, generation) / HANDLE_FILE
+        return self._find(self.workdir(run_id, generation))
+
+    def _find(self, workdir: Path) -> Handle | None:
+        path = workdir / HANDLE_FILE
         try:
             return from_json(path.read_bytes(), Handle, what=str(path))
         except FileNotFoundError:
@@ -69,6 +83,14 @@ class LocalEngine:
         return Observation("lost", returncode)
 
     def stop(self, handle: Handle, grace_s: float) -> Observation:
+        """The node that leads first: its last save needs the others."""
+        self._stop(handle, grace_s)
+        for workdir in sorted(Path(handle.workdir).glob("node-*")):
+            if (follower := self._find(workdir)) is not None:
+                self._stop(follower, min(grace_s, _FOLLOWER_GRACE_S))
+        return self.observe(handle)
+
+    def _stop(self, handle: Handle, grace_s: float) -> None:
         if not has_ended(handle.pid, handle.start_time):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(handle.pid, signal.SIGTERM)
@@ -76,21 +98,35 @@ class LocalEngine:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(handle.pid, signal.SIGKILL)
                 self._wait_end(handle, _KILL_WAIT_S)
-        return self.observe(handle)
 
     def logs(self, handle: Handle, rank: int | None = None, tail: int = 200) -> str:
-        return last_lines(Path(handle.workdir) / "logs", rank, tail)
+        workdir = Path(handle.workdir)
+        folders = [workdir / "logs", *sorted(workdir.glob("node-*/logs"))]
+        return last_lines(folders, rank, tail)
 
-    def workdir(self, run_id: str, generation: int) -> Path:
-        """Where an attempt keeps its files on this machine."""
-        return self._home / "runs" / run_id / "attempts" / str(generation)
+    def workdir(self, run_id: str, generation: int, node: int = 0) -> Path:
+        """Where one node of an attempt keeps its files on this machine."""
+        attempt = self._home / "runs" / run_id / "attempts" / str(generation)
+        return attempt / f"node-{node}" if node else attempt
 
     # -- starting ---------------------------------------------------------------------------------
 
-    def _start(self, job: JobSpec, *, only_if_never_started: bool) -> Handle:
+    def _start_all(self, job: JobSpec, *, only_if_never_started: bool) -> Handle:
+        """Start the agents of all nodes that there are; the leader's handle."""
+        handles = [
+            self.start_node(
+                msgspec.structs.replace(job, node=node),
+                only_if_never_started=only_if_never_started,
+            )
+            for node in range(self._num_nodes(job))
+        ]
+        return handles[0]
+
+    def start_node(self, job: JobSpec, *, only_if_never_started: bool = True) -> Handle:
+        """Start the agent of one node, unless it runs, or was ever started and that is enough."""
         if (known := self._known(job, only_if_never_started=only_if_never_started)) is not None:
             return known
-        workdir = self.workdir(job.run_id, job.generation)
+        workdir = self.workdir(job.run_id, job.generation, job.node)
         (workdir / "logs").mkdir(parents=True, exist_ok=True)
         with _locked(workdir / LOCK_FILE) as lock:
             known = self._known(job, only_if_never_started=only_if_never_started)
@@ -99,8 +135,15 @@ class LocalEngine:
             job = msgspec.structs.replace(job, workdir=str(workdir))
             return self._spawn(job, workdir, lock)
 
+    def _num_nodes(self, job: JobSpec) -> int:
+        told = os.environ.get(NODES_ENV)
+        limit = self._max_nodes
+        if limit is None and told is not None and told.isdecimal():
+            limit = int(told)
+        return job.placement.nodes if limit is None else max(1, min(limit, job.placement.nodes))
+
     def _known(self, job: JobSpec, *, only_if_never_started: bool) -> Handle | None:
-        known = self.find(job.run_id, job.generation)
+        known = self._find(self.workdir(job.run_id, job.generation, job.node))
         if known is None or only_if_never_started:
             return known
         return None if self.observe(known).is_gone else known

@@ -10,27 +10,30 @@ AGENT_LOG = "agent.log"
 _LARGEST_READ = 1 << 20
 
 
-def last_lines(folder: Path, rank: int | None, tail: int) -> str:
+def last_lines(folders: Sequence[Path], rank: int | None, tail: int) -> str:
     """The last lines of one rank's output, or of everything an attempt printed.
 
     Args:
-        folder: Where the logs are.
-        rank: Whose; None: all ranks', then the agent's, each line with its name before it.
+        folders: Where the logs of each node are.
+        rank: Whose; None: all ranks', then the agents', each line with its name before it.
         tail: Most lines, together.
     """
+    ranks = {number: path for folder in folders for number, path in _ranks(folder)}
     if rank is not None:
-        return "\n".join(_share([_read_end(folder / f"rank-{rank}.log")], tail)[0])
-    files = {f"rank {number}": folder / f"rank-{number}.log" for number in _ranks(folder)}
-    files["agent"] = folder / AGENT_LOG
+        return "\n".join(_share([_read_end(ranks[rank])] if rank in ranks else [[]], tail)[0])
+    files = {f"rank {number}": ranks[number] for number in sorted(ranks)}
+    for node, folder in enumerate(folders):
+        files[f"agent {node}" if node else "agent"] = folder / AGENT_LOG
     shared = _share([_read_end(path) for path in files.values()], tail)
     return "\n".join(
         f"[{name}] {line}" for name, lines in zip(files, shared, strict=True) for line in lines
     )
 
 
-def _ranks(folder: Path) -> list[int]:
-    names = (path.stem.removeprefix("rank-") for path in folder.glob("rank-*.log"))
-    return sorted(int(name) for name in names if name.isdecimal())
+def _ranks(folder: Path) -> list[tuple[int, Path]]:
+    """Each rank that wrote a log there, with the log."""
+    named = ((path.stem.removeprefix("rank-"), path) for path in folder.glob("rank-*.log"))
+    return [(int(name), path) for name, path in named if name.isdecimal()]
 
 
 def _share(logs: Sequence[list[str]], tail: int) -> list[list[str]]:

@@ -187,11 +187,16 @@ class Boundary:
             if flags.drain or not flags.holds(step):
                 break
             self._enter_state("held")
-            while self._node.control().serial <= flags.serial:
-                time.sleep(LIMIT_POLL_S)
+            self._rest(flags.serial)
         self._enter_state("running")
         self.waited_s = time.perf_counter() - began
         return flags
+
+    def _rest(self, heard: int) -> None:
+        """Until this rank's agent has news; other agents' news only their ranks can tell."""
+        time.sleep(LIMIT_POLL_S)
+        while self._node.job.placement.nodes == 1 and self._node.control().serial <= heard:
+            time.sleep(LIMIT_POLL_S)
 
     def _serve(self, step: int, flags: Flags) -> None:
         """Take a save that was asked for, once the one before is committed."""
