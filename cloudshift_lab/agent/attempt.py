@@ -47,6 +47,14 @@ class Attempt:
         """Whether this generation owns the run: before that nothing it computes is the run's."""
         return self.tenure.owned
 
+    @property
+    def is_stranded(self) -> bool:
+        """Whether the run has arrived without its newest step, and nothing is committed here yet.
+
+        An attempt that ended now would leave a log behind from which nobody could go on.
+        """
+        return self.is_owner and self.job.standby and self.board.status.committed_step is None
+
     def is_obeying(self, *kinds: OrderKind) -> bool:
         """Whether an order of one of these kinds is being obeyed."""
         return any(order.kind in kinds for order, _ in self.active.values())
@@ -84,7 +92,7 @@ class Attempt:
             self.board.warn("no step was seen: does the script use session.steps and session.step?")
         is_owed = self.is_owner and self._is_save_owed()
         refusal = self.refusal() if is_owed else None
-        if is_owed and refusal is None:
+        if (is_owed and refusal is None) or self.is_stranded:
             return
         self.give_back()
         if self.view.state == "finished" and refusal is not None:
@@ -94,7 +102,7 @@ class Attempt:
     def _is_save_owed(self) -> bool:
         if not self.saves.is_owed(self.view):
             return False
-        if self.view.state == "finished":
+        if self.view.state == "finished" or self.is_stranded:
             return True
         now = self.world.monotonic()
         self._failed_at = now if self._failed_at is None else self._failed_at

@@ -291,7 +291,7 @@ class MoveEffects(TwoSides):
         order_id = order_id_of(effect, saga)
         line.send(self._order(order_id, "go", saga))
         status = line.look()
-        if status is not None and status.first_step_at is not None:
+        if status is not None and _has_settled_in(status):
             return self._done(effect, step=status.step, step_at=status.first_step_at)
         if status is not None and ends_attempt(status):
             return self._done(effect, detail=f"the run {status.state} at its new place")
@@ -433,3 +433,11 @@ class MoveEffects(TwoSides):
         limit_s = self._patience.limits_s.get(effect.name, _UNSAID_LIMIT_S)
         text = f"{effect.name} took longer than {limit_s:.0f} s; look at the logs, then try again"
         return self._failed(effect, Exhausted(text))
+
+
+def _has_settled_in(status: AgentStatus) -> bool:
+    """Whether the target trains and has a commit of its own: now it needs the source no more.
+
+    After a replay its newest step is at first only in the source's store.
+    """
+    return status.first_step_at is not None and status.committed_step is not None
