@@ -57,6 +57,8 @@ moves = st.builds(
     pause_s=durations,
     transfer_s=durations,
     provision_s=durations,
+    rehearsal_s=durations,
+    rehearsal_steps=st.integers(0, 100),
     simulated=st.booleans(),
 )
 properties = settings(deadline=None)
