@@ -17,8 +17,8 @@ from cloudshift_lab.core.run import RunView
 _HERE = Path(__file__).parent
 
 
-def _script(name: str) -> str:
-    return (_HERE / "page.js").read_text() + "\n" + (_HERE / name).read_text()
+def _script(*names: str) -> str:
+    return "\n".join((_HERE / name).read_text() for name in ("page.js", *names))
 
 
 class _Live(anywidget.AnyWidget):
@@ -37,7 +37,7 @@ class _Live(anywidget.AnyWidget):
 class RunCard(_Live):
     """The live card of a run; ``move`` is its open or last move, empty when it never moved."""
 
-    _esm = _script("run_card.js")
+    _esm = _script("move.js", "run_card.js")
     move = traitlets.Dict().tag(sync=True)
 
     def show_move(self, move: MigrationView | None) -> None:
@@ -55,7 +55,7 @@ class Approval(_Live):
         decide: Carries a decision that came through the kernel, where no server could take it.
     """
 
-    _esm = _script("approval.js")
+    _esm = _script("move.js", "approval.js")
     by = traitlets.Unicode("").tag(sync=True)
 
     def __init__(

@@ -127,9 +127,10 @@ function duration(seconds) {
   const value = Math.max(0, seconds);
   if (value < 10) return value.toFixed(1) + " s";
   if (value < 60) return value.toFixed(0) + " s";
-  const minutes = Math.floor(value / 60);
-  if (minutes < 60) return minutes + " min " + Math.round(value % 60) + " s";
-  return Math.floor(minutes / 60) + " h " + (minutes % 60) + " min";
+  const whole = Math.round(value);
+  const minutes = Math.floor(whole / 60);
+  if (minutes < 60) return minutes + " min" + (whole % 60 ? " " + (whole % 60) + " s" : "");
+  return Math.floor(minutes / 60) + " h" + (minutes % 60 ? " " + (minutes % 60) + " min" : "");
 }
 
 function clock(at) {
@@ -144,48 +145,4 @@ function simulatedBadge(simulated) {
 // Changes a node only when the words differ, so that screen readers and selections are left alone.
 function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
-}
-
-// -- a move's phases -------------------------------------------------------------------
-
-const FINAL = ["source_retired", "rejected", "expired", "rolled_back"];
-const PATH = [
-  "proposed", "approved", "provisioning", "precopying", "draining", "copying", "verifying",
-  "committing", "committed", "resumed", "source_retired",
-];
-
-function title(phase) {
-  return phase.replaceAll("_", " ");
-}
-
-function stateWords(view) {
-  const words = [view.phase === "proposed" ? "waiting for your decision" : title(view.phase)];
-  if (view.decision) {
-    const verb = view.decision.verdict === "approve" ? "approved" : "rejected";
-    words.push(verb + " by " + view.decision.by);
-  }
-  if (view.sealed_step !== null && view.sealed_step !== undefined) {
-    words.push("moved at step " + view.sealed_step);
-  }
-  if (view.pause_s !== null && view.pause_s !== undefined) words.push("pause " + duration(view.pause_s));
-  if (view.bytes_moved) words.push(bytes(view.bytes_moved) + " moved");
-  if (view.error) words.push(view.error);
-  return words.join(" · ");
-}
-
-function drawPhases(list, view) {
-  const entered = new Map(view.timeline.map((entry, index) => [entry.phase, index]));
-  const ahead = FINAL.includes(view.phase) || view.phase === "rolling_back" ? [] : PATH;
-  const phases = [...entered.keys(), ...ahead.filter((phase) => !entered.has(phase))];
-  list.replaceChildren(
-    ...phases.map((phase) => {
-      const index = entered.get(phase);
-      const current = phase === view.phase;
-      const next = index === undefined ? undefined : view.timeline[index + 1];
-      const took = next ? " " + duration(next.at - view.timeline[index].at) : "";
-      const glyph = index === undefined ? "·" : current && !FINAL.includes(phase) ? "▸" : "✓";
-      const kind = index === undefined ? "cs-ahead" : current ? "cs-current" : "cs-done";
-      return make("li", { class: kind, "aria-current": current ? "step" : null }, glyph + " " + title(phase) + took);
-    }),
-  );
 }

@@ -35,6 +35,13 @@ function ageWords(at, now) {
   return at === null || at === undefined ? "none yet" : duration(now - at) + " old";
 }
 
+function runNoticeWords(view, now) {
+  if (!given(view.notice_until)) return "";
+  const left = view.notice_until - now;
+  const goes = "notice: this machine is taken away " + (left > 0 ? "in " + duration(left) : "now");
+  return view.notice ? goes + ": " + view.notice : goes;
+}
+
 function render({ model, el }) {
   const first = model.get("view");
   const where = make("strong");
@@ -47,20 +54,23 @@ function render({ model, el }) {
   const age = make("div", { class: "cs-dim" });
   const note = make("div", { class: "cs-note", role: "alert" });
   const move = make("div", { role: "status", "aria-live": "polite" });
+  const moment = standing();
+  const notice = make("div", { class: "cs-notice" });
   const phases = make("ol", { class: "cs-phases", "aria-label": "phases of the move" });
-  move.hidden = phases.hidden = true;
+  moment.node.hidden = move.hidden = phases.hidden = true;
   const trace = make("pre", { class: "cs-trace" });
   el.append(make("div", { class: "cs-box", role: "group", "aria-label": "live card of run " + first.name },
     make("div", {}, make("strong", {}, first.name), " (" + first.run_id + ")  ", state, " on ", where, badge),
-    facts, move, phases, note, trace, age));
+    facts, notice, move, moment.node, phases, note, trace, age));
 
   const showMove = (newest) => {
     if (!newest || !newest.migration_id) return;
     const last = moveShown;
     if (last && last.migration_id === newest.migration_id && newest.as_of < last.as_of) return;
     moveShown = newest;
-    setText(move, "move to " + newest.plan.target.cloud + ":" + newest.plan.target.region + ": " + stateWords(newest));
-    move.hidden = false;
+    setText(move, "move to " + place(newest.plan.target) + ": " + stateWords(newest));
+    moment.show(newest, newest.as_of);
+    moment.node.hidden = move.hidden = false;
     phases.hidden = newest.phase === "proposed";
     const entered = [newest.migration_id, newest.phase, newest.timeline];
     if (JSON.stringify(entered) !== phasesDrawn) drawPhases(phases, newest);
@@ -89,7 +99,9 @@ function render({ model, el }) {
     const clockNow = ended ? view.as_of : now;
     const simulated = view.simulated ? ", simulated" : "";
     setText(state, GLYPHS[view.state] + " " + view.state);
-    setText(where, view.placement.cloud + ":" + view.placement.region);
+    setText(where, place(view.placement));
+    setText(notice, runNoticeWords(view, clockNow));
+    notice.hidden = notice.textContent === "";
     badge.replaceChildren(...[simulatedBadge(view.simulated)].filter(Boolean));
     setText(slots.step, amount(view.step, 0));
     setText(slots.loss, amount(view.loss, 4));
