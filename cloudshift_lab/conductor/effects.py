@@ -27,9 +27,8 @@ from cloudshift_lab.core.errors import (
     NotFound,
     Unavailable,
 )
-from cloudshift_lab.core.orders import OrderKind, OrderResult
+from cloudshift_lab.core.orders import AgentStatus, OrderKind, OrderResult
 from cloudshift_lab.core.plan import Bill, Going
-from cloudshift_lab.core.orders import AgentStatus
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.world import World
 from cloudshift_lab.engines.engine import Engine
