@@ -9,12 +9,13 @@ _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 5.0
 _LARGEST_PART_BYTES = 8 * 2**20
 _SMALLEST_PART_BYTES = 2**20
+_QUICK_S, _SLOW_S = 1.0, 3.0
 
 
 class Window:
     """Requests under way at a time: one more after a round without trouble, half after trouble.
 
-    The size of a part shrinks and grows with it, so that a slow link still ends each in time.
+    A part is as large as comes in about a second, so that each ends in time on a slow link too.
 
     Args:
         most: Never more than these.
@@ -26,7 +27,7 @@ class Window:
         self._halved_at = -math.inf
         self.limit = self._most
         self.under_way = 0
-        self.part_bytes = _LARGEST_PART_BYTES
+        self.part_bytes = max(_SMALLEST_PART_BYTES, _LARGEST_PART_BYTES // self._most)
 
     @property
     def has_room(self) -> bool:
@@ -36,14 +37,17 @@ class Window:
         """One more request is under way."""
         self.under_way += 1
 
-    def end_well(self) -> None:
+    def end_well(self, took_s: float) -> None:
         """A request was answered."""
         self.under_way -= 1
         self._good += 1
+        if took_s > _SLOW_S:
+            self._halve_parts()
         if self._good >= self.limit:
             self._good = 0
             self.limit = min(self._most, self.limit + 1)
-            self.part_bytes = min(_LARGEST_PART_BYTES, self.part_bytes + _SMALLEST_PART_BYTES)
+            if took_s < _QUICK_S:
+                self.part_bytes = min(_LARGEST_PART_BYTES, 2 * self.part_bytes)
 
     def end_badly(self, began_at: float, now: float) -> None:
         """A request was refused or not answered; many of one moment count as one."""
@@ -52,7 +56,11 @@ class Window:
         if began_at >= self._halved_at:
             self._halved_at = now
             self.limit = max(1, self.limit // 2)
-            self.part_bytes = max(_SMALLEST_PART_BYTES, self.part_bytes // 2)
+            self._halve_parts()
+
+    def _halve_parts(self) -> None:
+        self._good = 0
+        self.part_bytes = max(_SMALLEST_PART_BYTES, self.part_bytes // 2)
 
 
 class RetryBudget:

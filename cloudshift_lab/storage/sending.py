@@ -255,7 +255,7 @@ class Sending:
                 self._wire_bytes -= errand.end - errand.start
             self._repeat(errand, error, now)
             return
-        window.end_well()
+        window.end_well(now - errand.began_at)
         self._budget.earn()
         self._moved_at = now
         getattr(self, f"_end_{errand.kind}")(outcome, now)

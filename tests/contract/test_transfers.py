@@ -15,9 +15,10 @@ from typing import Literal
 import pytest
 from blake3 import blake3
 
-from cloudshift_lab.core.errors import Corrupt, Exhausted
+from cloudshift_lab.core.errors import Corrupt, Exhausted, Unavailable
 from cloudshift_lab.sim.link import Door, Link, LinkSpec
-from cloudshift_lab.storage.store import Store, open_store
+from cloudshift_lab.sim.proxy import FaultyProxy
+from cloudshift_lab.storage.store import Store, open_store, without_retries
 from cloudshift_lab.storage.transfer import TransferOptions, transfer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")
@@ -198,7 +199,8 @@ def test_what_goes_wrong_in_the_middle_of_an_answer_is_noticed_and_mended(
     trap.set((3 * MIB, trouble), (9 * MIB, trouble))
     report = transfer(source, target, dict.fromkeys(objects))
     assert trap.met == [trouble, trouble]
-    assert report.retries >= 2
+    if here != "az":  # Azure's library asks for the rest of a cut answer by itself
+        assert report.retries >= 2
     assert report.wire_bytes <= (8 + 2) * 2 * MIB
     assert_whole(target, objects)
 
@@ -220,6 +222,32 @@ def test_a_burst_of_503_slows_it_down_and_costs_no_bytes(
     assert report.retries == 8
     assert min(limits) <= 4
     assert_whole(target, objects)
+
+
+@pytest.mark.parametrize("kind", ["s3", "gs", "az", "etcd"])
+def test_a_view_without_retries_reports_the_first_refusal_and_that_it_was_one(
+    kind: str, store_address: Address
+) -> None:
+    url, options = store_address(kind)
+    with FaultyProxy(port_of(url, options)) as proxy:
+        if kind == "etcd":
+            url = url.replace(str(port_of(url, options)), str(proxy.port))
+        else:
+            options["endpoint_url"] = f"http://127.0.0.1:{proxy.port}"
+        store = open_store(url, options)
+        once = without_retries(store)
+        once.put("a", b"x")
+        proxy.inject("busy")
+        with pytest.raises(Unavailable) as caught:
+            once.get("a")
+        assert caught.value.facts["busy"]
+        proxy.inject("busy", "busy")
+        assert store.get("a") == b"x"
+        assert proxy.num_faults == 3
+
+
+def port_of(url: str, options: dict[str, object]) -> int:
+    return int(str(options.get("endpoint_url", url)).split(":")[2].partition("/")[0])
 
 
 @pytest.mark.parametrize(("here", "there"), REMOTE_ROUTES)

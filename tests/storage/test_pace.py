@@ -30,22 +30,38 @@ def test_it_never_closes_and_opens_by_one_after_each_good_round() -> None:
     grown = []
     for _ in range(1 + 2 + 3 + 4):
         window.begin()
-        window.end_well()
+        window.end_well(0.1)
         grown.append(window.limit)
     assert grown == [2, 2, 3, 3, 3, 4, 4, 4, 4, 4]
 
 
-def test_parts_shrink_with_trouble_and_grow_back() -> None:
+def rounds(window: Window, num: int, took_s: float) -> list[int]:
+    """Sizes of the parts after each of some rounds."""
+    found = []
+    for _ in range(num):
+        for _ in range(window.limit):
+            window.begin()
+            window.end_well(took_s)
+        found.append(window.part_bytes // MIB)
+    return found
+
+
+def test_parts_grow_while_they_come_quickly_and_shrink_when_they_are_slow() -> None:
     window = Window(8)
+    assert window.part_bytes == MIB
+    assert rounds(window, 4, 0.5) == [2, 4, 8, 8]
+    assert rounds(window, 2, 2.0) == [8, 8]
+    assert rounds(window, 1, 3.5) == [1]
+    assert (window.part_bytes, window.limit) == (MIB, 8)
+
+
+def test_trouble_makes_parts_smaller_too() -> None:
+    window = Window(1)
     assert window.part_bytes == 8 * MIB
     for now in range(5):
         window.begin()
         window.end_badly(began_at=now, now=now)
     assert window.part_bytes == MIB
-    for _ in range(100):
-        window.begin()
-        window.end_well()
-    assert (window.part_bytes, window.limit) == (8 * MIB, 8)
 
 
 def test_pauses_grow_and_are_drawn_from_nothing_to_their_longest() -> None:
