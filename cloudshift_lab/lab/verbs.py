@@ -327,6 +327,7 @@ _ELSEWHERE = {
     "demo": "cloudshift_lab.sim.demo",
     "sim": "cloudshift_lab.sim.dst",
     "bench": "cloudshift_lab.sim.bench.main",
+    "chaos": "cloudshift_lab.sim.chaos.main",
 }
 _ACTIONS: dict[str, Callable[[Request], Shown | None]] = {
     "status": _status,

@@ -297,6 +297,7 @@ VERBS: tuple[Verb, ...] = (
     Verb("demo", "the whole story without a browser", passes_on=True),
     Verb("sim", "thousands of simulated histories with injected faults", passes_on=True),
     Verb("bench", "measure against what people use today", passes_on=True),
+    Verb("chaos", "kill real processes while a real run moves, then judge", passes_on=True),
     Verb("help", "this list", (Argument("topic", "text", "a verb"),)),
 )
 _BY_NAME = {verb.name: verb for verb in VERBS}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
-from cloudshift_lab.core.errors import CloudshiftError
+from cloudshift_lab.core.errors import CloudshiftError, Exhausted
 from cloudshift_lab.core.home import load_clouds
 from cloudshift_lab.core.plan import MigrationView
 from cloudshift_lab.core.run import RunSpec, RunView
@@ -36,7 +35,6 @@ _HEALTHY_LIMIT_S = 240.0
 _OWNERS: frozenset[Victim] = frozenset(
     {"source agent", "source rank", "target agent", "target rank"}
 )
-_LOOK_S = 0.1
 
 
 class Campaign:
@@ -133,23 +131,38 @@ class Campaign:
         """The run once it trains on; one whose owner was killed is resumed, as a person would.
 
         Raises:
-            Exhausted: It does not train again.
+            Exhausted: It does not train again; says how it was last.
         """
         first = self._bed.wait(lambda: self._bed.client.run(self._run_id), "the run").step or 0
+        trouble = ""
 
         def trains() -> RunView | None:
+            nonlocal trouble
             view = self._bed.client.run(self._run_id)
             if view.state in ("failed", "lost"):
-                with suppress(CloudshiftError):
-                    self._bed.client.resume(self._run_id)
-                self._world.sleep(_LOOK_S)
+                trouble = self._resume(view)
                 return None
             newest = view.step or 0
             grew = newest >= first + _GROWS_BY or newest < first
             is_saved = view.checkpoint_step is not None
             return view if view.state == "running" and grew and is_saved else None
 
-        return self._bed.wait(trains, "the run to train on", limit_s=_HEALTHY_LIMIT_S)
+        try:
+            return self._bed.wait(trains, "the run to train on", limit_s=_HEALTHY_LIMIT_S)
+        except Exhausted as error:
+            view = self._bed.client.run(self._run_id)
+            raise Exhausted(
+                f"{error.message}; it is {view.state} at step {view.step}: "
+                f"{view.error or 'no error'}; {trouble or 'it was not resumed'}"
+            ) from error
+
+    def _resume(self, view: RunView) -> str:
+        """Resume as a person would; why that was refused, empty when it was not."""
+        try:
+            self._bed.client.resume(self._run_id)
+        except CloudshiftError as error:
+            return f"resuming the {view.state} run: {error.message}"
+        return ""
 
     # -- judging ----------------------------------------------------------------------------------
 
