@@ -16,6 +16,7 @@ from cloudshift_lab.conductor.sides import (
     Patience,
     TwoSides,
     error_of,
+    later_rounds_pay,
     nodes_up_of,
     order_id_of,
     resumed_at,
@@ -38,6 +39,7 @@ from cloudshift_lab.storage.store import Store
 
 _FOREVER = float("inf")
 _UNSAID_LIMIT_S = 3600.0
+_SAVES_AHEAD = 1.5
 
 Reprice = Callable[[Saga, float, float], Bill]
 """Makes a bill of a step's seconds at the source and at the target, both measured."""
@@ -127,7 +129,10 @@ class MoveEffects(TwoSides):
     def _precopy(self, effect: Effect, saga: Saga) -> EffectDone | None:
         if saga.plan.rehearsal_steps and not self._has_fresh_commit(effect):
             return None
-        return self._carry(effect, saga, "precopy")
+        done = self._carry(effect, saga, "precopy")
+        if done is None and saga.plan.rehearsal_steps:
+            self._feed_next_round(effect, saga)
+        return done
 
     def _has_fresh_commit(self, effect: Effect) -> bool:
         """Ask the source to save, so that what is copied is not far behind what it trains.
@@ -144,6 +149,18 @@ class MoveEffects(TwoSides):
         self._expect_alive(self._source, status)
         self.going = Going(detail="the source saves a step to be copied")
         return self._world.monotonic() - self._begun[effect.key] > self._patience.fresh_s
+
+    def _feed_next_round(self, effect: Effect, saga: Saga) -> None:
+        """Have a fresh commit ready when this round ends, where another one is worth its bytes."""
+        going = self.going
+        if going is None or going.eta_s is None or not later_rounds_pay(saga.plan):
+            return
+        line = self._source.line
+        status = line.look()
+        if status is None or status.committed_step is None:
+            return
+        if going.eta_s <= _SAVES_AHEAD * (status.saves.save_s or 1.0):
+            line.order(f"{effect.key}:save:{status.committed_step}", "save")
 
     def _rehearse(self, effect: Effect, saga: Saga) -> EffectDone | None:
         source = self._source.line.look()

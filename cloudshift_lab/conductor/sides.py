@@ -14,13 +14,14 @@ from cloudshift_lab.core.errors import (
     error_from_wire,
 )
 from cloudshift_lab.core.orders import AgentStatus, Order, OrderKind, OrderResult
-from cloudshift_lab.core.plan import Going
+from cloudshift_lab.core.plan import Going, Plan
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.world import World
 from cloudshift_lab.engines.engine import Engine
 from cloudshift_lab.migration import Effect, EffectName, Saga
 
 _FOREVER = float("inf")
+_SHRINKING = 0.8
 
 
 @dataclass(frozen=True)
@@ -208,3 +209,14 @@ def resumed_at(status: AgentStatus, saga: Saga) -> float | None:
     """When the source's first step after the seal ended, if one has."""
     last, drained = status.last_step_at, saga.drained_at
     return last if last is not None and drained is not None and last > drained else None
+
+
+def later_rounds_pay(plan: Plan) -> bool:
+    """Whether what a save adds is so much less than the whole that another round shrinks the gap.
+
+    A dense optimizer changes everything in every step: then a second round is the first again.
+    """
+    sizes = {closing.kind: closing.num_bytes for closing in plan.closings}
+    if "replay" not in sizes or "copy" not in sizes:
+        return False
+    return sizes["copy"] - sizes["replay"] <= _SHRINKING * sizes["replay"]

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from cloudshift_lab.conductor.noticing import check_notice, notice_view
+from cloudshift_lab.core.asks import NoticeAsk
+from cloudshift_lab.core.errors import UsageError
+from cloudshift_lab.core.orders import AgentStatus
+from cloudshift_lab.core.run import SaveStats
+from cloudshift_lab.migration import EffectDone, Saga, start, step
+from cloudshift_lab.migration.events import Decided
+from cloudshift_lab.sim.plans import sample_decision, sample_plan
+
+AT = 1_100.0
+
+
+def status(**changes: Any) -> AgentStatus:
+    told = AgentStatus(
+        run_id="run-1", generation=1, state="running", beat=1, at=AT, step=100, committed_step=90,
+        step_s=2.0, saves=SaveStats(save_s=10.0), state_bytes=10**9,
+    )  # fmt: skip
+    return msgspec.structs.replace(told, **changes)
+
+
+def look(within_s: float, told: AgentStatus | None, saga: Saga | None = None) -> Any:
+    return notice_view("run-1", NoticeAsk(within_s=within_s), told, saga, now=AT)
+
+
+def approved() -> Saga:
+    saga = start(sample_plan())
+    saga, _ = step(saga, Decided(sample_decision(saga.plan), at=AT))
+    return saga
+
+
+def test_enough_time_loses_no_step() -> None:
+    view = look(30.0, status())
+    assert (view.finishes, view.lost_steps, view.does) == (True, 0, ("drain",))
+    assert view.deadline == AT + 30.0
+    assert "stays saved in its store" in view.words
+
+
+def test_too_little_time_says_how_many_steps_are_lost() -> None:
+    view = look(5.0, status())
+    assert (view.finishes, view.lost_steps) == (False, 11)
+
+
+def test_a_staged_step_that_is_nearly_saved_counts() -> None:
+    assert look(11.0, status(staged_step=98)).lost_steps == 3
+    assert look(11.0, status(staged_step=90)).lost_steps == 11
+
+
+def test_nothing_known_of_the_agent_is_no_reason_to_fail() -> None:
+    assert look(30.0, None).finishes
+
+
+def test_an_unmeasured_save_is_assumed_from_the_size() -> None:
+    assert not look(10.0, status(saves=SaveStats())).finishes
+    assert look(30.0, status(saves=SaveStats())).finishes
+
+
+def test_an_open_move_says_when_the_run_trains_again() -> None:
+    view = look(30.0, status(), approved())
+    assert view.migration_id == "mig-1"
+    assert "at its target" in view.words
+    proposed = look(30.0, status(), start(sample_plan()))
+    assert "at its target" not in proposed.words
+
+
+def test_a_target_that_is_ready_saves_its_provisioning() -> None:
+    saga = approved()
+    ready, _ = step(saga, EffectDone("provision", AT))
+    before, after = (look(120.0, status(), each) for each in (saga, ready))
+    assert "move" in after.does
+    assert "before the machine goes" in after.words
+    assert before.finishes
+
+
+def test_a_target_that_goes_means_rolling_back() -> None:
+    ask = NoticeAsk(within_s=30.0, side="target")
+    view = notice_view("run-1", ask, status(), approved(), now=AT)
+    assert (view.does, view.finishes, view.side) == (("roll back",), True, "target")
+
+
+@pytest.mark.parametrize("within_s", [-1.0, 1e6, float("nan")])
+def test_an_impossible_notice_is_refused(within_s: float) -> None:
+    with pytest.raises(UsageError, match="0 s to 24 h"):
+        check_notice(NoticeAsk(within_s=within_s))
