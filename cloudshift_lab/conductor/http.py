@@ -33,6 +33,8 @@ _STATUS = {
     "Fenced": 409,
     "StaleDecision": 409,
     "Corrupt": 500,
+    "Mismatch": 409,
+    "NodesMissing": 409,
     "Exhausted": 507,
     "Unsupported": 501,
 }

@@ -16,6 +16,7 @@ from tornado.netutil import bind_sockets
 from cloudshift_lab.conductor.client import Client
 from cloudshift_lab.conductor.http import Gate, application
 from cloudshift_lab.conductor.service import ConductorService
+from cloudshift_lab.core.asks import MoveAsk, NoticeAsk, NoticeView
 from cloudshift_lab.core.errors import (
     CloudshiftError,
     Denied,
@@ -24,9 +25,11 @@ from cloudshift_lab.core.errors import (
     Unavailable,
     UsageError,
 )
-from cloudshift_lab.core.plan import Decision
+from cloudshift_lab.core.plan import Decision, MigrationView
 from cloudshift_lab.core.run import RunSpec
 from cloudshift_lab.core.steps import ENDED_JOB, BranchAsk, DiffAsk, UsageAsk
+from cloudshift_lab.migration import Aborted, Receipt, check_chain, make_receipt, start, step
+from cloudshift_lab.sim.plans import sample_plan
 
 TOKEN = "a-token"
 
@@ -311,3 +314,79 @@ def test_steps_branches_and_jobs_are_served(
     assert client.cancel_job(view.job_id).state == "done"
     status, problem = raw(served.url, "POST", "/v1/jobs", body='{"type": "dance"}')
     assert (status, problem["kind"]) == (400, "UsageError")
+
+
+class Asked:
+    """A service that answers moves, notices and receipts, and remembers what was asked."""
+
+    def __init__(self) -> None:
+        self.asks: list[tuple[str, Any]] = []
+
+    def version(self) -> int:
+        return 1
+
+    def subscribe(self, changed: Callable[[], None]) -> None:
+        del changed
+
+    def migrate(self, run: str, ask: MoveAsk) -> MigrationView:
+        self.asks.append((run, ask))
+        return MigrationView("mig-1", run, "gpt", "proposed", sample_plan())
+
+    def notice(self, run: str, ask: NoticeAsk) -> NoticeView:
+        self.asks.append((run, ask))
+        return NoticeView(run_id=run, side=ask.side, at=1.0, deadline=1.0 + ask.within_s)
+
+    def receipts(self, run: str) -> tuple[Receipt, ...]:
+        self.asks.append((run, None))
+        saga, _ = step(start(sample_plan()), Aborted(at=1.0, message="no"))
+        return (make_receipt(saga, at=2.0, actual_micro_usd=3),)
+
+
+def test_everything_that_can_be_asked_of_a_move_arrives_as_it_was_said(
+    serve: Callable[[Any], Served],
+) -> None:
+    service = Asked()
+    client = serve(service).client()
+    view = client.migrate(
+        "gpt", "gcp-sim", expires_s=9.0, closing="replay", rehearse=5, missing_nodes="elsewhere",
+        min_nodes=2, elsewhere=("azure-sim",), approvals=2, limit_micro_usd=7, carrier="push",
+    )  # fmt: skip
+    assert view.plan == sample_plan()
+    ask = MoveAsk(
+        to="gcp-sim", expires_s=9.0, closing="replay", rehearse=5, missing_nodes="elsewhere",
+        min_nodes=2, elsewhere=("azure-sim",), approvals=2, limit_micro_usd=7, carrier="push",
+    )  # fmt: skip
+    assert service.asks == [("gpt", ask)]
+    client.migrate("gpt", "gcp-sim")
+    assert service.asks[-1] == ("gpt", MoveAsk(to="gcp-sim"))
+
+
+def test_an_older_client_that_names_only_a_target_is_understood(
+    serve: Callable[[Any], Served],
+) -> None:
+    service = Asked()
+    body = json.dumps({"to": "gcp-sim", "expires_s": 60})
+    status, _ = raw(serve(service).url, "POST", "/v1/runs/gpt/migrations", body=body)
+    assert (status, service.asks) == (200, [("gpt", MoveAsk(to="gcp-sim", expires_s=60.0))])
+
+
+@pytest.mark.parametrize(
+    "body", [{"to": "a", "closing": "magic"}, {"to": "a", "carrier": "mule"}, {}]
+)
+def test_a_wish_of_an_unknown_kind_is_the_callers_error(
+    serve: Callable[[Any], Served], body: dict[str, str]
+) -> None:
+    url = serve(Asked()).url
+    status, problem = raw(url, "POST", "/v1/runs/gpt/migrations", body=json.dumps(body))
+    assert (status, problem["kind"]) == (400, "UsageError")
+
+
+def test_notices_and_receipts_cross_http(serve: Callable[[Any], Served]) -> None:
+    service = Asked()
+    client = serve(service).client()
+    told = client.notice("gpt", 30.0, side="target")
+    assert (told.run_id, told.side, told.deadline) == ("gpt", "target", 31.0)
+    assert service.asks == [("gpt", NoticeAsk(within_s=30.0, side="target"))]
+    (receipt,) = client.receipts("gpt")
+    assert receipt.actual_micro_usd == 3
+    assert check_chain([receipt]) == receipt.digest
