@@ -33,7 +33,7 @@ MIN_GAIN = 0.10
 """Share of the raw bytes that a delta must save beyond direct coding, in a sample."""
 MIN_GAIN_OF_A_STEP = 0.01
 """The same against the step before, as in a cut-over: then bytes count more than processor time."""
-MIN_BOX_BYTES = 4096
+MIN_BOX_BYTES = 1024
 SAMPLE_BYTES = 128 * 1024
 _BATCH_BYTES = 64 * 2**20
 _PROBES = 256
