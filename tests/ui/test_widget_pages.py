@@ -348,7 +348,8 @@ def test_a_picture_of_the_approval_in_both_themes(desktop: Desktop, theme: str) 
     SHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SHOTS / f"approval-{theme}.png")
     inks = page.evaluate(
-        "[...document.querySelectorAll('.cs-box, .cs-table td')].map(n => getComputedStyle(n).color)"
+        "[...document.querySelectorAll('.cs-box, .cs-table td')]"
+        ".map((node) => getComputedStyle(node).color)"
     )
     assert len(set(inks)) == 1, "a table keeps its own ink"
     box = page.locator(".cs-box").bounding_box()

@@ -7,7 +7,9 @@ import {
   formatDuration,
   formatUsd
 } from './format';
-import { IBill, IMigrationView, target } from './types';
+import { Outlook, plannedPause } from './outlook';
+import { deciders } from './standing';
+import { IBill, IMigrationView, IPlan, target } from './types';
 
 interface IApprovalProps {
   view: IMigrationView;
@@ -39,7 +41,11 @@ export function ApprovalCard(props: IApprovalProps): JSX.Element {
     : left <= 0
       ? trans.__('The time to answer is over.')
       : undefined;
-  const title = trans.__('Move %1 to %2?', view.run_name, target(view.plan.target));
+  const again = view.phase === 'asking';
+  const title = again
+    ? trans.__('Go on moving %1 to %2?', view.run_name, target(view.plan.target))
+    : trans.__('Move %1 to %2?', view.run_name, target(view.plan.target));
+  const worse = again && view.timeline[view.timeline.length - 1]?.detail;
   return (
     <li className="jp-cloudshift-approval" role="group" aria-label={title}>
       <div className="jp-cloudshift-approval-title">{title}</div>
@@ -47,20 +53,37 @@ export function ApprovalCard(props: IApprovalProps): JSX.Element {
         {trans.__('now on %1', target(view.plan.source))}
         {bill.simulated && <SimulatedBadge trans={trans} />}
       </div>
-      <BillTotals bill={bill} trans={trans} />
+      {worse && (
+        <div className="jp-cloudshift-advice" role="status">
+          {trans.__('It is asked again: %1', worse)}
+        </div>
+      )}
+      <BillTotals plan={view.plan} trans={trans} />
       {verdict === 'stay' && (
         <div className="jp-cloudshift-advice">
           {trans.__('The bill says: better stay.')} {bill.reasons[0] ?? ''}
         </div>
       )}
+      <Outlook view={view} trans={trans} />
       <BillDetails bill={bill} trans={trans} />
+      {deciders(view, trans).map(line => (
+        <div key={line} className="jp-cloudshift-sub">
+          {line}
+        </div>
+      ))}
       <div className="jp-cloudshift-deadline">
         {left > 0
-          ? trans.__(
-              'Answer within %1 (by %2), else it stays where it is.',
-              formatCountdown(left),
-              formatClock(expires_at)
-            )
+          ? again
+            ? trans.__(
+                'Answer within %1 (by %2), else it is rolled back.',
+                formatCountdown(left),
+                formatClock(expires_at)
+              )
+            : trans.__(
+                'Answer within %1 (by %2), else it stays where it is.',
+                formatCountdown(left),
+                formatClock(expires_at)
+              )
           : trans.__('Expired at %1; it stays where it is.', formatClock(expires_at))}
       </div>
       <div className="jp-cloudshift-buttons">
@@ -102,8 +125,9 @@ export function SimulatedBadge(props: { trans: TranslationBundle }): JSX.Element
   );
 }
 
-function BillTotals(props: { bill: IBill; trans: TranslationBundle }): JSX.Element {
-  const { bill, trans } = props;
+function BillTotals(props: { plan: IPlan; trans: TranslationBundle }): JSX.Element {
+  const { plan, trans } = props;
+  const { bill } = plan;
   const rows: [string, string][] = [
     [
       bill.saving_micro_usd_per_h >= 0 ? trans.__('saves') : trans.__('costs more'),
@@ -111,7 +135,7 @@ function BillTotals(props: { bill: IBill; trans: TranslationBundle }): JSX.Eleme
     ],
     [trans.__('once'), formatUsd(bill.one_off_micro_usd)],
     [trans.__('bill total'), formatUsd(bill.total_micro_usd)],
-    [trans.__('pause'), `≈ ${formatDuration(bill.pause_s)}`],
+    [trans.__('pause'), `≈ ${formatDuration(plannedPause(plan))}`],
     [
       trans.__('pays back'),
       bill.break_even_s === null

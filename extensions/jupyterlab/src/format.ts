@@ -51,3 +51,10 @@ export function formatBytes(bytes: number): string {
   }
   return `${value.toFixed(unit ? 1 : 0)} ${units[unit]}`;
 }
+
+/** A share of futures: `0 %`, `0.4 %`, `12 %`. */
+export function formatShare(part: number): string {
+  const percent = part * 100;
+  const digits = percent === 0 || percent >= 9.95 ? 0 : 1;
+  return `${percent.toFixed(digits)} %`;
+}

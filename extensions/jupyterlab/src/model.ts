@@ -4,7 +4,13 @@ import { IDisposable } from '@lumino/disposable';
 import { ISignal, Signal } from '@lumino/signaling';
 
 import { Api, ProblemError } from './api';
-import { IDecision, IMigrationView, IProblem, IRunView } from './types';
+import {
+  awaitsDecision,
+  IDecision,
+  IMigrationView,
+  IProblem,
+  IRunView
+} from './types';
 
 const CHANGED_SCHEMA = 'https://cloudshift-lab.dev/events/changed/v1';
 const MIN_GAP_MS = 700;
@@ -44,7 +50,7 @@ export class CloudshiftModel implements IDisposable {
 
   /** Moves that wait for a person. */
   get pending(): IMigrationView[] {
-    return this._state.migrations.filter(view => view.phase === 'proposed');
+    return this._state.migrations.filter(awaitsDecision);
   }
 
   set pollSeconds(value: number) {

@@ -7,7 +7,12 @@ import { formatClock } from './format';
 import { cloudshiftIcon } from './icon';
 import { CloudshiftModel, IState } from './model';
 import { RunCard } from './runs';
-import { FINAL_PHASES, IMigrationView, IRunView } from './types';
+import {
+  awaitsDecision,
+  FINAL_PHASES,
+  IMigrationView,
+  IRunView
+} from './types';
 
 const FINAL_STATES = new Set(['stopped', 'finished', 'failed', 'lost']);
 
@@ -49,7 +54,7 @@ function PanelBody(props: IBodyProps): JSX.Element {
   const state = useModelState(model);
   const now = useNow();
   const online = state.online === true;
-  const pending = state.migrations.filter(view => view.phase === 'proposed');
+  const pending = state.migrations.filter(awaitsDecision);
   const moves = movesByRun(state.migrations);
   return (
     <>

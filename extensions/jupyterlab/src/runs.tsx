@@ -3,6 +3,7 @@ import React from 'react';
 
 import { SimulatedBadge } from './approval';
 import { formatAge, formatBytes, formatUsd } from './format';
+import { runNotice, Standing } from './standing';
 import { IMigrationView, IRunView, target } from './types';
 
 interface IRunProps {
@@ -43,7 +44,10 @@ export function RunCard(props: IRunProps): JSX.Element {
           </div>
         ))}
       </dl>
-      {move && <MoveLine move={move} trans={trans} />}
+      {run.notice_until !== null && (
+        <div className="jp-cloudshift-notice">{runNotice(run, now, trans)}</div>
+      )}
+      {move && <MoveLine move={move} now={now} trans={trans} />}
       {run.error && (
         <div className="jp-cloudshift-error">
           {run.error_rank === null
@@ -78,14 +82,18 @@ function facts(
 
 function MoveLine(props: {
   move: IMigrationView;
+  now: number;
   trans: TranslationBundle;
 }): JSX.Element {
-  const { move, trans } = props;
+  const { move, now, trans } = props;
   const moved = move.bytes_moved ? ` · ${formatBytes(move.bytes_moved)}` : '';
   return (
-    <div className="jp-cloudshift-move" role="status">
-      {trans.__('→ %1: %2', target(move.plan.target), move.phase.replace(/_/g, ' '))}
-      {moved}
+    <div className="jp-cloudshift-move">
+      <div role="status">
+        {trans.__('→ %1: %2', target(move.plan.target), move.phase.replace(/_/g, ' '))}
+        {moved}
+      </div>
+      <Standing view={move} now={now} trans={trans} />
       {move.error && <div className="jp-cloudshift-error">{move.error}</div>}
     </div>
   );

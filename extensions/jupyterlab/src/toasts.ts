@@ -5,6 +5,7 @@ import { Signal } from '@lumino/signaling';
 
 import { formatClock, formatDuration, formatUsd } from './format';
 import { CloudshiftModel } from './model';
+import { plannedPause } from './outlook';
 import { IMigrationView, target } from './types';
 
 /**
@@ -35,18 +36,18 @@ export class ApprovalToasts implements IDisposable {
 
   private _update(): void {
     const pending = new Map(
-      this._model.pending.map(view => [view.migration_id, view])
+      this._model.pending.map(view => [view.plan.digest, view])
     );
-    for (const [migrationId, toastId] of [...this._shown]) {
-      if (!pending.has(migrationId)) {
+    for (const [digest, toastId] of [...this._shown]) {
+      if (!pending.has(digest)) {
         Notification.dismiss(toastId);
-        this._shown.delete(migrationId);
+        this._shown.delete(digest);
       }
     }
-    for (const view of pending.values()) {
-      if (this.enabled && !this._seen.has(view.migration_id)) {
-        this._seen.add(view.migration_id);
-        this._shown.set(view.migration_id, this._show(view));
+    for (const [digest, view] of pending) {
+      if (this.enabled && !this._seen.has(digest)) {
+        this._seen.add(digest);
+        this._shown.set(digest, this._show(view));
       }
     }
   }
@@ -55,13 +56,18 @@ export class ApprovalToasts implements IDisposable {
     const { bill, expires_at } = view.plan;
     const saving = bill.saving_micro_usd_per_h;
     const amount = formatUsd(Math.abs(saving));
+    const place = target(view.plan.target);
     const message = [
-      this._trans.__('Move %1 to %2?', view.run_name, target(view.plan.target)),
+      view.phase === 'asking'
+        ? this._trans.__('The bill got worse. Go on moving %1 to %2?', view.run_name, place)
+        : this._trans.__('Move %1 to %2?', view.run_name, place),
       saving >= 0
         ? this._trans.__('Saves %1 per hour,', amount)
         : this._trans.__('Costs %1 more per hour,', amount),
-      this._trans.__('pause about %1.', formatDuration(bill.pause_s)),
-      this._trans.__('Answer by %1, else it stays.', formatClock(expires_at))
+      this._trans.__('pause about %1.', formatDuration(plannedPause(view.plan))),
+      view.phase === 'asking'
+        ? this._trans.__('Answer by %1, else it is rolled back.', formatClock(expires_at))
+        : this._trans.__('Answer by %1, else it stays.', formatClock(expires_at))
     ].join(' ');
     return Notification.emit(
       bill.simulated ? `${message} ${this._trans.__('(simulated)')}` : message,

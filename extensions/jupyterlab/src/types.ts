@@ -25,6 +25,8 @@ export interface IRunView {
   migration_id: string | null;
   error: string | null;
   error_rank: number | null;
+  notice_until: number | null;
+  notice: string;
   losses: [number, number][];
   ended_at: number | null;
   as_of: number;
@@ -50,6 +52,20 @@ export interface IBill {
   reasons: string[];
 }
 
+export interface IClosing {
+  kind: string;
+  pause_s: number;
+  still_s: number;
+  num_bytes: number;
+  replayed_steps: number;
+  basis: string;
+}
+
+export interface IFallback {
+  placement: IPlacement;
+  url: string;
+}
+
 export interface IPlan {
   source: IPlacement;
   target: IPlacement;
@@ -57,6 +73,46 @@ export interface IPlan {
   verdict: 'move' | 'stay';
   expires_at: number;
   digest: string;
+  closing: string;
+  closings: IClosing[];
+  rehearsal_steps: number;
+  tolerance: number;
+  missing_nodes: 'roll-back' | 'wait' | 'shrink' | 'elsewhere';
+  min_nodes: number;
+  fallbacks: IFallback[];
+  limit_micro_usd: number;
+  approvals_needed: number;
+}
+
+export interface ISpread {
+  p10: number;
+  p50: number;
+  p90: number;
+}
+
+/** What happened in many simulated futures; never measured. */
+export interface IFutures {
+  num: number;
+  pause_s: ISpread;
+  cost_micro_usd: ISpread;
+  finish_s: ISpread;
+  rolled_back: number;
+  lost_steps: number;
+  basis: string;
+}
+
+export interface IGoing {
+  done_bytes: number;
+  total_bytes: number | null;
+  bytes_per_s: number | null;
+  eta_s: number | null;
+  detail: string;
+}
+
+export interface IPhaseTime {
+  phase: string;
+  at: number;
+  detail: string;
 }
 
 export interface IDecision {
@@ -73,11 +129,20 @@ export interface IMigrationView {
   run_name: string;
   phase: string;
   plan: IPlan;
+  timeline: IPhaseTime[];
   decision: IDecision | null;
+  approvals: IDecision[];
   error: string | null;
+  sealed_step: number | null;
   bytes_moved: number;
   bytes_state: number;
   pause_s: number | null;
+  still_s: number | null;
+  futures: IFutures | null;
+  going: IGoing | null;
+  partial: string | null;
+  notice_s: number | null;
+  as_of: number;
 }
 
 /** `since` is when the server extension lost sight of the conductor. */
@@ -94,6 +159,11 @@ export const FINAL_PHASES = new Set([
   'expired',
   'rolled_back'
 ]);
+
+/** Nothing happens before somebody decides. */
+export function awaitsDecision(view: IMigrationView): boolean {
+  return view.phase === 'proposed' || view.phase === 'asking';
+}
 
 /** What a person types after `--to`. */
 export function target(placement: IPlacement): string {
