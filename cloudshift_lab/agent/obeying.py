@@ -61,11 +61,16 @@ class Obeying:
         yield from self._mover_of(order).precopy(order)
 
     def _copy(self, order: Order) -> Activity:
-        if self._rehearsal is not None:
-            self._rehearsal.back_to_gate()
+        self._end_rehearsal()
         yield from self._mover_of(order).copy_step(order)
 
+    def _end_rehearsal(self) -> None:
+        """The move is closed by copying, perhaps by the source: the ranks start again meanwhile."""
+        if self._rehearsal is not None:
+            self._rehearsal.back_to_gate()
+
     def _verify(self, order: Order) -> Activity:
+        self._end_rehearsal()
         yield from self._mover_of(order).verify_step(order)
 
     # -- before the commit -------------------------------------------------------------------------
@@ -151,6 +156,7 @@ class Obeying:
                 if result.state == "running":
                     yield result
         self._attempt.tenure.carry_over(mover.commit_of(order))
+        yield OrderResult(state="running", detail="copied and proved")
 
     def _is_proven(self, order: Order) -> bool:
         proven = self._proven

@@ -25,6 +25,7 @@ class RepeatingRanks(ScriptedRanks):
 
     ``wrong_from``: from this step on their losses differ. ``spoils``: what they stage does.
     ``is_stuck``: they end no further step. ``is_silent``: they tell no losses.
+    ``stages_after``: how many polls a capture takes.
     """
 
     def __init__(self) -> None:
@@ -34,6 +35,7 @@ class RepeatingRanks(ScriptedRanks):
         self.is_stuck = False
         self.is_silent = False
         self.has_lost_its_copy = False
+        self.stages_after = 0
         self._limit: int | None = None
         self._wants = False
 
@@ -65,7 +67,9 @@ class RepeatingRanks(ScriptedRanks):
             return view
         if self._limit is not None and at >= self._limit:
             self.view = dataclasses.replace(view, state="held", held_step=at)
-            if self._wants:
+            if self._wants and self.stages_after > 0:
+                self.stages_after -= 1
+            elif self._wants:
                 self._wants = False
                 self.view = dataclasses.replace(self.view, staged_step=at)
         else:

@@ -8,9 +8,10 @@ import pytest
 
 from cloudshift_lab.agent.protocols import RankError, RanksView, SaveFailed
 from cloudshift_lab.agent.rehearsal import STUCK_S, is_same
-from cloudshift_lab.storage.logstate import log_key
+from cloudshift_lab.checkpoint import open_checkpoint
+from cloudshift_lab.storage.logstate import LogBase, log_key
 
-from .conftest import Attempt, ManualWorld, SwitchableStore, hand_over
+from .conftest import Attempt, ManualWorld, SwitchableStore, hand_over, save_step
 from .repeating import STEP_S, Standby, loss_of, seal_at, train
 
 
@@ -310,6 +311,7 @@ def test_catching_up_outlives_a_source_that_is_away_for_a_while(
 ) -> None:
     shadowing(standby, source)
     digest = seal_at(source, 20)
+    standby.ranks.stages_after = 8
     source.store.is_down = True
     catch_up = standby.order("catch_up", step=20, digest=digest)
     standby.tick(8)
@@ -491,6 +493,82 @@ def test_a_revived_agent_that_has_the_run_needs_nothing_of_the_source_any_more(
     status = again.tick(8)
     assert "go 20" in again.ranks.told
     assert status.state == "running"
+
+
+def test_a_revived_agent_that_was_given_a_copied_run_does_not_copy_it_again(
+    source: Attempt, standby: Standby
+) -> None:
+    digest = seal_at(source, 20)
+    close_by_copy(source, standby, digest)
+    source.store.is_down = True
+    again = standby.revived(source)
+    status = again.tick(8)
+    assert "go 20" in again.ranks.told
+    assert status.state == "running"
+
+
+def test_a_revived_agent_whose_run_has_arrived_does_not_rehearse_it(
+    source: Attempt, standby: Standby
+) -> None:
+    digest = caught_up(standby, source)
+    hand_over(source, standby, digest, carries_over=False)
+    again = standby.revived(source)
+    again.order("catch_up", step=20, digest=digest, order_id="again")
+    again.tick(20)
+    assert again.result("again").error_kind == "Conflict"
+    assert again.ranks.told == ["start standby"]
+
+
+def test_a_commit_of_an_earlier_stay_is_not_what_a_returning_run_goes_on_from(
+    source: Attempt, standby: Standby
+) -> None:
+    standby.log.acquire(generation=1, owner="earlier", nonce="e")
+    earlier = save_step(standby.store, "run-a", 5, 1)
+    standby.log.commit(
+        generation=1, step=5, manifest_key=earlier.manifest_key,
+        manifest_digest=earlier.manifest_digest, nonce="c",
+    )  # fmt: skip
+    standby.log.release(generation=1, nonce="r")
+    digest = caught_up(standby, source)
+    hand_over(source, standby, digest, carries_over=False)
+    again = standby.revived(source)
+    again.order("go", step=20, digest=digest)
+    again.tick(12)
+    assert "go 20" in again.ranks.told
+    assert not any("go 5" in told or "from 5" in told for told in again.ranks.told)
+
+
+def test_a_step_that_the_source_pushed_is_gone_on_from_by_ranks_that_were_started_again(
+    source: Attempt, standby: Standby
+) -> None:
+    shadowing(standby, source)
+    digest = seal_at(source, 20)
+    record = source.log.sync().commits[-1]
+    for key in open_checkpoint(source.store, "run-a", record).object_keys():
+        standby.store.put(key, source.store.get(key))
+    verify = standby.order("verify", step=20, digest=digest)
+    standby.tick()
+    assert standby.result(verify).state == "done"
+    assert standby.ranks.told[-1] == "start standby"
+    hand_over(source, standby, digest)
+    standby.order("go", step=20, digest=digest)
+    standby.tick()
+    assert "go 20" in standby.ranks.told
+
+
+def test_ranks_that_still_rehearse_when_the_run_arrives_are_started_from_its_commit(
+    source: Attempt, standby: Standby
+) -> None:
+    shadowing(standby, source)
+    digest = seal_at(source, 20)
+    record = source.log.sync().commits[-1]
+    for key in open_checkpoint(source.store, "run-a", record).object_keys():
+        standby.store.put(key, source.store.get(key))
+    hand_over(source, standby, digest)
+    go = standby.order("go", step=20, digest=digest)
+    standby.tick()
+    assert "start from 20" in standby.ranks.told
+    assert standby.result(go).state == "done"
 
 
 def test_a_first_commit_that_fails_is_tried_again_while_the_run_trains(
