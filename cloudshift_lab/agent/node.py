@@ -57,6 +57,7 @@ class NodeAgent:
     """
 
     tenure_type: type[Tenure] = Tenure
+    rehearsal_type: type[Rehearsal] = Rehearsal
 
     def __init__(
         self,
@@ -191,7 +192,7 @@ class NodeAgent:
         if source is None:
             return None
         watch = SourceWatch(source, self._job, self._world)
-        return Rehearsal(self._attempt, watch, self._puller(source), prove)
+        return self.rehearsal_type(self._attempt, watch, self._puller(source), prove)
 
     def _mover_of(self, order: Order) -> Mover:
         """Who copies for an order: from the source to here, or from here to where it says.
@@ -237,6 +238,7 @@ class NodeAgent:
             staged_step=view.staged_step,
             state_bytes=view.state_bytes or status.state_bytes,
             step_s=view.step_s or status.step_s,
+            nodes_up=view.nodes_up,
         )
         self._board.show_losses(view.losses)
         if self._attempt.is_owner or not self._job.standby:
