@@ -33,7 +33,7 @@ def test_a_clean_move_has_nothing_to_be_said_against():
     assert proof.one_owner(states, 2) == proof.fenced_commits(states) == []
     assert proof.commits_go_on(states) == []
     assert proof.published_twice(ROWS, states, frozenset()) == []
-    assert proof.lost_between(ROWS, 1, 20) == 0
+    assert proof.lost_between(ROWS, range(1, 2), 20) == 0
 
 
 def test_two_owners_none_and_another_one_than_the_conductors_are_found():
@@ -72,9 +72,9 @@ def test_a_step_that_is_published_twice_is_found_and_one_of_a_revived_agent_is_a
 
 
 def test_steps_beyond_what_the_next_owner_began_from_are_lost():
-    assert (
-        proof.lost_between([*ROWS, Published(1, 0, 21, 1.0), Published(1, 1, 21, 1.0)], 1, 20) == 1
-    )
+    rows = [*ROWS, Published(1, 0, 21, 1.0), Published(1, 1, 21, 1.0)]
+    assert proof.lost_between(rows, range(1, 2), 20) == 1
+    assert proof.lost_between(rows, range(1, 1), 20) == 0
 
 
 def test_a_loss_that_is_not_the_controls_and_a_step_that_nobody_did_are_found():

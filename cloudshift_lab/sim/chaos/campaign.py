@@ -177,9 +177,7 @@ class Campaign:
         found += proof.published_twice(rows, states, frozenset(self._revived))
         commits = proof.commits_of(states)
         base = max((c.step or 0 for c in commits if c.generation < after.generation), default=0)
-        lost = 0
-        if after.generation != saga.plan.generation:
-            lost = proof.lost_between(rows, saga.plan.generation, base)
+        lost = proof.lost_between(rows, range(saga.plan.generation, after.generation), base)
         if lost and is_planned:
             found.append(f"{lost} steps were lost although their owner lived")
         known = {each.partition(": ")[2] for each in self.violations}

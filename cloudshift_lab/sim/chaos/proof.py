@@ -100,9 +100,9 @@ def published_twice(
     return found
 
 
-def lost_between(rows: Sequence[Published], older: int, base: int) -> int:
-    """Steps that an attempt published beyond what its successor began from."""
-    return len({r.step for r in rows if r.generation == older and r.step > base})
+def lost_between(rows: Sequence[Published], generations: range, base: int) -> int:
+    """Steps that attempts published beyond what their successor began from."""
+    return len({r.step for r in rows if r.generation in generations and r.step > base})
 
 
 def other_losses(rows: Iterable[Published], control: Mapping[tuple[int, int], float]) -> list[str]:

@@ -12,12 +12,14 @@ from cloudshift_lab.sim.chaos.report import PHASES, VICTIMS, Victim
 FATAL: frozenset[Victim] = frozenset({"source agent", "target agent", "source rank", "target rank"})
 """Before the commit these end the move: it is rolled back."""
 
+_GENTLE = tuple(victim for victim in VICTIMS if victim not in FATAL)
+_ORDER: tuple[Phase, ...] = (*PHASES, "rolling_back")
 _LASTING: frozenset[Victim] = frozenset(
     {"source store frozen", "target store frozen", "store on disk killed", "link cut"}
 )
 _AFTER_COMMIT: frozenset[Phase] = frozenset({"committed", "resumed"})
 _ONLY: dict[Phase, ClosingKind] = {"copying": "copy", "rehearsing": "replay"}
-_MOST_PER_MOVE = 4
+_MOST_PER_MOVE = 5
 _MOST_MISSES = 2
 _COPY_SHARE = 0.5
 
@@ -67,12 +69,16 @@ class Schedule:
             if self._fits(pair, pairs, closing):
                 self._pool.remove(pair)
                 pairs.append(pair)
-        pairs.sort(key=lambda pair: PHASES.index(pair[0]))
+        if len(pairs) < most and any(v in FATAL and p not in _AFTER_COMMIT for p, v in pairs):
+            pairs.append(("rolling_back", self._random.choice(_GENTLE)))
+        pairs.sort(key=lambda pair: _ORDER.index(pair[0]))
         return Attack(closing, tuple(self._strike(pair) for pair in pairs))
 
     def put_back(self, missed: Strike) -> None:
         """A strike that found no victim, or whose phase never came, comes again, twice at most."""
         pair = (missed.phase, missed.victim)
+        if missed.phase not in PHASES:
+            return
         self._misses[pair] += 1
         if self._misses[pair] <= _MOST_MISSES:
             self._pool.append(pair)
