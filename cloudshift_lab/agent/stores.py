@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cloudshift_lab.core.home import load_clouds, store_options
+import msgspec
+
+from cloudshift_lab.core.home import load_clouds
 from cloudshift_lab.core.run import JobSpec
-from cloudshift_lab.storage.store import Store, open_store
+from cloudshift_lab.storage.store import Store, open_cloud_store
 
 
 def open_job_store(job: JobSpec) -> Store:
@@ -39,5 +41,6 @@ def open_other_store(job: JobSpec, cloud: str, url: str) -> Store:
 
 
 def _open(job: JobSpec, cloud: str, url: str) -> Store:
-    inside = cloud == job.placement.cloud
-    return open_store(url, store_options(load_clouds(Path(job.home)).find(cloud), inside=inside))
+    """With the runs' logs where the cloud keeps them; the job's own address of the data counts."""
+    found = msgspec.structs.replace(load_clouds(Path(job.home)).find(cloud), store_url=url)
+    return open_cloud_store(found, inside=cloud == job.placement.cloud)
