@@ -14,7 +14,7 @@ import msgspec
 from cloudshift_lab.core.errors import CloudshiftError
 from cloudshift_lab.core.home import open_home
 from cloudshift_lab.core.world import REAL_WORLD
-from cloudshift_lab.sim.bed import Bed
+from cloudshift_lab.sim.bed import Bed, ending_in_order
 from cloudshift_lab.sim.bench import surroundings
 from cloudshift_lab.sim.chaos.campaign import Campaign
 from cloudshift_lab.sim.chaos.report import Report, counted, text_of
@@ -30,7 +30,8 @@ def main(argv: list[str]) -> int:
     options = _parse(argv)
     folder = Path(options.keep or tempfile.mkdtemp(prefix="chaos-"))
     try:
-        report = attack(options.kills, options.seed, folder, _say)
+        with ending_in_order():
+            report = attack(options.kills, options.seed, folder, _say)
     except CloudshiftError as error:
         print(f"chaos failed: {error.message}", file=sys.stderr)
         return 1
