@@ -68,7 +68,7 @@ for step in session.steps(int(os.environ["STEPS"])):
     optimizer.zero_grad()
     print("step", step, loss.item().hex(), flush=True)
     if step >= int(os.environ.get("SLOW_FROM", "1000000")):
-        time.sleep(0.05)
+        time.sleep(float(os.environ.get("SLOW_S", "0.05")))
     session.step(loss=loss, tokens=8)
     if step == int(os.environ.get("BREAK_AT", "0")):
         break
@@ -236,7 +236,7 @@ def test_a_run_survives_the_death_of_its_agent_bit_by_bit(
     machine: Machine, control: JobSpec
 ) -> None:
     run_id = REAL_WORLD.new_id("killed")
-    slow = {"STEPS": str(STEPS), "SLOW_FROM": "25"}
+    slow = {"STEPS": str(STEPS), "SLOW_FROM": "25", "SLOW_S": "1"}
     first = machine.job(run_id, env=slow)
     handle = machine.submit(first)
     machine.until(first, lambda s: (s.committed_step or 0) >= 20)
