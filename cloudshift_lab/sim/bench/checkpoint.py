@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -38,26 +38,30 @@ NOTHING_S = 0.001
 class _Scale(NamedTuple):
     """How much is measured.
 
-    ``rounds`` at most, ``least_rounds`` at least, none begun after ``budget_s`` seconds, with a
-    processor to spare ``spare_rounds``; ``steps`` are looked at after each save at least.
+    ``rounds`` at most, ``least_rounds`` at least, none begun after ``budget_s`` seconds; with a
+    processor to spare as many, but none after ``spare_s`` seconds more. ``steps`` are looked at
+    after each save at least. ``alone``: saves of ours alone in either half, for its stalls, none
+    begun after ``alone_s`` seconds of them.
     """
 
     shape: gpt.Shape
     rounds: int
     least_rounds: int
     budget_s: float
-    spare_rounds: int
+    spare_s: float
     steps: int
+    alone: int
+    alone_s: float
 
 
 _SCALES = {
     "full": _Scale(
         gpt.Shape(layers=12, dim=512, heads=8, vocab=10_000, block=128, batch=2),
-        8, 2, 90.0, 2, 4,
+        6, 2, 40.0, 90.0, 3, 12, 25.0,
     ),
     "tiny": _Scale(
         gpt.Shape(layers=1, dim=64, heads=2, vocab=512, block=16, batch=2),
-        2, 1, 30.0, 1, 3,
+        2, 1, 30.0, 30.0, 3, 2, 10.0,
     ),
 }  # fmt: skip
 _LONGEST_S = 120.0
@@ -108,11 +112,20 @@ class Window(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Per round: steps without a save, and per saver its window; the first round apart."""
+    """Per round: steps without a save, and per saver its window; the first round apart.
+
+    ``alone``: further saves of ours, followed until they were durable and no longer.
+    """
 
     controls: list[tuple[float, ...]]
     windows: dict[str, list[Window]]
     first: dict[str, Window]
+    alone: list[Window]
+
+    def stalls_ms(self, name: str) -> list[float]:
+        """Stalls of a saver's saves, milliseconds; of ours also of those alone."""
+        alone = self.alone if name == Overlapped.name else []
+        return [1000 * window.stall_s for window in (*self.windows[name], *alone)]
 
 
 class _Bench:
@@ -140,30 +153,40 @@ class _Bench:
 
     def run(self) -> Measured:
         """All savers in turns, with steps without a save before each round."""
-        began = time.monotonic()
-        found = Measured([], {saver.name: [] for saver in self.savers}, {})
-        for saver in self.savers:
-            found.first[saver.name] = self._window(saver)
-        for number in range(self.scale.rounds):
-            late = time.monotonic() - began > self.scale.budget_s
-            if late and number >= self.scale.least_rounds:
-                break
-            self._round(number, found)
-        return found
+        first = {saver.name: self._window(saver) for saver in self.savers}
+        return self._rounds(self.savers, self.scale.budget_s)._replace(first=first)
 
     def run_with_a_spare_processor(self) -> Measured:
-        """The same while torch leaves one processor idle; every saver has saved before."""
+        """The same while torch leaves one processor idle; every saver has saved before.
+
+        Without ``dcp.save``, which ours is not compared with, for more rounds of the others.
+        """
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))
         self.say(f"with {torch.get_num_threads()} threads")
-        found = Measured([], {saver.name: [] for saver in self.savers}, {})
-        for number in range(self.scale.spare_rounds):
-            self._round(number, found)
+        savers = tuple(saver for saver in self.savers if saver.name != "dcp.save")
+        return self._rounds(savers, self.scale.spare_s)
+
+    def _rounds(self, savers: Sequence[Saver], budget_s: float) -> Measured:
+        """Rounds of these savers, then saves of ours alone."""
+        began = time.monotonic()
+        found = Measured([], {saver.name: [] for saver in savers}, {}, [])
+        for number in range(self.scale.rounds):
+            late = time.monotonic() - began > budget_s
+            if late and number >= self.scale.least_rounds:
+                break
+            self._round(number, savers, found)
+        began = time.monotonic()
+        while len(found.alone) < self.scale.alone:
+            if time.monotonic() - began > self.scale.alone_s:
+                break
+            found.alone.append(self._window(self.ours, num_steps=1))
+        self.say(f"{len(found.alone)} saves of ours alone")
         return found
 
-    def _round(self, number: int, found: Measured) -> None:
+    def _round(self, number: int, savers: Sequence[Saver], found: Measured) -> None:
         found.controls.append(self._control())
-        turn = number % len(self.savers)
-        for saver in (*self.savers[turn:], *self.savers[:turn]):
+        turn = number % len(savers)
+        for saver in (*savers[turn:], *savers[:turn]):
             found.windows[saver.name].append(self._window(saver))
         self._tell(number, found)
 
@@ -189,15 +212,16 @@ class _Bench:
         os.sync()
         self._step()
 
-    def _window(self, saver: Saver) -> Window:
+    def _window(self, saver: Saver, num_steps: int | None = None) -> Window:
         """Save, and train on until the save is durable, some steps at least."""
+        least = self.scale.steps if num_steps is None else num_steps
         saver.forget()
         self._settle()
         began = time.perf_counter()
         saver.save(gpt.state_of(self.training), self.training.num_steps)
         call_s = time.perf_counter() - began
         steps: list[float] = []
-        while len(steps) < self.scale.steps or not saver.is_done:
+        while len(steps) < least or not saver.is_done:
             began = time.perf_counter()
             self._step()
             saver.between_steps()
@@ -279,7 +303,7 @@ def _spared(bench: _Bench, found: Measured) -> tuple[Row, ...]:
 
 
 def _stalls(bench: _Bench, found: Measured) -> tuple[Row, ...]:
-    stalls = [1000 * window.stall_s for window in found.windows[bench.ours.name]]
+    stalls = found.stalls_ms(bench.ours.name)
     memcpy = [1000 * seconds for seconds in bench.memcpy_s()]
     return (
         row("ours: stall p50", percentile(stalls, 0.5), "ms", samples=stalls, goal=at_most(5.0),
@@ -309,8 +333,8 @@ def _ratios(found: Measured, ours: str, prefix: str) -> tuple[Row, ...]:
 
 def _per_saver(found: Measured, prefix: str) -> tuple[Row, ...]:
     rows: list[Row] = []
-    for name, windows in found.windows.items():
-        lost, calls = _lost(found, name), [1000 * window.stall_s for window in windows]
+    for name in found.windows:
+        lost, calls = _lost(found, name), found.stalls_ms(name)
         rows.append(row(f"{prefix}{name}: lost training time per save", median(lost), "s",
                         samples=lost))  # fmt: skip
         if name != "ours" or prefix:
