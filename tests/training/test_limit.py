@@ -115,6 +115,20 @@ def test_ranks_hold_after_the_limit_and_go_on_when_it_is_raised_or_lifted(
     assert around.state().state == "finished"
 
 
+def test_ranks_of_several_nodes_hear_of_a_raised_limit_without_a_word_of_their_own_agent(
+    around: AroundUs,
+) -> None:
+    placement = msgspec.structs.replace(around.job.placement, nodes=2)
+    around.job = msgspec.structs.replace(around.job, placement=placement)
+    around.job_file.write_bytes(to_json(around.job))
+    word(around, limit=5)
+    loop = Loop().start(8)
+    until(lambda: says(around, "held", 5))
+    around.say(limit=None)  # the same serial: as if only a rank of another node had heard it
+    loop.end()
+    assert loop.step == 8
+
+
 def test_a_limit_that_is_reached_before_the_first_step_holds_the_ranks_there(
     around: AroundUs,
 ) -> None:
