@@ -1,22 +1,27 @@
-"""Many histories, one after the other: ``python -m cloudshift_lab sim``."""
+"""Many histories, on every processor: ``python -m cloudshift_lab sim``."""
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
+from cloudshift_lab.checkpoint.fetch import usable_cpus
 from cloudshift_lab.core.errors import UsageError
-from cloudshift_lab.sim.log_history import UnfencedLog, run_log_history
+from cloudshift_lab.sim.log_history import LogHistory, UnfencedLog, run_log_history
 from cloudshift_lab.sim.move_history import run_move_history
 from cloudshift_lab.sim.plants import PLANTS, plant
+from cloudshift_lab.sim.scene import MoveHistory
 from cloudshift_lab.sim.watch import Violation
 from cloudshift_lab.storage.log import RunLog
 
@@ -24,13 +29,16 @@ DEFAULT_SEEDS = 100
 _PROGRESS_EVERY_S = 5.0
 _SHOWN_VIOLATIONS = 100
 _LOG_EVERY = 4
+_CHUNK = 8
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What many histories add up to; the document behind ``--json``.
 
     ``histories`` counts whole moves of runs, ``log_histories`` races on a bare run log.
-    ``trace_digest`` is one hash over everything that happened, in order.
+    ``by_event`` says what the moves were made of: replays, new bills, tries, machines taken away.
+    ``trace_digest`` is one hash over everything that happened, in order; the number of processes
+    (``jobs``) does not change it.
     """
 
     first_seed: int
@@ -47,10 +55,20 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     seeds_with_violations: int
     by_invariant: dict[str, int]
     by_final_phase: dict[str, int]
+    by_event: dict[str, int]
     trace_digest: str
     seconds: float
     histories_per_s: float
     python_hash_seed: str
+    jobs: int
+
+
+@dataclass(frozen=True)
+class _Lived:
+    """One seed's history of a move, and of the bare log where it has one."""
+
+    move: MoveHistory
+    log: LogHistory | None
 
 
 @dataclass
@@ -61,25 +79,26 @@ class _Sum:
     log_histories: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     phases: Counter[str] = field(default_factory=Counter)
+    events: Counter[str] = field(default_factory=Counter)
     crashes: int = 0
     steps: int = 0
     virtual_s: float = 0.0
     violations: list[Violation] = field(default_factory=list)
 
-    def add_move(self, seed: int, bug: str | None, trace: Path | None) -> None:
-        history = run_move_history(seed, None if bug is None else plant(bug))
+    def add(self, lived: _Lived) -> None:
+        history = lived.move
         self.digests.append(history.digest)
         self.faults.update(history.injected_faults)
         self.phases.update(history.phases)
+        self.events.update(history.events)
         self.crashes += history.crashes
         self.steps += history.steps
         self.virtual_s += history.virtual_s
         self.violations += history.violations
-        if trace is not None:
-            trace.write_text("\n".join(history.trace) + "\n")
+        if lived.log is not None:
+            self._add_log(lived.log)
 
-    def add_log(self, seed: int, log_type: type[RunLog]) -> None:
-        history = run_log_history(seed, log_type)
+    def _add_log(self, history: LogHistory) -> None:
         self.log_histories += 1
         self.digests.append(history.digest)
         self.faults["log"] += history.injected_faults
@@ -88,7 +107,12 @@ class _Sum:
 
 
 def run_histories(
-    seeds: Sequence[int], *, bug: str | None = None, quiet: bool = False, trace: Path | None = None
+    seeds: Sequence[int],
+    *,
+    bug: str | None = None,
+    quiet: bool = False,
+    trace: Path | None = None,
+    jobs: int = 1,
 ) -> Report:
     """Live one history per seed, and one of the bare log for every fourth.
 
@@ -97,6 +121,7 @@ def run_histories(
         bug: Name of a planted bug; None for the production code.
         quiet: Say nothing on stderr.
         trace: Where to write everything the last history did, a line per event.
+        jobs: Processes that share the seeds.
 
     Raises:
         UsageError: No such planted bug.
@@ -104,21 +129,45 @@ def run_histories(
     if bug is not None:
         plant(bug)
     total, began, spoke_at = _Sum(), time.perf_counter(), time.perf_counter()
-    log_type = UnfencedLog if bug == "no-fencing" else RunLog
-    for index, seed in enumerate(seeds):
-        total.add_move(seed, bug, trace)
-        if seed % _LOG_EVERY == 0 and bug in (None, "no-fencing"):
-            total.add_log(seed, log_type)
+    for index, lived in enumerate(_live_all(seeds, bug, jobs)):
+        total.add(lived)
+        if trace is not None:
+            trace.write_text("\n".join(lived.move.trace) + "\n")
         if not quiet and time.perf_counter() - spoke_at > _PROGRESS_EVERY_S:
             spoke_at = time.perf_counter()
             print(
                 f"{index + 1}/{len(seeds)} histories, {len(total.violations)} violations",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
-    return _report(total, seeds, bug, time.perf_counter() - began)
+    return _report(total, seeds, bug, seconds=time.perf_counter() - began, jobs=jobs)
 
 
-def _report(total: _Sum, seeds: Sequence[int], bug: str | None, seconds: float) -> Report:
+def _live_all(seeds: Sequence[int], bug: str | None, jobs: int) -> Iterator[_Lived]:
+    """Every seed's history, in the order of the seeds whoever lived it."""
+    if jobs <= 1 or len(seeds) <= _CHUNK:
+        yield from (_live(bug, seed) for seed in seeds)
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(partial(_live_untraced, bug), seeds, chunksize=_CHUNK)
+
+
+def _live_untraced(bug: str | None, seed: int) -> _Lived:
+    """A history without its lines, which nobody reads of many."""
+    lived = _live(bug, seed)
+    lived.move.trace.clear()
+    return lived
+
+
+def _live(bug: str | None, seed: int) -> _Lived:
+    move = run_move_history(seed, None if bug is None else plant(bug))
+    log_type = UnfencedLog if bug == "no-fencing" else RunLog
+    has_log = seed % _LOG_EVERY == 0 and bug in (None, "no-fencing")
+    return _Lived(move, run_log_history(seed, log_type) if has_log else None)
+
+
+def _report(
+    total: _Sum, seeds: Sequence[int], bug: str | None, *, seconds: float, jobs: int
+) -> Report:
     from blake3 import blake3
 
     return Report(
@@ -136,10 +185,12 @@ def _report(total: _Sum, seeds: Sequence[int], bug: str | None, seconds: float) 
         seeds_with_violations=len({violation.seed for violation in total.violations}),
         by_invariant=dict(sorted(Counter(v.invariant for v in total.violations).items())),
         by_final_phase=dict(sorted(total.phases.items())),
+        by_event=dict(sorted(total.events.items())),
         trace_digest=blake3("".join(total.digests).encode()).hexdigest(),
         seconds=round(seconds, 3),
         histories_per_s=round(len(seeds) / seconds, 2),
         python_hash_seed=os.environ.get("PYTHONHASHSEED", "random"),
+        jobs=jobs,
     )
 
 
@@ -155,7 +206,9 @@ def main(argv: list[str]) -> int:
         return int(error.code or 0)
     seeds = _seeds(arguments)
     try:
-        report = run_histories(seeds, bug=arguments.plant, trace=arguments.trace)
+        report = run_histories(
+            seeds, bug=arguments.plant, trace=arguments.trace, jobs=arguments.jobs
+        )
     except UsageError as error:
         print(error.message, file=sys.stderr)
         return 2
@@ -172,6 +225,8 @@ def _parser() -> argparse.ArgumentParser:
                         help=f"how many histories (default {DEFAULT_SEEDS})")  # fmt: skip
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="the first seed")
     parser.add_argument("--seed", type=int, metavar="SEED", help="live this one history only")
+    parser.add_argument("--jobs", type=int, default=usable_cpus(), metavar="N",
+                        help="processes to share the seeds (default: all processors)")  # fmt: skip
     parser.add_argument("--json", metavar="PATH", help="write the report here; - is stdout")
     parser.add_argument("--plant", metavar="BUG",
                         help=f"plant a bug that must be found: {', '.join(PLANTS)}")  # fmt: skip

@@ -67,6 +67,7 @@ class FaultyStore:
         rates: How often what goes wrong.
         watch: Called at every mutation, in the very moment of its effect.
         yielded: Called at every yield point, before it: a chance to crash or freeze the actor.
+        is_cut: Whether the current actor cannot reach this store, though others may.
     """
 
     inner: MemoryStore
@@ -74,6 +75,7 @@ class FaultyStore:
     rates: FaultRates
     watch: Callable[[Mutation], None]
     yielded: Callable[[str], None]
+    is_cut: Callable[[], bool] = lambda: False
     faults: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -177,7 +179,10 @@ class FaultyStore:
         if self._happens(self.rates.denied):
             self._count("denied", operation, key)
             raise Denied(f"{self.url} refused the credentials; renew them and try again")
-        if self.scheduler.clock_s < self._outage_until_s:
+        is_cut = self.is_cut()
+        if is_cut:
+            self._count("cut", operation, key)
+        if is_cut or self.scheduler.clock_s < self._outage_until_s:
             self.scheduler.pause(self._random.random() * self.rates.timeout_s)
             raise Unavailable(f"{self.url} does not answer; try again")
 

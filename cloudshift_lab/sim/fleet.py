@@ -1,4 +1,7 @@
-"""A simulated engine: each attempt is an actor that runs the production ``NodeAgent``."""
+"""A simulated engine: each attempt is an actor that runs the production ``NodeAgent``.
+
+The machines of an attempt can be taken away, and of several some may never come up, or die.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from cloudshift_lab.storage.store import Store
 
 TICK_S = 1.0
 TTL_S = 30.0
+FOREVER_S = 1e9
 _SAVER_RATES = MischiefRates(crash=0.0, freeze=0.01, freeze_s=30.0, calm_at_s=150.0)
 
 
@@ -32,6 +36,14 @@ class Process:
     agent: NodeAgent | None = field(default=None)
 
 
+@dataclass(frozen=True)
+class NodeFate:
+    """When one node of an attempt is there, virtual seconds after the attempt's start."""
+
+    up_s: float = 0.0
+    down_s: float = FOREVER_S
+
+
 class SimEngine:
     """An ``engines.Engine`` whose machines are actors.
 
@@ -42,6 +54,7 @@ class SimEngine:
         rates: How often.
         script: What the ranks do.
         executed: Told every step of every attempt.
+        rehearsed: Told every step that an attempt repeats before the run is its own.
         lost: Told the generation of every agent that dies without a last word.
     """
 
@@ -57,6 +70,7 @@ class SimEngine:
         rates: MischiefRates,
         script: Script,
         executed: Executed,
+        rehearsed: Executed,
         lost: Callable[[int], None],
     ) -> None:
         self._lost = lost
@@ -66,8 +80,13 @@ class SimEngine:
         self._rates = rates
         self._script = script
         self._executed = executed
+        self._rehearsed = rehearsed
         self._random = derived_random(scheduler.seed, "engine")
         self._lives: dict[int, list[Process]] = {}
+        self._begun_at_s: dict[int, float] = {}
+        self._over_at_s: dict[int, float] = {}
+        self.fates: dict[int, tuple[NodeFate, ...]] = {}
+        self.taken: set[int] = set()
 
     def submit(self, job: JobSpec) -> Handle:
         self._yield("submit")
@@ -132,10 +151,45 @@ class SimEngine:
         lives = self._lives.get(generation)
         return lives[-1].actor if lives else None
 
+    def ranks(self, generation: int) -> SimRanks | None:
+        """The newest ranks of an attempt."""
+        lives = self._lives.get(generation)
+        return lives[-1].ranks if lives else None
+
+    def jobs(self) -> dict[int, JobSpec]:
+        """Every attempt that was ever started, by its generation."""
+        return {generation: lives[-1].job for generation, lives in self._lives.items()}
+
+    def generation_of(self, owner: str) -> int:
+        """The generation of the attempt that calls itself so; 0 when it was never started."""
+        found = (g for g, job in self.jobs().items() if job.owner == owner)
+        return next(found, 0)
+
+    def paid_s(self, generation: int) -> float:
+        """How long the attempt's machines have been paid for, seconds."""
+        begun_at_s = self._begun_at_s.get(generation)
+        if begun_at_s is None:
+            return 0.0
+        until_s = self._scheduler.clock_s
+        if not self.is_alive(generation):
+            until_s = self._over_at_s.get(generation, until_s)
+        return until_s - begun_at_s
+
+    def loses_nodes(self, generation: int) -> bool:
+        """Whether some of the attempt's nodes die sooner or later."""
+        return any(fate.down_s < FOREVER_S for fate in self.fates.get(generation, ()))
+
+    def take_away(self, generation: int) -> None:
+        """The machines of an attempt are gone, with everything that ran there."""
+        self.taken.add(generation)
+        if self.is_alive(generation):
+            self.lose(generation, after_s=0.0)
+
     def lose(self, generation: int, *, after_s: float) -> None:
         """Kill an agent; its ranks and its saver follow it ``after_s`` seconds later."""
         process = self._lives[generation][-1]
         process.lost = True
+        self._over_at_s[generation] = self._scheduler.clock_s
         self._lost(generation)
         if process.actor is not None:
             self._scheduler.crash(process.actor)
@@ -145,7 +199,12 @@ class SimEngine:
     def _start(self, job: JobSpec) -> None:
         lives = self._lives.setdefault(job.generation, [])
         store = self._open_store(job.placement.cloud)
-        ranks = SimRanks(self._scheduler, job, store, self._script, self._executed)
+        ranks = SimRanks(
+            self._scheduler, job, store, self._script,
+            executed=self._executed, rehearsed=self._rehearsed,
+            nodes_up=lambda: self._nodes_up(job),
+        )  # fmt: skip
+        self._begun_at_s.setdefault(job.generation, self._scheduler.clock_s)
         saver = self.saver_type(self._scheduler, job, store, ranks)
         saver.spawned = self._let_sleep
         process = Process(job, ranks, saver)
@@ -165,11 +224,11 @@ class SimEngine:
     def _live(self, process: Process, name: str) -> None:
         job = process.job
         source = None if job.source_cloud is None else self._open_store(job.source_cloud)
-        world = SimWorld(self._scheduler, name, wall_error_s=self._random.random() * 4.0 - 2.0)
+        world = SimWorld(self._scheduler, name, wall_error_s=self._draw_skew_s())
         store = self._open_store(job.placement.cloud)
         agent = self.agent_type(
             job, store=store, source_store=source, world=world, ranks=process.ranks,
-            saver=process.saver, ttl_s=TTL_S,
+            saver=process.saver, prove=process.ranks.differing, ttl_s=TTL_S,
         )  # fmt: skip
         process.agent = agent
         while not agent.finished:
@@ -178,7 +237,19 @@ class SimEngine:
                 agent.stop()
             agent.tick()
             world.sleep(TICK_S)
-        process.ended_at_s = self._scheduler.clock_s
+        process.ended_at_s = self._over_at_s[job.generation] = self._scheduler.clock_s
+
+    def _draw_skew_s(self) -> float:
+        """Most clocks are a little wrong, some by minutes."""
+        most_s = 240.0 if self._random.random() < 0.1 else 4.0
+        return most_s * (self._random.random() - 0.5)
+
+    def _nodes_up(self, job: JobSpec) -> int:
+        """A shrunk attempt has the nodes that were there; otherwise each has its fate."""
+        begun_s = self._scheduler.clock_s - self._begun_at_s[job.generation]
+        fates = self.fates.get(job.generation, ())
+        missing = sum(1 for fate in fates if not fate.up_s <= begun_s < fate.down_s)
+        return max(1, job.placement.nodes - missing)
 
     def _yield(self, operation: str) -> None:
         """Asking an engine takes time, in which the asker can die."""

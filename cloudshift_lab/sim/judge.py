@@ -32,6 +32,7 @@ class Judge:
     report: Report
     last_step: int = 0
     last_by: int = 0
+    furthest: int = 0
     repeats_allowed: bool = False
     unplanned: bool = False
     steps_by: dict[int, int] = field(default_factory=dict)
@@ -65,8 +66,9 @@ class Judge:
     def executed(self, job: JobSpec, step: int, weights: model.Weights) -> None:
         """Judge one training step in the moment it ends."""
         generation = job.generation
+        self.furthest = max(self.furthest, step)
         self.steps_by[generation] = self.steps_by.get(generation, 0) + 1
-        if not np.array_equal(weights, model.weights_after(step)):
+        if not self.is_state(weights, step):
             self.report("a step continues the right state", f"step {step} of g{generation}")
         if not self.unplanned and not self._may_run(generation):
             self.report(
@@ -76,6 +78,29 @@ class Judge:
             )
         if self.is_owner(generation):
             self._check_order(step, generation)
+
+    def rehearsed(self, job: JobSpec, step: int) -> None:
+        """Judge a step that a standby repeats: the run must have done it before."""
+        if step > self.furthest:
+            self.report(
+                "a rehearsal never overtakes its source",
+                f"step {step} by g{job.generation}, {self.furthest} was executed",
+            )
+
+    def is_state(self, weights: model.Weights | None, step: int) -> bool:
+        """Whether these are exactly the weights after that many steps."""
+        return weights is not None and np.array_equal(weights, model.weights_after(step))
+
+    def is_whole(self, url: str, record: LogRecord) -> bool:
+        """Whether a committed step could be restored from this store, now."""
+        try:
+            report = verify(
+                self.inner[url], self.run_id, str(record.manifest_key),
+                str(record.manifest_digest), level=2,
+            )  # fmt: skip
+        except CloudshiftError:
+            return False
+        return report.ok
 
     def is_owner(self, generation: int) -> bool:
         """Whether the log gives the run to this attempt now."""

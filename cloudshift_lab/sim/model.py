@@ -29,6 +29,19 @@ def next_weights(weights: Weights, step: int) -> Weights:
     return (weights * 31 + step * 7 + 3) % 1_000_000_007
 
 
+def drifted(weights: Weights) -> Weights:
+    """What a machine that computes a little differently makes of the same step."""
+    other = weights.copy()
+    other[0, 0] = (other[0, 0] + 1) % 1_000_000_007
+    return other
+
+
+def loss_of(weights: Weights) -> float:
+    """The loss that a step tells; as good as a hash of the whole state."""
+    mixed = int(np.dot(weights.reshape(-1), np.arange(1, weights.size + 1)) % 999_983)
+    return mixed / 999_983
+
+
 @functools.cache
 def weights_after(step: int) -> Weights:
     """The weights of a run that never stopped, after ``step`` steps."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from cloudshift_lab.agent.attempt import Activity
 from cloudshift_lab.agent.node import NodeAgent
 from cloudshift_lab.agent.protocols import Saved
+from cloudshift_lab.agent.rehearsal import Prove, Rehearsal
 from cloudshift_lab.agent.tenure import Tenure
 from cloudshift_lab.checkpoint.gc import mark
 from cloudshift_lab.checkpoint.tombs import tombstone_key
 from cloudshift_lab.conductor.effects import MoveEffects
-from cloudshift_lab.core.errors import Conflict, NotFound, Unavailable, UsageError
+from cloudshift_lab.core.errors import Conflict, Fenced, NotFound, Unavailable, UsageError
+from cloudshift_lab.core.orders import Order
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.wire import to_json
 from cloudshift_lab.core.world import World
@@ -138,12 +141,73 @@ class _DeafEngine(SimEngine):
     agent_type = DeafAgent
 
 
+class _TrustingAgent(NodeAgent):
+    """'replay-without-proof': what was repeated is taken for the sealed state unseen."""
+
+    def _make_rehearsal(self, prove: Prove | None) -> Rehearsal | None:
+        del prove
+        return super()._make_rehearsal(lambda _step, _sealed: ())
+
+
+class _TrustingEngine(SimEngine):
+    agent_type = _TrustingAgent
+
+
+class _EagerRehearsal(Rehearsal):
+    """Lets the ranks go on as soon as they are proved, whoever owns the run."""
+
+    def catch_up(self, order: Order) -> Activity:
+        for result in super().catch_up(order):
+            if result.state == "done":
+                self._attempt.ranks.limit(None)
+            yield result
+
+
+class _EagerAgent(NodeAgent):
+    """'lift-limit-before-commit': trains on before the run is its own."""
+
+    rehearsal_type = _EagerRehearsal
+
+
+class _EagerEngine(SimEngine):
+    agent_type = _EagerAgent
+
+
+class _BlindTenure(Tenure):
+    def check(self) -> None:
+        """Looks nothing up."""
+
+
+class _StubbornAgent(NodeAgent):
+    """Starts its ranks again when it is told to, without asking the log whose the run is."""
+
+    tenure_type = _BlindTenure
+
+
+class _StubbornEngine(SimEngine):
+    agent_type = _StubbornAgent
+
+
+class _StubbornEffects(MoveEffects):
+    """'resume-after-handover': a refused cancel is no reason not to go back."""
+
+    def _cancel(self, effect: Effect, saga: Saga) -> EffectDone:
+        try:
+            return super()._cancel(effect, saga)
+        except Fenced:
+            return self._done(effect, detail="nobody can have taken it")
+
+
 PLANTS: dict[str, Bug] = {
     "ref-before-chunks": Bug(engine=_HastyEngine),
     "no-fencing": Bug(engine=_UnfencedEngine),
     "cleanup-after-ambiguous": Bug(effects=HastyEffects),
     "gc-no-grace": Bug(collector=HastyCollector),
     "gc-deaf-save": Bug(engine=_DeafEngine),
+    "replay-without-proof": Bug(engine=_TrustingEngine),
+    "lift-limit-before-commit": Bug(engine=_EagerEngine),
+    "resume-after-handover": Bug(engine=_StubbornEngine, effects=_StubbornEffects),
+    "spend-past-limit": Bug(is_metered=False),
 }
 
 

@@ -13,7 +13,8 @@ from cloudshift_lab.agent.protocols import (
     Saved,
     SaveFailed,
 )
-from cloudshift_lab.checkpoint import KnownChunks, open_checkpoint, seal, write_rank
+from cloudshift_lab.checkpoint import Checkpoint, KnownChunks, open_checkpoint, seal, write_rank
+from cloudshift_lab.checkpoint.fingerprint import differing
 from cloudshift_lab.checkpoint.gc import tombstoned
 from cloudshift_lab.core.errors import CloudshiftError, Conflict, Unavailable
 from cloudshift_lab.core.run import JobSpec
@@ -31,7 +32,9 @@ class Script:
 
     ``slow`` is the probability of a step that takes about ``slow_s`` (an evaluation),
     ``slow_first`` that of the first step after a start (compilation), ``fail`` that of
-    a start whose ranks raise an error sooner or later.
+    a start whose ranks raise an error sooner or later. ``drift`` is the probability that a
+    rehearsal computes something else than the source did, in half of these without another loss.
+    Steps are repeated at the source's speed, or up to six times as fast.
     """
 
     total_steps: int = 1_000_000
@@ -41,6 +44,8 @@ class Script:
     slow_first: float = 0.3
     fail: float = 0.0
     slow_s: float = 12.0
+    drift: float = 0.0
+    tells_loss: bool = True
 
 
 @dataclass(frozen=True)
@@ -57,17 +62,29 @@ class SimRanks:
         job: Whose ranks.
         store: Where restored state is read from.
         script: How the training goes.
-        executed: Told every step in the moment it ends.
+        executed: Told every step of the run in the moment it ends.
+        rehearsed: Told every step that was done below a limit, which the run has done before.
+        nodes_up: How many of the attempt's nodes are there.
     """
 
     def __init__(
-        self, scheduler: Scheduler, job: JobSpec, store: Store, script: Script, executed: Executed
+        self,
+        scheduler: Scheduler,
+        job: JobSpec,
+        store: Store,
+        script: Script,
+        *,
+        executed: Executed,
+        rehearsed: Executed,
+        nodes_up: Callable[[], int],
     ) -> None:
         self._scheduler = scheduler
         self._job = job
         self._store = store
         self._script = script
         self._executed = executed
+        self._rehearsed = rehearsed
+        self._nodes_up = nodes_up
         self._random = derived_random(scheduler.seed, "ranks", job.generation)
         self._every = fixed_steps(job.save_policy)
         self._actor: Actor | None = None
@@ -82,6 +99,9 @@ class SimRanks:
         self._limit: int | None = None
         self._losses: list[tuple[int, float]] = []
         self._step: int | None = None
+        self._loss: float | None = None
+        self._drifts: str | None = None
+        self._speed = 1.0
         self._first_step_at: float | None = None
         self._last_step_at: float | None = None
         self._last_staged = False
@@ -116,10 +136,16 @@ class SimRanks:
         }
 
     def poll(self) -> RanksView:
+        nodes_up = self._nodes_up()
+        is_whole = nodes_up >= self._job.placement.nodes
+        if not is_whole and self._state in ("running", "held"):
+            self.kill()
+            self._fail(f"only {nodes_up} of {self._job.placement.nodes} nodes are left")
         return RanksView(
-            state=self._state,
+            state=self._state if is_whole or self._state != "gate" else "starting",
+            nodes_up=nodes_up,
             step=self._step,
-            loss=None if self._step is None else _loss(self._step),
+            loss=self._loss,
             first_step_at=self._first_step_at,
             last_step_at=self._last_step_at,
             staged_step=self._newest(),
@@ -136,6 +162,18 @@ class SimRanks:
     def kill(self) -> None:
         if self._actor is not None:
             self._scheduler.crash(self._actor)
+
+    def differing(self, step: int, sealed: Checkpoint) -> tuple[str, ...]:
+        """What of a staged step is not the sealed one, by the production comparison."""
+        weights = self.staged[step].weights
+        return differing(
+            [model.stage(weights, step, rank) for rank in range(model.WORLD_SIZE)], sealed
+        )
+
+    def holds(self, step: int) -> model.Weights | None:
+        """The weights after a step that these ranks hold at, for a judge."""
+        staged = self.staged.get(step)
+        return None if staged is None or self._state != "held" else staged.weights
 
     def _newest(self) -> int | None:
         return max(self.staged, default=None)
@@ -197,32 +235,60 @@ class SimRanks:
 
     def _train(self, step: int, weights: model.Weights) -> None:
         self._step = step
+        self._drifts = self._draw_drift()
+        self._speed = self._random.choice([1.0, 3.0, 6.0])
         self._hold(step, weights)
         while not self._drain and step < self._script.total_steps:
-            is_first = self._first_step_at is None
-            slow = self._script.slow_first if is_first else self._script.slow
-            is_slow = self._random.random() < slow
-            self._pause(self._script.slow_s if is_slow else self._script.step_s)
+            is_rehearsed = self._limit is not None
+            self._pause(self._draw_step_s() / (self._speed if is_rehearsed else 1.0))
             if self._fails_at is not None and step >= self._fails_at:
                 self._fail(f"the script raised in step {step}")
                 return
             step += 1
             self._num_steps += 1
-            weights = model.next_weights(weights, step)
+            weights = self._compute(weights, step)
             self._step = step
-            self._losses = [*self._losses, (step, _loss(step))][-64:]
-            if self._limit is None:
-                self._last_step_at = EPOCH_S + self._scheduler.clock_s
-                self._first_step_at = self._first_step_at or self._last_step_at
-                self._executed(self._job, step, weights)
-            is_due = self._every is not None and step % self._every == 0
-            if self._limit is None and (self._is_wanted or is_due):
-                self._stage(step, weights)
+            if is_rehearsed:
+                self._rehearsed(self._job, step, weights)
+            else:
+                self._count(step, weights)
             self._hold(step, weights)
         self._pause(0.2)
         self.staged[step] = _Stage(step, weights)
         self._last_staged = True
         self._state = "finished" if step >= self._script.total_steps else "drained"
+
+    def _draw_step_s(self) -> float:
+        is_first = self._first_step_at is None
+        slow = self._script.slow_first if is_first else self._script.slow
+        return self._script.slow_s if self._random.random() < slow else self._script.step_s
+
+    def _draw_drift(self) -> str | None:
+        """How this rehearsal differs from the source; a run's own steps never do."""
+        if self._limit is None or self._random.random() >= self._script.drift:
+            return None
+        return self._random.choice(["silent", "loud"])
+
+    def _compute(self, weights: model.Weights, step: int) -> model.Weights:
+        weights = model.next_weights(weights, step)
+        loss = model.loss_of(weights)
+        if self._drifts is not None:
+            weights = model.drifted(weights)
+        if self._drifts == "loud":
+            loss = model.loss_of(weights)
+        if self._script.tells_loss:
+            self._loss = loss
+            self._losses = [*self._losses, (step, loss)][-64:]
+        return weights
+
+    def _count(self, step: int, weights: model.Weights) -> None:
+        """A step of the run: it is seen, and saved when it is time."""
+        self._last_step_at = EPOCH_S + self._scheduler.clock_s
+        self._first_step_at = self._first_step_at or self._last_step_at
+        self._executed(self._job, step, weights)
+        is_due = self._every is not None and step % self._every == 0
+        if self._is_wanted or is_due:
+            self._stage(step, weights)
 
     def _hold(self, step: int, weights: model.Weights) -> None:
         """Wait after the step that is the limit, and stage it if that is wanted."""
@@ -230,16 +296,12 @@ class SimRanks:
             self._state = "held"
             if self._is_wanted:
                 self._stage(step, weights)
-            self._scheduler.pause(0.1)
+            self._scheduler.pause(0.25)
         self._state = "running"
 
     def _stage(self, step: int, weights: model.Weights) -> None:
         self._is_wanted = False
         self.staged[step] = _Stage(step, weights)
-
-
-def _loss(step: int) -> float:
-    return 1.0 / (1.0 + step)
 
 
 class SimSaver:

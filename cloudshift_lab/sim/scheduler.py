@@ -12,6 +12,7 @@ import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from blake3 import blake3
 
@@ -46,13 +47,14 @@ class Actor:
     ticket: int = 0
 
 
-@dataclass(order=True)
-class _Entry:
+class _Entry(NamedTuple):
+    """Compared by ``at``, ``tie`` and ``seq`` alone, for no two have the same ``seq``."""
+
     at: float
     tie: float
     seq: int
-    wake: Actor | Callable[[], object] = field(compare=False)
-    ticket: int = field(compare=False, default=0)
+    wake: Actor | Callable[[], object]
+    ticket: int
 
 
 class Scheduler:
