@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from cloudshift_lab.agent.nodes import (
@@ -46,16 +48,20 @@ class Follower:
         world: Clock and names.
         ranks: The ranks of this node.
         saver: Uploads their share.
+        prove: Names what the ranks have staged of a step otherwise than the manifest (key and
+            digest) in the source's store says.
     """
 
     def __init__(
-        self, job: JobSpec, *, store: Store, world: World, ranks: TorchrunRanks, saver: SaverProcess
-    ) -> None:
+        self, job: JobSpec, *, store: Store, world: World, ranks: TorchrunRanks,
+        saver: SaverProcess, prove: Callable[[int, str, str], tuple[str, ...]],
+    ) -> None:  # fmt: skip
         self._job = job
         self._store = store
         self._world = world
         self._ranks = ranks
         self._saver = saver
+        self._prove = prove
         self._log = RunLog(store, job.run_id, world)
         self._word: LeadWord | None = None
         self._heard_at = world.monotonic()
@@ -83,7 +89,7 @@ class Follower:
 
     def tick(self) -> None:
         """Do what is due now; returns soon, except for a store call."""
-        for part in (self._check, self._listen, self._follow_saves):
+        for part in (self._check, self._listen, self._follow_saves, self._follow_proofs):
             if not self.finished:
                 try:
                     part()
@@ -130,7 +136,9 @@ class Follower:
         """Follow this leader from now on; starts that it began without us are not for us."""
         self._ranks.kill()
         self._seen_start, self._save = word.start, word.save
-        self.status = msgspec.structs.replace(self.status, lead=word.lead, start=0)
+        self.status = msgspec.structs.replace(
+            self.status, lead=word.lead, start=0, proof=word.proof
+        )
 
     def _obey(self, word: LeadWord) -> None:
         if not word.is_up:
@@ -173,6 +181,16 @@ class Follower:
         if word.manifest_key != self._learnt:
             self._learnt = word.manifest_key
             self._saver.learn(word.manifest_key, word.manifest_digest)
+
+    def _follow_proofs(self) -> None:
+        """Compare our share with what the source has sealed, once for each time we are asked."""
+        word, status = self._word, self.status
+        if word is None or word.proof == status.proof or word.start != status.start:
+            return
+        if status.staged_step != word.proof_step:
+            return
+        different = self._prove(word.proof_step, word.sealed_key, word.sealed_digest)
+        self.status = msgspec.structs.replace(status, proof=word.proof, different=different)
 
     # -- status -----------------------------------------------------------------------------------
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from cloudshift_lab.agent.failures import is_peer_lost
-from cloudshift_lab.agent.nodes import Line, Seen
+from cloudshift_lab.agent.nodes import LOOK_EVERY_S, Line, Seen
 from cloudshift_lab.agent.protocols import RankError, RanksState, RanksView, Restore
 from cloudshift_lab.agent.torchrun import Meeting, TorchrunRanks
+from cloudshift_lab.checkpoint.reader import Checkpoint
 from cloudshift_lab.checkpoint.saver_process import SaverProcess
 from cloudshift_lab.checkpoint.saving import Outcome
 from cloudshift_lab.core.errors import NodesMissing
 from cloudshift_lab.core.world import World
 
 LAST_WORDS_S = 6.0
+PROOF_S = 60.0
 _COMMON: dict[RanksState, RanksState] = {
     "gate": "starting", "drained": "running", "finished": "running",
 }  # fmt: skip
@@ -182,6 +185,37 @@ class LedSaver:
 
     def close(self) -> None:
         self._own.close()
+
+
+def prove_with(
+    line: Line, sealed: Checkpoint, own: Callable[[], tuple[str, ...]], world: World
+) -> tuple[str, ...]:
+    """What the ranks of all nodes, which all wait meanwhile, have staged otherwise than sealed.
+
+    Args:
+        line: To the followers, which compare at the same time.
+        sealed: The step that all have staged.
+        own: Compares this node's share.
+        world: Clock.
+
+    Returns:
+        Names of what differs; of a node that gave no answer, that.
+    """
+    number = line.word.proof + 1
+    line.say(
+        proof=number, proof_step=sealed.step,
+        sealed_key=sealed.manifest_key, sealed_digest=sealed.manifest_digest,
+    )  # fmt: skip
+    found = set(own())
+    until = world.monotonic() + PROOF_S
+    while True:
+        followers = line.followers()
+        given = [one for one in followers if one is not None and one.status.proof == number]
+        if len(given) == len(followers):
+            return tuple(sorted(found.union(*(one.status.different for one in given))))
+        if world.monotonic() > until:
+            return (*sorted(found), "the share of a node that gave no answer")
+        world.sleep(LOOK_EVERY_S)
 
 
 def _num_up(followers: list[Seen | None]) -> int:

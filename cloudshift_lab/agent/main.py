@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cloudshift_lab.agent.bootstrap import LOGS
 from cloudshift_lab.agent.follower import Follower
-from cloudshift_lab.agent.leading import LedRanks, LedSaver
+from cloudshift_lab.agent.leading import LedRanks, LedSaver, prove_with
 from cloudshift_lab.agent.node import NodeAgent
 from cloudshift_lab.agent.nodes import Line
 from cloudshift_lab.agent.rows import ConductorPost, RowReceiver, RowShipper
@@ -21,7 +21,7 @@ from cloudshift_lab.agent.torchrun import TorchrunRanks
 from cloudshift_lab.checkpoint.collecting import CollectorProcess
 from cloudshift_lab.checkpoint.fetch import usable_cpus
 from cloudshift_lab.checkpoint.fingerprint import differing
-from cloudshift_lab.checkpoint.reader import Checkpoint
+from cloudshift_lab.checkpoint.reader import Checkpoint, open_checkpoint
 from cloudshift_lab.checkpoint.saver_process import SaverProcess
 from cloudshift_lab.checkpoint.saving import SaverJob, read_slot
 from cloudshift_lab.core.errors import CloudshiftError, UsageError
@@ -83,7 +83,10 @@ class AgentProcess:
 
     def _follower(self, store: Store) -> Follower:
         saver = saver_of(self._job, self._node_dir.path)
-        return Follower(self._job, store=store, world=self._world, ranks=self._ranks, saver=saver)
+        return Follower(
+            self._job, store=store, world=self._world, ranks=self._ranks, saver=saver,
+            prove=self._prove_told,
+        )  # fmt: skip
 
     def run(self) -> int:
         """Tick until the attempt has ended; 0 unless it failed or was fenced."""
@@ -112,15 +115,20 @@ class AgentProcess:
         self._shipper.add([report for report in reports if not report.rehearsed])
 
     def _prove(self, step: int, sealed: Checkpoint) -> tuple[str, ...]:
-        """What this node's ranks, which all wait meanwhile, have staged otherwise than sealed.
+        """What the ranks, which all wait meanwhile, have staged otherwise than sealed."""
+        own = partial(self._prove_own, step, sealed)
+        return own() if self._line is None else prove_with(self._line, sealed, own, self._world)
 
-        What other nodes have staged nobody here can tell.
-        """
-        if self._line is not None:
-            return ("the shares of the other nodes",)
-        ranks = range(self._job.placement.ranks_per_node)
-        staged = [read_slot(self._node_dir.path, rank, step) for rank in ranks]
+    def _prove_own(self, step: int, sealed: Checkpoint) -> tuple[str, ...]:
+        staged = [read_slot(self._node_dir.path, rank, step) for rank in ranks_of(self._job)]
         return differing(staged, sealed, threads=usable_cpus())
+
+    def _prove_told(self, step: int, key: str, digest: str) -> tuple[str, ...]:
+        source = open_source_store(self._job)
+        if source is None:
+            return ("everything: this node knows of no source to compare with",)
+        sealed = open_checkpoint(source, self._job.run_id, key, digest=digest)
+        return self._prove_own(step, sealed)
 
     def _ship_rows(self) -> None:
         self._receiver.drain()

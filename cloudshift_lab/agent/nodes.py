@@ -37,7 +37,9 @@ class LeadWord(msgspec.Struct, frozen=True):
     ``lead`` names its process. ``start`` counts the starts of the ranks under it, which are to run
     while ``is_up`` and meet at ``address:port``. ``control`` is what its own ranks are told.
     ``save`` counts the saves it has begun, the newest is of ``save_step``. ``manifest_*`` name the
-    newest commit. ``is_over``: the attempt has ended.
+    newest commit. ``proof`` counts the times that the others were asked whether what they have
+    staged of ``proof_step`` is what the manifest ``sealed_*`` in the source's store says.
+    ``is_over``: the attempt has ended.
     """
 
     lead: str
@@ -52,6 +54,10 @@ class LeadWord(msgspec.Struct, frozen=True):
     save_step: int | None = None
     manifest_key: str | None = None
     manifest_digest: str | None = None
+    proof: int = 0
+    proof_step: int = -1
+    sealed_key: str = ""
+    sealed_digest: str = ""
 
     @property
     def incarnation(self) -> str:
@@ -63,7 +69,8 @@ class FollowerStatus(AgentStatus, frozen=True):
     """How a follower is.
 
     ``agent`` names its process, ``lead`` and ``start`` the leader and the start that it follows.
-    ``ranks`` is the state of its ranks; ``staged_last``: none of them runs another step.
+    ``ranks`` is the state of its ranks; ``staged_last``: none of them runs another step. ``proof``
+    is the newest that it was asked for and has given, ``different`` names what it found.
     """
 
     agent: str = ""
@@ -71,6 +78,8 @@ class FollowerStatus(AgentStatus, frozen=True):
     start: int = 0
     ranks: RanksState = "absent"
     staged_last: bool = False
+    proof: int = 0
+    different: tuple[str, ...] = ()
 
 
 def lead_key(run_id: str, generation: int) -> str:

@@ -84,8 +84,13 @@ class Around:
         self.word = LeadWord("lead-a")
         self.follower = Follower(
             self.job, store=self.store, world=self.world,
-            ranks=self.ranks, saver=self.saver,  # type: ignore[arg-type]
+            ranks=self.ranks, saver=self.saver, prove=self._prove,  # type: ignore[arg-type]
         )  # fmt: skip
+        self.asked: list[tuple[int, str, str]] = []
+
+    def _prove(self, step: int, key: str, digest: str) -> tuple[str, ...]:
+        self.asked.append((step, key, digest))
+        return ("model/0.weight",)
 
     def say(self, **changes: object) -> None:
         self.word = msgspec.structs.replace(self.word, beat=self.word.beat + 1, **changes)
@@ -230,6 +235,16 @@ def test_a_save_that_failed_is_tried_again_until_another_is_begun(around: Around
     around.saver.outcome = FailedAnswer(10, "Conflict", "step 10 gave way; that one is saved")
     assert "step 10 gave way; that one is saved" not in around.tick(8).warnings
     assert around.saver.told[3:] == ["save 12 for lead-a.1.2"]
+
+
+def test_it_compares_its_share_with_a_sealed_step_once_that_is_staged(around: Around) -> None:
+    around.up()
+    around.say(proof=1, proof_step=16, sealed_key="k", sealed_digest="d")
+    assert around.tick().proof == 0
+    around.ranks.view = RanksView(state="held", staged_step=16, held_step=16)
+    status = around.tick()
+    assert (status.proof, status.different) == (1, ("model/0.weight",))
+    assert around.asked == [(16, "k", "d")]
 
 
 def test_it_says_why_its_ranks_failed_and_stays_for_the_next_start(around: Around) -> None:

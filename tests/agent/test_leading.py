@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import pytest
 
-from cloudshift_lab.agent.leading import LAST_WORDS_S, LedRanks, LedSaver
+from cloudshift_lab.agent.leading import LAST_WORDS_S, LedRanks, LedSaver, prove_with
 from cloudshift_lab.agent.nodes import FollowerStatus, LeadWord, Seen
 from cloudshift_lab.agent.protocols import RankError, RanksView, Restore
 from cloudshift_lab.agent.torchrun import Meeting
+from cloudshift_lab.checkpoint import Checkpoint, open_checkpoint
 from cloudshift_lab.core.staging import Control
+from cloudshift_lab.storage.memory import MemoryStore
 
-from .conftest import ManualWorld
+from .conftest import ManualWorld, save_step
 
 
 @dataclass
@@ -160,6 +163,26 @@ def test_a_node_that_says_nothing_more_is_the_cause_when_none_is_told(led: Led) 
     view = led.ranks.poll()
     assert (view.state, view.nodes_up) == ("failed", 1)
     assert view.error is not None and view.error.message.startswith("NodesMissing: 1 of 2")
+
+
+def test_a_replayed_step_is_proved_by_all_nodes(led: Led) -> None:
+    def sealed_of() -> Checkpoint:
+        store = MemoryStore("memory://sealed")
+        saved = save_step(store, "run-a", 16, generation=1)
+        return open_checkpoint(store, "run-a", saved.manifest_key, digest=saved.manifest_digest)
+
+    sealed = sealed_of()
+    led.launched()
+    line: Any = led.line
+
+    def own() -> tuple[str, ...]:
+        assert line.word.sealed_key == sealed.manifest_key
+        led.at(RanksView(state="held"), ranks="held", proof=1, different=("b",))
+        return ("a",)
+
+    assert prove_with(line, sealed, own, led.world) == ("a", "b")
+    silent = prove_with(line, sealed, lambda: (), led.world)
+    assert silent == ("the share of a node that gave no answer",)
 
 
 def test_each_save_has_a_name_of_its_own_for_all_nodes() -> None:
