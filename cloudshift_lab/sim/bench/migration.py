@@ -37,7 +37,7 @@ from cloudshift_lab.sim.clouds import AWS_SIM, GCP_SIM, SimClouds
 from cloudshift_lab.sim.link import Link
 
 RTT_S, BYTES_PER_S = 0.05, 200e6 / 8
-SOURCE, TARGET = f"{GCP_SIM}:us-central1", f"{AWS_SIM}:us-east-1"
+SOURCE, TARGET = f"{AWS_SIM}:us-east-1", f"{GCP_SIM}:us-central1"
 CLOSINGS: tuple[ClosingKind, ...] = ("replay", "copy")
 
 
@@ -97,7 +97,7 @@ def _measure(case: Case, say: Say) -> Measured:
     with tempfile.TemporaryDirectory(prefix="moving-") as name:
         folder = Path(name)
         with _clouds(folder / "home") as (home, link), Bed(home) as bed:
-            rival = Rival(folder, home, GCP_SIM, _env(case), ranks=case.ranks)
+            rival = Rival(folder, home, AWS_SIM, _env(case), ranks=case.ranks)
             for number in range(case.samples):
                 for closing in CLOSINGS:
                     say(f"{case.title}: move {number + 1} of {case.samples}, closing {closing}")
