@@ -31,7 +31,7 @@ from cloudshift_lab.migration import Saga
 from cloudshift_lab.storage.store import Store
 from cloudshift_lab.telemetry.store import TelemetryStore
 
-LIVE_BY_DEFAULT = False
+LIVE_BY_DEFAULT = True
 """Whether a move that was not told otherwise rehearses, and weighs both closings."""
 REHEARSAL_STEPS = 3
 EXPIRES_S = 600.0

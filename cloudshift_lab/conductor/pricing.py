@@ -29,7 +29,7 @@ from cloudshift_lab.migration import Saga, with_digest
 
 ASSUMED_PROVISION_S = 20.0
 TOLERANCE_ELSEWHERE = 1e-3
-_NOISE_OF_ONE_STEP = 0.5
+_NOISE_OF_ONE_STEP = 0.7
 _LIMIT_FACTOR = 2
 _LIMIT_SLACK_MICRO_USD = MICRO
 

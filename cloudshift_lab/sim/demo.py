@@ -169,18 +169,14 @@ class Demo:
         client = self._connected
         view = client.migrate(run_id, TARGET)
         self._show_plan(view)
-        decision = Decision(
-            decision_id=self._world.new_id("decision"),
-            plan_digest=view.plan.digest,
-            verdict="approve",
-            by="demo",
-            at=self._world.now(),
-        )
-        client.decide(view.migration_id, decision)
+        self._approve(view)
         seen: set[str] = set()
 
         def ended() -> MigrationView | None:
             now = client.migration(view.migration_id)
+            if now.phase == "asking":
+                self._say(f"  asked again: {now.timeline[-1].detail}")
+                self._approve(now)
             for entry in now.timeline:
                 if entry.phase not in seen:
                     seen.add(entry.phase)
@@ -191,6 +187,16 @@ class Demo:
         if final.phase != "source_retired":
             raise CloudshiftError(f"{view.migration_id} ended as {final.phase}: {final.error}")
         return final
+
+    def _approve(self, view: MigrationView) -> None:
+        decision = Decision(
+            decision_id=self._world.new_id("decision"),
+            plan_digest=view.plan.digest,
+            verdict="approve",
+            by="demo",
+            at=self._world.now(),
+        )
+        self._connected.decide(view.migration_id, decision)
 
     def _with_receipt(self, view: MigrationView) -> MigrationView | None:
         now = self._connected.migration(view.migration_id)
@@ -232,7 +238,10 @@ class Demo:
             "loss_max_abs_diff": loss_max_abs_diff(curves[moved.name], curves[control.name]),
             "final_loss": curves[moved.name].loss[-1],
             "final_weights_equal": self._weights_equal(moved, control),
+            "closing": view.plan.closing,
+            "rehearsed_steps": view.plan.rehearsal_steps,
             "pause_s": view.pause_s,
+            "still_s": view.still_s,
             "bytes_state": view.bytes_state,
             "bytes_moved": view.bytes_moved,
             "receipt": view.receipt,

@@ -78,7 +78,7 @@ class Puppet:
             at=0.0,
             state_bytes=2000,
             stored_bytes=1000,
-            step_s=0.5,
+            step_s=1.0,
         )
 
     def tick(self) -> None:
@@ -137,7 +137,7 @@ class Puppet:
         if order.kind == "save":
             return self._save(order)
         if order.kind == "rehearse":
-            return OrderResult(state="done", step=self.step, step_s=2.0, detail="equal")
+            return OrderResult(state="done", step=self.step, step_s=1.0, detail="equal")
         if order.kind == "catch_up":
             return OrderResult(state="done", step=order.step, step_at=self.world.now())
         if order.kind == "drain":
@@ -156,11 +156,10 @@ class Puppet:
         if order.kind == "go":
             state = self.log.sync()
             assert (state.generation, state.owner) == (self.job.generation, self.job.owner)
-            if state.last_commit is None:
+            last = state.last_commit
+            if last is None or last.step != order.step:
                 assert order.replay
                 self._commit_replayed(order)
-            else:
-                assert state.last_commit.step == order.step
             self.step = order.step or 0
             self._become("running", committed_step=None if self.saves_late else order.step)
         if order.kind == "resume":

@@ -477,7 +477,9 @@ def serve_move(desk: Desk, weights: np.ndarray) -> Callable[[str], None]:
 
         real_step = desk.engine.puppets[run_id, 1]
         real_step.step = 25
-        view = desk.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600))
+        view = desk.service.migrate(
+            run_id, MoveAsk(to=GCP, expires_s=600, closing="copy", rehearse=0)
+        )
         decision = Decision("d", view.plan.digest, "approve", "ada")
         desk.service.decide(view.migration_id, decision)
         for _ in range(60):

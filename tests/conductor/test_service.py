@@ -435,7 +435,7 @@ def test_a_run_that_cannot_be_resumed_or_started_later_has_failed(bench: Bench) 
 
 def test_a_move_is_priced_first_and_happens_after_the_decision(bench: Bench) -> None:
     run_id = bench.train()
-    view = bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600))
+    view = bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600, closing="copy", rehearse=0))
     assert (view.phase, view.migration_id) == ("proposed", "mig-1")
     assert view.plan.verdict in ("move", "stay")
     assert view.plan.bill.transfer_bytes == 1000
@@ -455,19 +455,25 @@ def test_a_move_is_priced_first_and_happens_after_the_decision(bench: Bench) -> 
 
 def test_a_plan_expects_the_pause_that_the_last_move_had(bench: Bench) -> None:
     run_id = bench.train()
-    first = bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600))
+    first = bench.service.migrate(
+        run_id, MoveAsk(to=GCP, expires_s=600, closing="copy", rehearse=0)
+    )
     bench.approve(first)
     done = bench.settle(first.migration_id)
     assert done.pause_s is not None
     assert first.plan.bill.pause_s > 4.0  # assumed, since nothing was measured yet
-    second = bench.service.migrate(run_id, MoveAsk(to=AWS, expires_s=600))
+    second = bench.service.migrate(
+        run_id, MoveAsk(to=AWS, expires_s=600, closing="copy", rehearse=0)
+    )
     assert second.plan.bill.pause_s == pytest.approx(done.pause_s, abs=1.1)  # and one step
     assert second.plan.bill.pause_s != first.plan.bill.pause_s
 
 
 def test_both_attempts_are_billed_while_they_overlap_and_lines_sum_exactly(bench: Bench) -> None:
     run_id = bench.train()
-    view = bench.approve(bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600)))
+    view = bench.approve(
+        bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600, closing="copy", rehearse=0))
+    )
     bench.settle(view.migration_id, "copying")
     assert bench.service.run(run_id).price_micro_usd_per_h == 5_400_000
     bench.settle(view.migration_id)
@@ -505,7 +511,11 @@ def test_a_restarted_conductor_goes_on_in_every_phase(bench: Bench) -> None:
               "committed", "resumed")  # fmt: skip
     for number, phase in enumerate(phases, 1):
         run_id = bench.train(f"gpt-{number}")
-        view = bench.approve(bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600)))
+        view = bench.approve(
+            bench.service.migrate(
+                run_id, MoveAsk(to=GCP, expires_s=600, closing="copy", rehearse=0)
+            )
+        )
         bench.settle(view.migration_id, phase)
         bench.restart()
         done = bench.settle(view.migration_id)
@@ -543,47 +553,54 @@ def test_a_move_that_failed_leaves_the_run_and_the_next_one_has_a_fresh_generati
 def test_an_impossible_target_says_what_is_possible(bench: Bench, to: str, message: str) -> None:
     run_id = bench.train()
     with pytest.raises(UsageError, match=message):
-        bench.service.migrate(run_id, MoveAsk(to=to, expires_s=600))
+        bench.service.migrate(run_id, MoveAsk(to=to, expires_s=600, closing="copy", rehearse=0))
     assert bench.service.migrations(None) == ()
 
 
 def test_a_second_move_is_refused_by_the_name_of_the_open_one(bench: Bench) -> None:
     run_id = bench.train()
-    first = bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600))
+    first = bench.service.migrate(
+        run_id, MoveAsk(to=GCP, expires_s=600, closing="copy", rehearse=0)
+    )
     with pytest.raises(Conflict, match="mig-1 of run-1 to gcp-sim:us-central1 is still proposed"):
-        bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600))
+        bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600, closing="copy", rehearse=0))
     bench.approve(first, "reject")
-    assert bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600)).migration_id == "mig-2"
+    assert (
+        bench.service.migrate(
+            run_id, MoveAsk(to=GCP, expires_s=600, closing="copy", rehearse=0)
+        ).migration_id
+        == "mig-2"
+    )
 
 
 def test_a_run_that_does_not_run_cannot_move(bench: Bench) -> None:
     run_id = bench.service.train(RunSpec(name="gpt", script=SCRIPT, target=AWS)).run_id
     with pytest.raises(UsageError, match="still starting"):
-        bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600))
+        bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600, closing="copy", rehearse=0))
     bench.step()
     bench.step()
     bench.service.stop(run_id)
     with pytest.raises(UsageError, match="is stopping"):
-        bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600))
+        bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600, closing="copy", rehearse=0))
     for _ in range(3):
         bench.step()
     with pytest.raises(UsageError, match="run-1 is stopped; only a running run can move"):
-        bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600))
+        bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600, closing="copy", rehearse=0))
 
 
 def test_a_policy_can_decide_at_once_or_refuse_for_ever(bench: Bench) -> None:
     auto = bench.train("auto", approve="auto")
-    view = bench.service.migrate(auto, MoveAsk(to=GCP, expires_s=600))
+    view = bench.service.migrate(auto, MoveAsk(to=GCP, expires_s=600, closing="copy", rehearse=0))
     assert view.decision is not None and view.decision.by == "policy: auto"
     assert bench.settle(view.migration_id).phase == "source_retired"
     never = bench.train("never", approve="never")
     with pytest.raises(UsageError, match="approve='never'"):
-        bench.service.migrate(never, MoveAsk(to=GCP, expires_s=600))
+        bench.service.migrate(never, MoveAsk(to=GCP, expires_s=600, closing="copy", rehearse=0))
 
 
 def test_decisions_are_idempotent_bound_to_the_plan_and_end_with_it(bench: Bench) -> None:
     run_id = bench.train()
-    view = bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600))
+    view = bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600, closing="copy", rehearse=0))
     other = Decision(decision_id="d", plan_digest="0" * 64, verdict="approve", by="bob")
     with pytest.raises(StaleDecision, match="not the one that was shown"):
         bench.service.decide(view.migration_id, other)
@@ -598,7 +615,7 @@ def test_decisions_are_idempotent_bound_to_the_plan_and_end_with_it(bench: Bench
 
 def test_an_expired_plan_cannot_be_approved(bench: Bench) -> None:
     run_id = bench.train()
-    view = bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=60))
+    view = bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=60, closing="copy", rehearse=0))
     bench.step(61.0)
     assert bench.service.migration(view.migration_id).phase == "expired"
     with pytest.raises(StaleDecision) as caught:
@@ -608,7 +625,7 @@ def test_an_expired_plan_cannot_be_approved(bench: Bench) -> None:
 
 def test_a_run_that_ends_takes_its_open_plan_with_it(bench: Bench) -> None:
     run_id = bench.train()
-    view = bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600))
+    view = bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600, closing="copy", rehearse=0))
     puppet = bench.engine.puppets[run_id, 1]
     puppet.say(state="finished")
     puppet.is_gone = True
@@ -621,7 +638,9 @@ def test_a_run_that_ends_takes_its_open_plan_with_it(bench: Bench) -> None:
 
 def test_stopping_a_moving_run_rolls_the_move_back_then_stops_it(bench: Bench) -> None:
     run_id = bench.train()
-    view = bench.approve(bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600)))
+    view = bench.approve(
+        bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600, closing="copy", rehearse=0))
+    )
     bench.settle(view.migration_id, "copying")
     bench.service.stop(run_id)
     assert bench.settle(view.migration_id).phase == "rolled_back"
@@ -636,7 +655,7 @@ def test_another_run_of_the_same_id_in_the_target_is_never_mixed_with_ours(bench
     store = bench.store("gcp-sim")
     RunLog(store, run_id, bench.world).acquire(generation=1, owner="somebody", nonce="n")
     with pytest.raises(UsageError, match="holds another run-1 already"):
-        bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600))
+        bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600, closing="copy", rehearse=0))
 
 
 def test_a_run_stays_in_its_store_when_the_cloud_gets_another_one(bench: Bench) -> None:
@@ -674,9 +693,9 @@ def test_an_id_that_another_directory_has_only_claimed_at_the_target_is_not_used
     store = bench.store("gcp-sim")
     store.create(claim_key(run_id), b'{"run_id":"run-1","owner":"somebody"}')
     with pytest.raises(UsageError, match="holds another run-1 already"):
-        bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600))
+        bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600, closing="copy", rehearse=0))
     store.delete(claim_key(run_id))
-    plan = bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600))
+    plan = bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600, closing="copy", rehearse=0))
     bench.approve(plan, "reject")
     assert bench.move(run_id).phase == "source_retired"
     owner = bench.engine.puppets[run_id, 1].job.owner
@@ -754,7 +773,9 @@ def test_a_move_is_marked_in_the_series(bench: Bench) -> None:
 
 
 def test_a_damaged_journal_keeps_no_other_run_away(bench: Bench) -> None:
-    bench.service.migrate(bench.train("one"), MoveAsk(to=GCP, expires_s=600))
+    bench.service.migrate(
+        bench.train("one"), MoveAsk(to=GCP, expires_s=600, closing="copy", rehearse=0)
+    )
     bench.train("two")
     journal = bench.root / "runs" / "run-1" / "journal.jsonl"
     data = bytearray(journal.read_bytes())
@@ -783,7 +804,7 @@ def test_a_damaged_last_line_of_a_move_shows_with_the_doctor_and_stays(bench: Be
 
 def test_what_was_cut_off_in_its_very_first_line_never_was(bench: Bench) -> None:
     run_id = bench.train()
-    bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600))
+    bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600, closing="copy", rehearse=0))
     (bench.root / "runs" / run_id / "migrations" / "mig-1.jsonl").write_bytes(b'{"check":"12')
     torn = bench.root / "runs" / "run-2"
     torn.mkdir()
@@ -792,7 +813,12 @@ def test_what_was_cut_off_in_its_very_first_line_never_was(bench: Bench) -> None
     assert [view.run_id for view in bench.service.runs()] == [run_id]
     assert bench.service.migrations(None) == ()
     bench.step()
-    assert bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600)).migration_id == "mig-2"
+    assert (
+        bench.service.migrate(
+            run_id, MoveAsk(to=GCP, expires_s=600, closing="copy", rehearse=0)
+        ).migration_id
+        == "mig-2"
+    )
     assert bench.train("next") == "run-3"
 
 
@@ -810,7 +836,7 @@ def test_a_full_disk_starts_nothing_and_says_what_to_do(
             bench.service.train(RunSpec(name="gpt", script=SCRIPT, target=AWS))
     assert bench.engine.started == []
     run_id = bench.train()
-    view = bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600))
+    view = bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600, closing="copy", rehearse=0))
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
         with pytest.raises(Exhausted):
@@ -914,7 +940,13 @@ def insist(bench: Bench) -> MigrationView:
     bench.step()
     bench.step()
     moves = bench.service.migrations(None)
-    view = moves[0] if moves else bench.service.migrate("gpt", MoveAsk(to=GCP, expires_s=600))
+    view = (
+        moves[0]
+        if moves
+        else bench.service.migrate(
+            "gpt", MoveAsk(to=GCP, expires_s=600, closing="copy", rehearse=0)
+        )
+    )
     if view.phase == "proposed":
         bench.approve(view)
     done = bench.settle(view.migration_id)
