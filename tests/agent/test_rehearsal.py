@@ -9,7 +9,7 @@ import pytest
 from cloudshift_lab.agent.protocols import RankError, RanksView, SaveFailed
 from cloudshift_lab.agent.rehearsal import STUCK_S, is_same
 from cloudshift_lab.checkpoint import open_checkpoint
-from cloudshift_lab.storage.logstate import LogBase, log_key
+from cloudshift_lab.storage.logstate import log_key
 
 from .conftest import Attempt, ManualWorld, SwitchableStore, hand_over, save_step
 from .repeating import STEP_S, Standby, loss_of, seal_at, train
