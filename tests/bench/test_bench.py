@@ -31,6 +31,7 @@ CERTAIN = {
         "ours: errors that say nothing",
         "ours: detected, or without effect",
     },
+    "migration": {"tiny: lost steps", "tiny: losses that differ from the control's"},
 }
 
 

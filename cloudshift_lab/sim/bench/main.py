@@ -14,18 +14,20 @@ import msgspec
 
 from cloudshift_lab.core.errors import CloudshiftError, UsageError
 from cloudshift_lab.core.world import REAL_WORLD
+from cloudshift_lab.sim.bed import ending_in_order
 from cloudshift_lab.sim.bench import surroundings
 from cloudshift_lab.sim.bench.rows import Result, Row, Say, Size, untimed
 from cloudshift_lab.sim.bench.table import table
 
-BENCHES = ("checkpoint", "restore", "codec", "corruption")
+BENCHES = ("checkpoint", "restore", "codec", "corruption", "migration")
 
 
 def main(argv: list[str]) -> int:
     """Run one benchmark. Returns 0 when every goal was met, 1 when one was missed."""
     options = _parse(argv)
     try:
-        result = measure(options.bench, options.size, _say)
+        with ending_in_order():
+            result = measure(options.bench, options.size, _say)
         if options.json is not None:
             write(result, options.json)
     except CloudshiftError as error:
