@@ -94,7 +94,7 @@ def run(size: Size, say: Say) -> tuple[Row, ...]:
 
 def _measure(case: Case, say: Say) -> Measured:
     found = Measured(case, {}, {}, ())
-    with tempfile.TemporaryDirectory(prefix="moving-") as name:
+    with tempfile.TemporaryDirectory(prefix="moving-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         with _clouds(folder / "home") as (home, link), Bed(home) as bed:
             rival = Rival(folder, home, AWS_SIM, _env(case), ranks=case.ranks)
