@@ -44,12 +44,12 @@ from cloudshift_lab.core.errors import (
     NotFound,
     Unavailable,
 )
-from cloudshift_lab.core.home import load_clouds, store_options
+from cloudshift_lab.core.home import load_clouds
 from cloudshift_lab.core.lineage import die_with_parent
 from cloudshift_lab.core.staging import NUM_SLOTS, StagedHead, StagedRank, staged_file
 from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.core.world import REAL_WORLD, World
-from cloudshift_lab.storage.store import Store, open_store
+from cloudshift_lab.storage.store import Store, open_cloud_store, open_store
 
 PROGRESS_EVERY_S = 0.5
 PACKS_IN_FLIGHT = 3
@@ -352,9 +352,10 @@ def open_saver_store(job: SaverJob) -> Store:
         UsageError: Its cloud is not configured here.
     """
     if job.cloud is not None:
-        options = store_options(load_clouds(Path(job.home)).find(job.cloud))
-    else:
-        options = {k: msgspec.json.decode(v) for k, v in (job.store_options or {}).items()}
+        cloud = load_clouds(Path(job.home)).find(job.cloud)
+        place = msgspec.structs.replace(cloud, store_url=job.store_url)
+        return open_cloud_store(place, inside=True, deadline_s=job.patience_s)
+    options = {k: msgspec.json.decode(v) for k, v in (job.store_options or {}).items()}
     return open_store(job.store_url, options, deadline_s=job.patience_s)
 
 
