@@ -529,7 +529,7 @@ def test_a_move_that_failed_leaves_the_run_and_the_next_one_has_a_fresh_generati
     bench: Bench,
 ) -> None:
     run_id = bench.train()
-    bench.engine.prepare = lambda puppet: puppet.fail.add("verify")
+    bench.engine.prepare = lambda puppet: puppet.fail.update({"verify", "catch_up"})
     failed = bench.move(run_id)
     assert failed.phase == "rolled_back"
     assert failed.error is not None and "a chunk is corrupt" in failed.error
