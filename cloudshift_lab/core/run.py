@@ -12,7 +12,6 @@ RunState = Literal[
     "starting", "running", "migrating", "stopping", "stopped", "finished", "failed", "lost"
 ]
 FINAL_STATES: frozenset[str] = frozenset({"stopped", "finished", "failed", "lost"})
-ApprovePolicy = str
 
 
 class RunSpec(msgspec.Struct, frozen=True):
