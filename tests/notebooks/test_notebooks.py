@@ -49,10 +49,41 @@ def await_end(client: Client) -> None:
         REAL_WORLD.sleep(0.5)
 
 
-@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_its_outputs_are_stripped(path: Path) -> None:
-    cells = nbformat.read(path, as_version=4).cells
+def test_the_quickstart_is_shipped_without_outputs() -> None:
+    cells = nbformat.read(NOTEBOOKS / "01_quickstart.ipynb", as_version=4).cells
     assert [cell.id for cell in cells if cell.get("outputs") or cell.get("execution_count")] == []
+
+
+def test_the_story_of_a_live_move_is_shipped_with_small_outputs_and_no_path_of_a_machine() -> None:
+    path = NOTEBOOKS / "02_live_migration.ipynb"
+    assert path.stat().st_size < 400_000
+    cells = nbformat.read(path, as_version=4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert [cell.id for cell in code if not cell.execution_count] == []
+    errors = [cell.id for cell in code for each in cell.outputs if each.output_type == "error"]
+    assert errors == []
+    pictures = [
+        cell.id for cell in code for each in cell.outputs if "image/png" in each.get("data", {})
+    ]
+    assert len(pictures) >= 4
+
+
+def test_the_story_of_a_live_move_is_true(home: Path, tmp_path: Path) -> None:
+    document = nbformat.read(NOTEBOOKS / "02_live_migration.ipynb", as_version=4)
+    nbclient.NotebookClient(
+        document, timeout=LIMIT_S, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    shown = {cell.id: text_of(cell) for cell in document.cells if cell.cell_type == "code"}
+    assert "rehearsal: the target computes 4 steps before the commit" in shown["propose"]
+    assert "(chosen)" in shown["propose"]
+    assert "simulated futures" in shown["propose"]
+    assert "rehearsed: " in shown["watch"]
+    assert "source retired" in shown["watch"]
+    assert "'stopped', 'finished'" in shown["control"]
+    num_steps, largest = shown["losses-plot"].strip().splitlines()[-1].strip("()").split(", ")
+    assert (int(num_steps) > 45, float(largest)) == (True, 0.0)
+    assert "1 receipt of moved, chain checked" in shown["receipt"]
+    assert "['source_retired']" in shown["chain"]
 
 
 def test_the_quickstart_moves_a_run_to_another_cloud(home: Path, tmp_path: Path) -> None:
