@@ -164,7 +164,7 @@ class Run(Displayed):
             to: ``cloud`` or ``cloud:region``.
             elsewhere: Other places, in order, for when ``to`` does not come up.
             closing: How the last gap is closed: ``"copy"`` of bytes, ``"replay"`` of steps, or
-                ``"auto"``, whichever pauses less by estimate.
+                ``"auto"``, whichever lets the run stand still for less time by estimate.
             rehearse: Steps that the target computes, and compares, before the commit.
             missing_nodes: ``"roll-back"``, ``"wait"``, ``"shrink"`` or ``"elsewhere"``, the last
                 by default where other places are given.

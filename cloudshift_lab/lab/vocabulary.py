@@ -133,7 +133,7 @@ VERBS: tuple[Verb, ...] = (
         ),
         (
             "closings: copy carries the last changed bytes; replay repeats the last steps at the",
-            "target and proves the result by its hashes; auto takes the shorter pause.",
+            "target and proves the result by its hashes; auto lets the run stand still the least.",
         ),
     ),
     Verb("approve", "approve a proposed move", (Argument("migration", "migration", "which"),)),
