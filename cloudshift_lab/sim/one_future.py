@@ -154,7 +154,7 @@ class Future:
             at = max(began, self.due[kind])
             self.due[kind] = self._after(kind, at)
             met = _REACTIONS[kind](self, effect, Moment(at, end))
-            if not isinstance(met, float):
+            if not isinstance(met, float | int):
                 self.carried += self._share(effect) * (at - began) / (end - began)
                 return met
             end = met
@@ -179,7 +179,8 @@ class Future:
         """The part of the planned bytes that an effect carries."""
         if effect not in _LINKED:
             return 0.0
-        whole = ("precopy", "copy") if self.saga.closing == "copy" else ("precopy",)
+        is_copied = self.saga.closing == "copy"
+        whole: tuple[EffectName, ...] = ("precopy", "copy") if is_copied else ("precopy",)
         seconds = {name: self.odds.takes[name].seconds for name in whole}
         total = sum(seconds.values())
         return seconds.get(effect, 0.0) / total if total else 0.0
