@@ -154,10 +154,11 @@ class Future:
             at = max(began, self.due[kind])
             self.due[kind] = self._after(kind, at)
             met = _REACTIONS[kind](self, effect, Moment(at, end))
-            if not isinstance(met, float | int):
-                self.carried += self._share(effect) * (at - began) / (end - began)
-                return met
-            end = met
+            if isinstance(met, float):
+                end = met
+                continue
+            self.carried += self._share(effect) * (at - began) / (end - began)
+            return met
         self.now = end
         self.carried += self._share(effect)
         return self._done(effect)
