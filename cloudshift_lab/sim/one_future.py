@@ -147,18 +147,17 @@ class Future:
     def _outcome(self, effect: EffectName) -> Event:
         """Let an effect take its time; trouble may come before it is done."""
         if self.is_target_down and effect in _AT_TARGET:
-            return self.lose_target(effect, Moment(self.now, self.now))
+            return self._target_lost(effect, self.now)
         began = self.now
         end = began + self._duration(effect)
         while (kind := min(self.due, key=self.due.__getitem__)) and self.due[kind] < end:
             at = max(began, self.due[kind])
             self.due[kind] = self._after(kind, at)
             met = _REACTIONS[kind](self, effect, Moment(at, end))
-            if isinstance(met, float):
-                end = met
-                continue
-            self.carried += self._share(effect) * (at - began) / (end - began)
-            return met
+            if not isinstance(met, float):
+                self.carried += self._share(effect) * (at - began) / (end - began)
+                return met
+            end = met
         self.now = end
         self.carried += self._share(effect)
         return self._done(effect)
@@ -248,8 +247,11 @@ class Future:
         if effect not in _AT_TARGET:
             self.is_target_down = effect in ("drain", "commit")
             return moment.end
+        return self._target_lost(effect, moment.at)
+
+    def _target_lost(self, effect: EffectName, at: float) -> EffectFailed:
         self.is_target_down = False
-        self.now = moment.at + _DETECTED_S
+        self.now = at + _DETECTED_S
         return EffectFailed(
             effect=effect,
             at=self.now,
