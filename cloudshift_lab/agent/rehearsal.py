@@ -310,7 +310,8 @@ class Rehearsal:
             if not is_same(loss, theirs, self._tolerance):
                 self._mismatch = Mismatch(
                     f"the loss of step {step} is {loss!r} at the target and {theirs!r} at the "
-                    "source; the run stays where it is: compare the machines and libraries",
+                    "source; the run stays where it is: compare machines and libraries, or, if the "
+                    "script is not deterministic, move it with --rehearse 0",
                     step=step, target=loss, source=theirs,
                 )  # fmt: skip
                 self._attempt.board.note("rehearsal", self._mismatch.message)

@@ -55,13 +55,20 @@ def check_decision(saga: Saga, decision: Decision, now: float) -> bool:
         raise StaleDecision(
             f"'{name}' was called off ({saga.error}); propose the move again", reason="decided"
         )
-    if decision.verdict == "approve" and decision.by in _approvers(saga):
+    approved_by = {person(name) for name in _approvers(saga)}
+    if decision.verdict == "approve" and person(decision.by) in approved_by:
         raise StaleDecision(
             f"'{name}' was approved by {decision.by} already; "
             f"{_missing(saga)} more must approve, each another one",
             reason="decided",
         )
     return True
+
+
+def person(by: str) -> str:
+    """Who decided, on whatever surface: ``ada (notebook)`` and ``ada (terminal)`` are ``ada``."""
+    name, separator, surface = by.rpartition(" (")
+    return name if separator and surface.endswith(")") else by
 
 
 def decided(saga: Saga, event: Decided) -> Stepped:

@@ -355,6 +355,13 @@ def test_several_people_must_approve_each_another_one() -> None:
     assert [a.by for a in make_receipt(move.saga, at=2_000.0).approvals] == ["ada", "bob"]
 
 
+def test_one_person_on_two_surfaces_is_one_person() -> None:
+    move = Move(Wanted(approvals_needed=3)).decide(by="bob (notebook)")
+    from_elsewhere = sample_decision(move.plan, decision_id="again", by="bob (terminal)")
+    with pytest.raises(StaleDecision, match=r"approved by bob \(terminal\) already; 1 more"):
+        check_decision(move.saga, from_elsewhere, move.at)
+
+
 def test_one_reject_ends_it() -> None:
     move = Move(Wanted(approvals_needed=3)).decide("reject", by="bob")
     assert move.saga.phase == "rejected"
