@@ -225,3 +225,18 @@ def test_words_of_a_rule_or_an_agent_cannot_inject_html(make_move) -> None:
     html = move.move_html(view)
     assert "img" not in Tags(html).seen
     assert html.count("&lt;img") >= 6
+
+
+def test_why_the_rule_has_not_approved_is_told_on_every_card_and_cannot_bring_its_own_markup(
+    make_run, make_move
+) -> None:
+    why = "ask: price $3.20/h is not < $2.50/h <b>quiet 23:00-07:00</b>"
+    waits = msgspec.structs.replace(make_move(), waiting=why)
+    assert f"its rule: {why}" in state_line(waits)
+    for shown in (both(waits)[0], card.run_text(make_run(), "%cloudshift", waits)):
+        assert why in shown
+    for html in (move.move_html(waits), card.run_html(make_run(), waits)):
+        assert "&lt;b&gt;quiet" in html
+        assert "<b>" not in html
+    over = msgspec.structs.replace(waits, phase="rejected")
+    assert "its rule" not in state_line(over)

@@ -204,6 +204,17 @@ def test_names_are_text_and_never_markup(desktop: Desktop) -> None:
     assert desktop.page.locator("img").count() == 0
 
 
+def test_why_the_rule_has_not_approved_is_text_and_gone_once_somebody_has(
+    desktop: Desktop,
+) -> None:
+    why = "quiet hours, nobody is asked before 07:00: <b>price</b>"
+    desktop.show(Approval._esm, move(waiting=why), jupyter=False)
+    state = desktop.page.locator(".cs-state")
+    expect(state).to_contain_text(f"its rule: {why}")
+    desktop.push("view", move(phase="approved", waiting=why, as_of=time.time() + 1))
+    expect(state).to_have_text("approved")
+
+
 def test_the_card_follows_the_run_and_its_move(desktop: Desktop) -> None:
     desktop.show(RunCard._esm, run())
     moving = run(step=3456, state="migrating", migration_id="mig-1", as_of=time.time() + 1)

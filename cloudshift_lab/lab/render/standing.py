@@ -24,7 +24,7 @@ def state_line(view: MigrationView) -> str:
     """Where the move stands and who decided, in one sentence."""
     words = [f"state: {phase_title(view.phase)}", *_deciders(view)]
     if awaits_decision(view):
-        words.append(_deadline(view))
+        words += [_deadline(view), *([waiting] if (waiting := _waiting(view)) else [])]
     if view.sealed_step is not None:
         words.append(f"moved at step {view.sealed_step}")
     if view.pause_s is not None:
@@ -85,6 +85,11 @@ def _deciders(view: MigrationView) -> list[str]:
 def _decided(decision: Decision) -> str:
     verb = "approved" if decision.verdict == "approve" else "rejected"
     return f"{verb} by {decision.by}" + (f" at {clock(decision.at)}" if decision.at else "")
+
+
+def _waiting(view: MigrationView) -> str:
+    """What kept the run's own rule from deciding; empty where it has nothing to say."""
+    return f"its rule: {view.waiting}" if view.waiting else ""
 
 
 def _deadline(view: MigrationView) -> str:

@@ -52,6 +52,7 @@ function deciders(view) {
 function stateWords(view) {
   const waiting = { proposed: "waiting for your decision", asking: "asking again" };
   const words = [waiting[view.phase] || title(view.phase), ...deciders(view)];
+  if (awaitsDecision(view) && view.waiting) words.push("its rule: " + view.waiting);
   if (given(view.sealed_step)) words.push("moved at step " + view.sealed_step);
   if (given(view.pause_s)) {
     const still = given(view.still_s) && Math.abs(view.pause_s - view.still_s) >= 0.05;

@@ -42,7 +42,7 @@ export function Standing(props: IProps): JSX.Element {
   );
 }
 
-/** Everybody who counts so far (a person, or a policy with its rule), and how many are to come. */
+/** Everybody who counts so far, why the rule has not decided, and how many are to come. */
 export function deciders(
   view: IMigrationView,
   trans: TranslationBundle
@@ -57,6 +57,9 @@ export function deciders(
       ? trans.__('approved by %1', each.by)
       : trans.__('rejected by %1', each.by)
   );
+  if (awaitsDecision(view) && view.waiting) {
+    words.push(trans.__('its rule: %1', view.waiting));
+  }
   const needed = view.plan.approvals_needed;
   if (awaitsDecision(view) && needed > 1) {
     words.push(trans.__('%1 of %2 approvals', who.length, needed));

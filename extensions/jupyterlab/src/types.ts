@@ -141,6 +141,7 @@ export interface IMigrationView {
   futures: IFutures | null;
   going: IGoing | null;
   partial: string | null;
+  waiting: string;
   notice_s: number | null;
   as_of: number;
 }
