@@ -138,12 +138,22 @@ class RunLog:
         return self._append(nonce, draft)
 
     def handover(
-        self, *, generation: int, to_url: str, new_owner: str, migration_id: str, nonce: str
-    ) -> LogRecord:
+        self, *, generation: int, to_url: str, new_owner: str, migration_id: str, nonce: str,
+        sealed: tuple[int, str] | None = None,
+    ) -> LogRecord:  # fmt: skip
         """Give the run away; the record carries ``generation + 1`` and fences us from there on.
 
+        Args:
+            generation: Ours.
+            to_url: The store that the run goes on in.
+            new_owner: Who alone may acquire it there.
+            migration_id: The move.
+            nonce: Identifies this request across retries and restarts.
+            sealed: Step and manifest digest that must be the newest commit at the very place of
+                this record; None: not asked.
+
         Raises:
-            Conflict: This migration was cancelled first.
+            Conflict: This migration was cancelled first, or another step is the newest.
             Fenced: ``generation`` is not the owner's any more.
             Unavailable: No answer in time; ask again with the same nonce.
         """
@@ -158,6 +168,7 @@ class RunLog:
                     migration=migration_id,
                 )
             self._check_owner(state, generation)
+            self._check_sealed(state, sealed)
             return LogRecord(
                 seq=state.next_seq, kind="handover", generation=generation + 1, owner=new_owner,
                 nonce=nonce, at=at, to_url=to_url.rstrip("/"), migration_id=migration_id,
@@ -263,6 +274,16 @@ class RunLog:
 
         self._append(nonce, draft)
         return fold(self._records)
+
+    def _check_sealed(self, state: LogState, sealed: tuple[int, str] | None) -> None:
+        newest = state.last_commit
+        found = None if newest is None else (newest.step, newest.manifest_digest)
+        if sealed is not None and found != sealed:
+            raise Conflict(
+                f"the newest checkpoint of run {self._run_id} is step {found and found[0]}, not "
+                f"the sealed step {sealed[0]}; the run stays where it is, propose the move again",
+                step=sealed[0],
+            )
 
     def _read_ahead(self) -> None:
         """Read most of a long log in batches: no record exists unless all before it do."""

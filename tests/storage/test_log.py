@@ -213,3 +213,22 @@ def test_a_log_with_a_hole_is_never_read_past_it() -> None:
     store.delete(log_key("r", 15))
     with pytest.raises(Corrupt, match=r"has a hole.*log/000000000015"):
         RunLog(store, "r").sync()
+
+
+def test_a_commit_that_slips_in_before_the_handover_refuses_it() -> None:
+    """The owner is alive after all, and commits between our look and our record."""
+    store = LossyStore()
+    owner, mover = owned(store), RunLog(store, "r", ScriptedWorld(), deadline_s=10)
+    owner.commit(generation=1, step=3, manifest_key="k3", manifest_digest="d3", nonce="n3")
+    mover.sync()
+    store.script = ["before"]
+    store.between = lambda: (
+        owner.commit(generation=1, step=4, manifest_key="k4", manifest_digest="d4", nonce="n4")
+        and None
+    )
+    with pytest.raises(Conflict, match="is step 4, not the sealed step 3"):
+        mover.handover(
+            generation=1, to_url="memory://b", new_owner="b", migration_id="m", nonce="h",
+            sealed=(3, "d3"),
+        )  # fmt: skip
+    assert owner.sync().handover_of("m") is None
