@@ -170,7 +170,13 @@ class Move:
             return False
         now = self._around.world.now()
         price = self._price(self.saga.target)
-        found = judge(self._rule, self.plan, second_of_day(now), price_micro_usd_per_h=price)
+        found = judge(
+            self._rule,
+            self.plan,
+            second_of_day(now),
+            price_micro_usd_per_h=price,
+            is_worse=self.saga.phase == "asking",
+        )
         is_news = self.judgement is None or found.because != self.judgement.because
         self.judgement = found
         if found.verdict not in ("approve", "refuse"):
@@ -199,7 +205,13 @@ class Move:
         going = self._effects.going
         clouds = {cloud.name: cloud for cloud in self._around.places.clouds().clouds}
         carried = saga.bytes_moved + (0 if going is None else going.done_bytes)
-        lines = move_lines(msgspec.structs.replace(saga, bytes_moved=carried), clouds)
+        lines = move_lines(
+            msgspec.structs.replace(saga, bytes_moved=carried),
+            clouds,
+            egress_used_bytes=0
+            if (known := self.opened.inputs) is None
+            else known.egress_used_bytes,
+        )
         return sum(line.amount_micro_usd for line in lines) + self._targets_micro_usd(now)
 
     def _targets_micro_usd(self, until: float) -> int:

@@ -173,6 +173,7 @@ class MovePlanner:
         month_ago = self._around.world.now() - _MONTH_S
         curve = self._telemetry.step_curve(tender.run_id, 20)
         between = [s for s in sagas if _clouds_of(s) == (source, target_cloud)]
+        arrived = [s for s in sagas if s.is_committed]
         return Measured(
             state_bytes=0 if status is None else status.state_bytes,
             stored_bytes=0 if status is None else status.stored_bytes,
@@ -183,9 +184,13 @@ class MovePlanner:
                 for saga in sagas
                 if saga.plan.source.cloud == source and saga.plan.created_at > month_ago
             ),
-            provision_s=_newest(_provision_s(saga.timeline) for saga in sagas),
-            handover_s=_newest(handover_s(saga) for saga in sagas if saga.closing == "copy"),
-            still_s=_newest(saga.still_s for saga in sagas if saga.caught_up_at is not None),
+            provision_s=_newest(
+                _provision_s(s.timeline)
+                for s in arrived
+                if s.target.cloud == target_cloud and not s.tries
+            ),
+            handover_s=_newest(handover_s(s) for s in arrived if s.closing == "copy"),
+            still_s=_newest(s.still_s for s in arrived if s.caught_up_at is not None),
             link_bytes_per_s=_newest(saga.bytes_per_s or None for saga in between),
             save_s=None if status is None else status.saves.save_s,
             carried=carried.forecast,

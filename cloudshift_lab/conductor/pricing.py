@@ -39,9 +39,10 @@ class Measured:
     """What is known of the run at the moment of planning.
 
     ``egress_used_bytes`` is what earlier moves carried out of the source cloud this month;
-    ``provision_s`` what the newest move needed to get its ranks ready, ``handover_s`` what its
-    pause took beside carrying bytes (drain, proof, commit, restore), ``still_s`` how long nothing
-    trained in the newest one that repeated steps; None before the first.
+    ``provision_s`` what the newest move to the same cloud needed to get its ranks ready,
+    ``handover_s`` what the newest pause took beside carrying bytes (drain, proof, commit, restore),
+    ``still_s`` how long nothing trained in the newest move that repeated steps; None before the
+    first. Only moves that arrived are measured by.
     ``link_bytes_per_s`` is of earlier moves between the same two clouds, ``save_s`` of the run's
     newest save, from capture to commit.
     ``carried`` is what a move will carry, measured on the run's last saves, or None and in

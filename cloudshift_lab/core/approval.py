@@ -128,7 +128,12 @@ def parse(text: str) -> ApprovalRule:
 
 
 def judge(
-    rule: ApprovalRule, plan: Plan, now: float, *, price_micro_usd_per_h: int | None = None
+    rule: ApprovalRule,
+    plan: Plan,
+    now: float,
+    *,
+    price_micro_usd_per_h: int | None = None,
+    is_worse: bool = False,
 ) -> Judgement:
     """What a rule says to a plan at this time of the day.
 
@@ -137,11 +142,15 @@ def judge(
         plan: Proposed, with its bill.
         now: Local seconds since midnight, in [0, 86400); see :func:`second_of_day`.
         price_micro_usd_per_h: Of all the target's nodes together; None when it is not known.
+        is_worse: The bill is worse than one that was approved before: only a rule about the bill
+            itself, one with a break-even, may approve it again.
     """
     if rule.mode == "never":
         return Judgement("refuse", "never: this run does not move")
     checks = [] if rule.mode == "ask" else _checks(rule, plan, now, price_micro_usd_per_h)
     failed = [words for holds, words in checks if not holds]
+    if is_worse and rule.break_even_s is None:
+        failed.append("the bill is worse as measured, and the rule sets no break-even")
     if rule.mode == "auto" and not failed:
         held = ", ".join(words for _, words in checks)
         return Judgement("approve", f"auto: {held or 'no condition was set'}")

@@ -71,6 +71,11 @@ class Bench:
     def approve(self, view: MigrationView, verdict: Any = "approve") -> MigrationView:
         return self.service.decide(view.migration_id, self.decision(view, verdict))
 
+    def approve_again(self, view: MigrationView) -> MigrationView:
+        """Approve the worse bill of a move that is under way."""
+        again = Decision(f"again-{view.migration_id}", view.plan.digest, "approve", "ada")
+        return self.service.decide(view.migration_id, again)
+
     def decision(self, view: MigrationView, verdict: Any = "approve") -> Decision:
         return Decision(
             decision_id=f"dec-{view.migration_id}", plan_digest=view.plan.digest,

@@ -237,6 +237,15 @@ def test_nobody_is_asked_in_quiet_hours_but_a_policy_may_approve() -> None:
     assert judge(parse("ask quiet 23:00-07:00"), plan(), NOON).verdict == "ask"
 
 
+@pytest.mark.parametrize("text", ["auto", "auto if price < 9/h", "auto if at 22:00-06:00"])
+def test_a_worse_bill_is_approved_only_by_a_rule_about_the_bill(text: str) -> None:
+    worse = judge(parse(text), plan(), NIGHT, price_micro_usd_per_h=1, is_worse=True)
+    assert (worse.verdict, "worse as measured" in worse.because) == ("ask", True)
+    rule = parse("auto if break-even < 4h")
+    assert judge(rule, plan(), NIGHT, is_worse=True).verdict == "approve"
+    assert judge(rule, plan(break_even_s=None), NIGHT, is_worse=True).verdict == "ask"
+
+
 def test_never_refuses_whatever_the_plan_says() -> None:
     assert judge(parse("never"), plan(), NOON).verdict == "refuse"
 
