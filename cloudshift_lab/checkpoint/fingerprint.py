@@ -31,14 +31,15 @@ def differing(
     state as the sealing ranks did: a tensor that was cut elsewhere counts as different.
 
     Args:
-        staged: Shares of one step, one per rank; when all ranks of the job are among them, what
-            the sealed step has and none of them staged counts as different too.
+        staged: Shares of one step, one per rank; what the sealed step has of a rank and its share
+            does not, or the other way round, counts as different too.
         sealed: The step to compare with; only its tables are read, not its packs.
         threads: Threads that hash.
         progress: Told how many bytes have been compared so far.
 
     Returns:
-        Names of tensors, and ``leaves of rank <n>``, sorted; empty when everything is equal.
+        Names of tensors, and ``leaves of rank <n>``, sorted; of a share that was staged by another
+        number of ranks only that. Empty when everything is equal.
 
     Raises:
         UsageError: A share does not fit together.
@@ -46,23 +47,23 @@ def differing(
     """
     found: set[str] = set()
     known = {name: _ids_of(sealed, name) for name in sealed.names()}
-    seen: dict[str, set[Region]] = {name: set() for name in known}
     done = 0
     for share in staged:
+        if share.world_size != sealed.world_size:
+            found.add(f"the split: {share.world_size} ranks instead of {sealed.world_size}")
+            continue
+        found |= _split_otherwise(share, sealed)
         if not _has_equal_leaves(share, sealed):
             found.add(f"leaves of rank {share.rank}")
         chunks = list(_chunks(share, known, sealed, found))
         names = in_order(lambda c: chunk_id(c.box.chunk(c.number)), chunks, threads)
         for chunk, name in zip(chunks, names, strict=True):
             tensor = chunk.box.entry.name
-            seen[tensor].add(chunk.region)
             if known[tensor].get(chunk.region) != name:
                 found.add(tensor)
             done += chunk.box.chunk(chunk.number).nbytes
             if progress is not None:
                 progress(done)
-    if {share.rank for share in staged} == set(range(sealed.world_size)):
-        found |= {name for name, regions in known.items() if not regions.keys() <= seen[name]}
     return tuple(sorted(found))
 
 
@@ -82,6 +83,13 @@ def _chunks(
             continue
         for number, region in enumerate(box.regions()):
             yield _Chunk(box, number, region)
+
+
+def _split_otherwise(share: Staged, sealed: Checkpoint) -> set[str]:
+    """Tensors of which this rank has staged other boxes than it has sealed, or none."""
+    ours = {(box.name, box.offset, box.shape) for box in share.boxes}
+    theirs = {(box.name, box.offset, box.shape) for box in sealed.boxes_of(share.rank)}
+    return {name for name, _, _ in ours ^ theirs}
 
 
 def _has_equal_leaves(share: Staged, sealed: Checkpoint) -> bool:

@@ -221,6 +221,11 @@ class Checkpoint:
             )
         return decode_leaves(record.leaves)
 
+    def boxes_of(self, rank: int) -> tuple[TensorBox, ...]:
+        """What a rank has stored; nothing when the step has no record of it."""
+        record = self._records.get(rank)
+        return () if record is None else record.boxes
+
     def locations(self) -> Iterator[ChunkLocation]:
         """Every row of every chunk table."""
         for table in self._tables:
