@@ -40,6 +40,7 @@ class Follower:
 
     - its ranks run only for a leader whose beat grows, and only in a start it was there for;
     - it starts none, and ends those it has, once the log has passed its generation;
+    - the last word of a leader that it does not follow is not for it: that may be a dead one's;
     - it commits nothing and gives no orders.
 
     Args:
@@ -87,6 +88,10 @@ class Follower:
         kept = tuple(line for line in self.status.warnings if line != message)
         self.status = msgspec.structs.replace(self.status, warnings=(*kept, message)[-5:])
 
+    def talk(self) -> None:
+        """Show between two ticks that we live; for work that makes one tick long."""
+        self._publish()
+
     def tick(self) -> None:
         """Do what is due now; returns soon, except for a store call."""
         for part in (self._check, self._listen, self._follow_saves, self._follow_proofs):
@@ -119,7 +124,8 @@ class Follower:
         except CloudshiftError:
             self._heard_at = now  # that we hear nothing is not the leader's silence
             raise
-        if word is None or word == known:
+        follows = known is not None and word is not None and known.lead == word.lead
+        if word is None or word == known or (word.is_over and not follows):
             patience_s = LEAD_PATIENCE_S if known is None else LEAD_SILENCE_S
             if now - self._heard_at > patience_s:
                 self._end("stopped", "the leading node fell silent, so this one has stopped")
@@ -128,7 +134,7 @@ class Follower:
         if word.is_over:
             self._end("stopped", None)
             return
-        if known is None or known.lead != word.lead:
+        if not follows:
             self._meet(word)
         self._obey(word)
 
@@ -190,7 +196,7 @@ class Follower:
         if status.staged_step != word.proof_step:
             return
         different = self._prove(word.proof_step, word.sealed_key, word.sealed_digest)
-        self.status = msgspec.structs.replace(status, proof=word.proof, different=different)
+        self.status = msgspec.structs.replace(self.status, proof=word.proof, different=different)
 
     # -- status -----------------------------------------------------------------------------------
 
@@ -201,7 +207,7 @@ class Follower:
         self.status = msgspec.structs.replace(self.status, state=state, error=error, ranks="absent")
 
     def _show(self, view: RanksView) -> None:
-        """Publish on news, and now and then; a store that refuses is asked again."""
+        """What the ranks are now, and of us what we have noted."""
         if not self.finished:
             failure = view.error
             self.status = msgspec.structs.replace(
@@ -215,6 +221,10 @@ class Follower:
                 error_rank=failure and failure.rank,
                 traceback=failure and failure.traceback,
             )
+        self._publish()
+
+    def _publish(self) -> None:
+        """On news, and now and then; a store that refuses is asked again."""
         now = self._world.monotonic()
         is_news = self._told is None or _gist(self._told) != _gist(self.status)
         if not is_news and now - self._told_at < BEAT_EVERY_S:

@@ -188,8 +188,9 @@ class LedSaver:
 
 
 def prove_with(
-    line: Line, sealed: Checkpoint, own: Callable[[], tuple[str, ...]], world: World
-) -> tuple[str, ...]:
+    line: Line, sealed: Checkpoint, own: Callable[[], tuple[str, ...]], world: World, *,
+    talk: Callable[[], None],
+) -> tuple[str, ...]:  # fmt: skip
     """What the ranks of all nodes, which all wait meanwhile, have staged otherwise than sealed.
 
     Args:
@@ -197,6 +198,7 @@ def prove_with(
         sealed: The step that all have staged.
         own: Compares this node's share.
         world: Clock.
+        talk: Called often while we wait for them: whoever watches us hears that we live.
 
     Returns:
         Names of what differs; of a node that gave no answer, that.
@@ -215,6 +217,7 @@ def prove_with(
             return tuple(sorted(found.union(*(one.status.different for one in given))))
         if world.monotonic() > until:
             return (*sorted(found), "the share of a node that gave no answer")
+        talk()
         world.sleep(LOOK_EVERY_S)
 
 

@@ -117,11 +117,15 @@ class AgentProcess:
     def _prove(self, step: int, sealed: Checkpoint) -> tuple[str, ...]:
         """What the ranks, which all wait meanwhile, have staged otherwise than sealed."""
         own = partial(self._prove_own, step, sealed)
-        return own() if self._line is None else prove_with(self._line, sealed, own, self._world)
+        if self._line is None:
+            return own()
+        return prove_with(self._line, sealed, own, self._world, talk=self._agent.talk)
 
     def _prove_own(self, step: int, sealed: Checkpoint) -> tuple[str, ...]:
         staged = [read_slot(self._node_dir.path, rank, step) for rank in ranks_of(self._job)]
-        return differing(staged, sealed, threads=usable_cpus())
+        return differing(
+            staged, sealed, threads=usable_cpus(), progress=lambda _bytes: self._agent.talk()
+        )
 
     def _prove_told(self, step: int, key: str, digest: str) -> tuple[str, ...]:
         source = open_source_store(self._job)

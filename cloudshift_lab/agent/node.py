@@ -96,6 +96,7 @@ class NodeAgent:
         self._movers: dict[str, Mover] = {}
         self._rehearsal = self._make_rehearsal(prove)
         obeying = Obeying(self._attempt, self._mover_of, self._rehearsal)
+        self._hold_on = obeying.hold_on
         self._orders = Orders(self._attempt, store, obeying.obey)
 
     @property
@@ -119,6 +120,10 @@ class NodeAgent:
         """Show a warning in the status that is not about the ranks; one per topic."""
         self._board.note(topic, message)
 
+    def talk(self) -> None:
+        """Show between two ticks that we live; for work that makes one tick long."""
+        self._board.publish()
+
     def tick(self) -> None:
         """Do what is due now; returns soon, except for a slice of copying or one store call."""
         if self.finished:
@@ -135,7 +140,7 @@ class NodeAgent:
         attempt, orders = self._attempt, self._orders
         parts = (
             self._begin, self._beat, self._save, self._rehearse, orders.read, orders.advance,
-            attempt.settle, self._tidy,
+            self._hold_on, attempt.settle, self._tidy,
         )  # fmt: skip
         for part in parts:
             try:

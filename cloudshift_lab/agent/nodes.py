@@ -39,7 +39,7 @@ class LeadWord(msgspec.Struct, frozen=True):
     ``save`` counts the saves it has begun, the newest is of ``save_step``. ``manifest_*`` name the
     newest commit. ``proof`` counts the times that the others were asked whether what they have
     staged of ``proof_step`` is what the manifest ``sealed_*`` in the source's store says.
-    ``is_over``: the attempt has ended.
+    ``is_over``: the attempt has ended for those who follow this leader.
     """
 
     lead: str
@@ -103,6 +103,8 @@ class Seen:
 class Line:
     """The leader's line to its followers, in a thread of its own: no call waits for the store.
 
+    Only making it does: the word of an earlier leader is replaced before there are followers.
+
     Args:
         store: The attempt's store.
         job: Which attempt; its placement says how many nodes there are.
@@ -119,6 +121,8 @@ class Line:
         self._seen: dict[int, Seen] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
+        with contextlib.suppress(CloudshiftError):  # said by the thread once the store is back
+            self._tell()  # what an earlier leader said last is not for our followers
         self._thread = threading.Thread(target=self._talk, name="nodes", daemon=True)
         self._thread.start()
 

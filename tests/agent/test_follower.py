@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from cloudshift_lab.agent.follower import LEAD_PATIENCE_S, LEAD_SILENCE_S, Follower
-from cloudshift_lab.agent.nodes import FollowerStatus, LeadWord, follower_key, lead_key
+from cloudshift_lab.agent.nodes import SILENCE_S, FollowerStatus, LeadWord, follower_key, lead_key
 from cloudshift_lab.agent.protocols import RankError, RanksView
 from cloudshift_lab.agent.torchrun import Meeting
 from cloudshift_lab.checkpoint.saving import FailedAnswer, Outcome, WrittenAnswer
@@ -87,9 +87,15 @@ class Around:
             ranks=self.ranks, saver=self.saver, prove=self._prove,  # type: ignore[arg-type]
         )  # fmt: skip
         self.asked: list[tuple[int, str, str]] = []
+        self.takes_s = 0.0
+        self.beats: list[int] = []
 
     def _prove(self, step: int, key: str, digest: str) -> tuple[str, ...]:
         self.asked.append((step, key, digest))
+        for _ in range(int(self.takes_s)):
+            self.world.time += 1.0
+            self.follower.talk()
+            self.beats.append(self.status().beat)
         return ("model/0.weight",)
 
     def say(self, **changes: object) -> None:
@@ -100,6 +106,10 @@ class Around:
         for _ in range(times):
             self.follower.tick()
             self.world.time += 0.25
+        return self.status()
+
+    def status(self) -> FollowerStatus:
+        """What it has told last."""
         data = self.store.get(follower_key(self.job.run_id, 2, 1))
         return from_json(data, FollowerStatus)
 
@@ -159,6 +169,25 @@ def test_it_ends_with_the_attempt(around: Around) -> None:
     assert around.tick().state == "stopped"
     assert around.follower.finished
     assert around.ranks.told[-1] == "kill"
+
+
+def test_the_last_word_of_a_leader_that_it_never_followed_is_not_for_it(around: Around) -> None:
+    around.say(is_over=True)
+    assert around.tick().state == "starting"
+    around.say(lead="lead-b", is_over=False)
+    assert around.tick().lead == "lead-b"
+    around.say(lead="lead-c", is_over=True)
+    assert around.tick().state == "starting"
+    around.say(lead="lead-b")
+    assert around.tick().state == "stopped"
+
+
+def test_a_leader_that_only_ever_said_its_last_word_is_not_waited_for(around: Around) -> None:
+    around.say(is_over=True)
+    around.wait(LEAD_PATIENCE_S - 2.0)
+    assert not around.follower.finished
+    around.wait(3.0)
+    assert around.follower.finished
 
 
 def test_it_ends_when_the_leader_falls_silent(around: Around) -> None:
@@ -245,6 +274,18 @@ def test_it_compares_its_share_with_a_sealed_step_once_that_is_staged(around: Ar
     status = around.tick()
     assert (status.proof, status.different) == (1, ("model/0.weight",))
     assert around.asked == [(16, "k", "d")]
+
+
+def test_it_goes_on_beating_while_it_compares_for_long(around: Around) -> None:
+    around.up()
+    around.ranks.view = RanksView(state="held", staged_step=16, held_step=16)
+    before = around.tick().beat
+    around.takes_s = 40.0
+    around.say(proof=1, proof_step=16, sealed_key="k", sealed_digest="d")
+    status = around.tick()
+    assert around.beats[-1] >= before + 40.0 / SILENCE_S
+    assert status.beat > around.beats[-1]
+    assert (status.proof, status.different) == (1, ("model/0.weight",))
 
 
 def test_it_says_why_its_ranks_failed_and_stays_for_the_next_start(around: Around) -> None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import msgspec
 import pytest
 
-from cloudshift_lab.agent.leading import LAST_WORDS_S, LedRanks, LedSaver, prove_with
-from cloudshift_lab.agent.nodes import FollowerStatus, LeadWord, Seen
+from cloudshift_lab.agent.leading import LAST_WORDS_S, PROOF_S, LedRanks, LedSaver, prove_with
+from cloudshift_lab.agent.nodes import FollowerStatus, LeadWord, Seen, lead_key
+from cloudshift_lab.agent.nodes import Line as RealLine
 from cloudshift_lab.agent.protocols import RankError, RanksView, Restore
 from cloudshift_lab.agent.torchrun import Meeting
 from cloudshift_lab.checkpoint import Checkpoint, open_checkpoint
+from cloudshift_lab.core.placement import Placement
 from cloudshift_lab.core.staging import Control
+from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.storage.memory import MemoryStore
 
-from .conftest import ManualWorld, save_step
+from .conftest import ManualWorld, SwitchableStore, make_job, save_step
 
 
 @dataclass
@@ -180,9 +184,44 @@ def test_a_replayed_step_is_proved_by_all_nodes(led: Led) -> None:
         led.at(RanksView(state="held"), ranks="held", proof=1, different=("b",))
         return ("a",)
 
-    assert prove_with(line, sealed, own, led.world) == ("a", "b")
-    silent = prove_with(line, sealed, lambda: (), led.world)
+    told_at: list[float] = []
+
+    def talk() -> None:
+        told_at.append(led.world.time)
+
+    assert prove_with(line, sealed, own, led.world, talk=talk) == ("a", "b")
+    assert told_at == []
+    began = led.world.time
+    silent = prove_with(line, sealed, lambda: (), led.world, talk=talk)
     assert silent == ("the share of a node that gave no answer",)
+    gaps = [later - at for at, later in pairwise([began, *told_at, led.world.time])]
+    assert sum(gaps) >= PROOF_S
+    assert max(gaps) <= 1.0
+
+
+def test_a_new_leaders_word_replaces_that_of_a_dead_one_before_anything_else_is_done() -> None:
+    store, world = MemoryStore("memory://led"), ManualWorld()
+    job = make_job(placement=Placement("local", "here", "m", nodes=2))
+    key = lead_key(job.run_id, job.generation)
+    store.put(key, to_json(LeadWord("dead", is_over=True)))
+    line = RealLine(store, job, world)
+    try:
+        word = from_json(store.get(key), LeadWord)
+        assert (word.lead, word.is_over) == (line.word.lead, False)
+    finally:
+        line.close()
+    assert from_json(store.get(key), LeadWord).is_over
+
+
+def test_a_leader_whose_store_is_away_speaks_once_it_is_back() -> None:
+    store, world = SwitchableStore("memory://away"), ManualWorld()
+    store.is_down = True
+    job = make_job(placement=Placement("local", "here", "m", nodes=2))
+    line = RealLine(store, job, world)
+    store.is_down = False
+    line.close()
+    word = from_json(store.get(lead_key(job.run_id, job.generation)), LeadWord)
+    assert word.lead == line.word.lead
 
 
 def test_each_save_has_a_name_of_its_own_for_all_nodes() -> None:
