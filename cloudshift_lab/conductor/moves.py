@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
 from cloudshift_lab.conductor.driver import MigrationDriver
 from cloudshift_lab.conductor.effects import MoveEffects
+from cloudshift_lab.conductor.fares import Fares, ends_of
 from cloudshift_lab.conductor.journal import Journal
 from cloudshift_lab.conductor.places import Places
 from cloudshift_lab.conductor.pricing import move_lines, price_source, reprice
@@ -21,13 +23,13 @@ from cloudshift_lab.conductor.records import (
 )
 from cloudshift_lab.conductor.side import job_of_try
 from cloudshift_lab.core.approval import ApprovalRule, Judgement, judge, parse, second_of_day
-from cloudshift_lab.core.errors import StaleDecision
-from cloudshift_lab.core.placement import Placement
-from cloudshift_lab.core.plan import Bill, Decision, Futures, Going, Phase, Plan
+from cloudshift_lab.core.errors import StaleDecision, UsageError
+from cloudshift_lab.core.plan import Bill, Decision, Fallback, Futures, Going, Phase, Plan
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.world import World
 from cloudshift_lab.engines.engine import Engine
-from cloudshift_lab.migration import Saga
+from cloudshift_lab.market.bill import MoveInputs, price_move
+from cloudshift_lab.migration import Effect, EffectDone, EffectFailed, Saga
 from cloudshift_lab.storage.store import Store
 
 _EVENTS_PER_TICK = 20
@@ -92,10 +94,11 @@ class Move:
             reprice=None if opened.inputs is None else self._reprice,
         )  # fmt: skip
         self._rule = parse(record.spec.approve)
+        self._fares = Fares(opened, around.places)
         self.judgement: Judgement | None = None
         self.futures: Futures | None = None
         self.driver = MigrationDriver.propose(
-            plan, journal, self._effects, around.world, lock=lock, meter=self.spent_micro_usd
+            plan, journal, self, around.world, lock=lock, meter=self.spent_micro_usd
         )
 
     @property
@@ -169,14 +172,7 @@ class Move:
         if not self.saga.awaits_decision or self._has_judged(self.plan):
             return False
         now = self._around.world.now()
-        price = self._price(self.saga.target)
-        found = judge(
-            self._rule,
-            self.plan,
-            second_of_day(now),
-            price_micro_usd_per_h=price,
-            is_worse=self.saga.phase == "asking",
-        )
+        found = self._judged(now)
         is_news = self.judgement is None or found.because != self.judgement.because
         self.judgement = found
         if found.verdict not in ("approve", "refuse"):
@@ -194,6 +190,32 @@ class Move:
         except StaleDecision:
             return False  # somebody was faster, or it has just expired: the next tick sees it
         return True
+
+    def _judged(self, now: float) -> Judgement:
+        """What the rule says to the place it likes least, of all where the move may end."""
+        ends = ends_of(self.plan, self.saga.fallbacks_used, self.saga.moved_to)
+        found = [self._judged_at(place, now) for place in ends]
+        for place, judgement in zip(ends[1:], found[1:], strict=True):
+            if found[0].verdict == "approve" != judgement.verdict:
+                words = f"{judgement.because} (should it go to {place.placement.target})"
+                return replace(judgement, because=words)
+        return found[0]
+
+    def _judged_at(self, place: Fallback, now: float) -> Judgement:
+        plan = self.plan
+        if place.placement != self.saga.target:
+            inputs = self._fares.inputs_at(plan, place)
+            bill = plan.bill if inputs is None else price_move(inputs)
+            plan = msgspec.structs.replace(plan, bill=bill)
+        price = self._fares.price(place)
+        return judge(
+            self._rule,
+            plan,
+            second_of_day(now),
+            price_micro_usd_per_h=price,
+            is_sold=price is not None,
+            is_worse=self.saga.phase == "asking",
+        )
 
     def _has_judged(self, plan: Plan) -> bool:
         """A rule approves a plan once; where several must approve, people do the rest."""
@@ -223,13 +245,39 @@ class Move:
         )
 
     def _reprice(self, saga: Saga, source_step_s: float, target_step_s: float) -> Bill:
-        assert self.opened.inputs is not None, "only such a move is priced again"
         return reprice(
-            self.opened.inputs,
+            self._inputs_of(saga),
             source_step_s=source_step_s,
             target_step_s=target_step_s,
             num=saga.plan.rehearsal_steps,
         )
+
+    def _inputs_of(self, saga: Saga) -> MoveInputs:
+        """What the bill of the present try is computed from.
+
+        Raises:
+            UsageError: Its place is not sold any more.
+        """
+        place = ends_of(saga.plan, saga.fallbacks_used, saga.moved_to)[0]
+        inputs = self._fares.inputs_at(saga.plan, place)
+        if inputs is None:
+            raise UsageError(
+                f"{place.placement.target} is not sold any more, so the move has no price there; "
+                "put its offer back into clouds.json, or propose the move elsewhere"
+            )
+        return inputs
+
+    def run(self, effect: Effect, saga: Saga) -> EffectDone | EffectFailed | None:
+        """Push an effect on; a target that came up elsewhere brings the bill of its own place."""
+        outcome = self._effects.run(effect, saga)
+        is_new_place = effect.name == "provision" and saga.moved_to is not None
+        if not (is_new_place and isinstance(outcome, EffectDone) and self.opened.inputs):
+            return outcome
+        try:
+            bill = price_move(self._inputs_of(saga))
+        except UsageError as error:
+            return EffectFailed(effect.name, outcome.at, "UsageError", error.message)
+        return msgspec.structs.replace(outcome, bill=bill)
 
     def _bill_target(self) -> None:
         """The target costs money from before it is asked for: the journal knows it first.
@@ -251,8 +299,9 @@ class Move:
         if saga.moved_to is None:
             price, source = opened.price_micro_usd_per_h, opened.price_source
         else:
-            price = self._price(saga.target)
-            source = price_source(self._around.places.offer_of(saga.target))
+            offer, found = self._fares.offer(saga.moved_to), self._fares.price(saga.moved_to)
+            price = opened.price_micro_usd_per_h if found is None else found
+            source = "not sold any more" if offer is None else price_source(offer)
         return AttemptStarted(
             job=job_of_try(opened.target_job, saga),
             at=now,
@@ -261,12 +310,6 @@ class Move:
             simulated=opened.simulated,
             migration_id=opened.migration_id,
         )
-
-    def _price(self, placement: Placement) -> int:
-        """Of all the nodes of a placement, as it is sold now."""
-        if placement == self.opened.target_job.placement:
-            return self.opened.price_micro_usd_per_h
-        return self._around.places.offer_of(placement).price_micro_usd_per_h * placement.nodes
 
     def _finish(self) -> None:
         """End the attempts that lost their place; write the receipt and send it."""

@@ -65,22 +65,17 @@ class Places:
             hint = f"; did you mean '{near[0]}'?" if near else ""
             raise UsageError(f"{error.message}{hint}") from error
 
-    def offer_of(self, placement: Placement) -> Offer:
-        """The present offer of a placement; a free one, marked so, when it is not sold any more."""
+    def offer_of(self, placement: Placement) -> Offer | None:
+        """The present offer of a placement; None when it is not sold any more."""
         for cloud in self.clouds().clouds:
             for offer in cloud.offers:
-                if _is_sold_as(offer, placement):
+                if is_sold_as(offer, placement):
                     return offer
-        return Offer(
-            cloud=placement.cloud,
-            region=placement.region,
-            instance_type=placement.instance_type,
-            price_micro_usd_per_h=0,
-            source="no longer in the price list",
-        )
+        return None
 
 
-def _is_sold_as(offer: Offer, placement: Placement) -> bool:
+def is_sold_as(offer: Offer, placement: Placement) -> bool:
+    """Whether a placement is of that offer, however many nodes of it."""
     return (offer.cloud, offer.region, offer.instance_type, offer.market) == (
         placement.cloud,
         placement.region,

@@ -25,7 +25,7 @@ from cloudshift_lab.core.approval import ApprovalRule
 from cloudshift_lab.core.asks import ClosingWish, FuturesAsk, MoveAsk
 from cloudshift_lab.core.errors import UsageError
 from cloudshift_lab.core.placement import Cloud, Offer
-from cloudshift_lab.core.plan import Fallback, PhaseTime, Plan
+from cloudshift_lab.core.plan import PhaseTime, Plan
 from cloudshift_lab.core.views import Series
 from cloudshift_lab.migration import Saga
 from cloudshift_lab.storage.store import Store
@@ -99,17 +99,17 @@ class MovePlanner:
             now=self._around.world.now(),
             terms=self._terms(owner, ask, ends, rule),
         )
-        return tender.open(self._opened(tender, draft, target), draft.plan)
+        elsewhere = tuple(offer for _, offer in ends.elsewhere)
+        return tender.open(self._opened(tender, draft, target, elsewhere), draft.plan)
 
     def _terms(self, owner: AttemptStarted, ask: MoveAsk, ends: Ends, rule: ApprovalRule) -> Terms:
-        places = [self._place_at(owner, *each) for each in ends.elsewhere]
         return Terms(
             expires_s=ask.expires_s or rule.expires_s or EXPIRES_S,
             closing=_closing_of(ask),
             rehearsal_steps=_rehearsal_of(ask),
             missing_nodes=ask.missing_nodes,
             min_nodes=ask.min_nodes,
-            fallbacks=tuple(Fallback(place.placement, place.url) for place in places),
+            elsewhere=tuple(self._place_at(owner, *each) for each in ends.elsewhere),
             limit_micro_usd=ask.limit_micro_usd,
             approvals_needed=ask.approvals or rule.approvers,
             carrier=ask.carrier,
@@ -121,7 +121,9 @@ class MovePlanner:
         placement = placement_at(offer, ranks_per_node=now.ranks_per_node, nodes=now.nodes)
         return Place(cloud=cloud, offer=offer, placement=placement, url=cloud.store_url)
 
-    def _opened(self, tender: RunTender, draft: Draft, target: Place) -> MoveOpened:
+    def _opened(
+        self, tender: RunTender, draft: Draft, target: Place, elsewhere: tuple[Offer, ...]
+    ) -> MoveOpened:
         plan, generation = draft.plan, tender.record.next_generation
         folder = self._around.run_folder(tender.run_id) / "attempts" / str(generation)
         return MoveOpened(
@@ -138,13 +140,16 @@ class MovePlanner:
             simulated=target.cloud.simulated or target.offer.simulated,
             at=plan.created_at,
             inputs=draft.inputs,
+            elsewhere=elsewhere,
         )
 
     def _place_of(self, attempt: AttemptStarted) -> Place:
+        """Where an attempt is; at the price it began at, when that is not sold any more."""
         placement = attempt.job.placement
+        offer = self._around.places.offer_of(placement)
         return Place(
             cloud=self._around.places.clouds().find(placement.cloud),
-            offer=self._around.places.offer_of(placement),
+            offer=offer or _offer_when_begun(attempt),
             placement=placement,
             url=attempt.job.store_url,
         )
@@ -152,7 +157,7 @@ class MovePlanner:
     def futures_ask(self, tender: RunTender, plan: Plan) -> FuturesAsk:
         """What simulated futures of a plan are drawn from: what is known of this very run."""
         measured = self._measure(tender, Carried(None), plan.target.cloud)
-        places = self._around.places
+        source = self._place_of(tender.owner)
         return FuturesAsk(
             plan=plan,
             step_s=measured.step_s or None,
@@ -161,8 +166,8 @@ class MovePlanner:
             save_s=measured.save_s,
             provision_s=measured.provision_s,
             price_micro_usd_per_h=(
-                places.offer_of(plan.source).price_micro_usd_per_h * plan.source.nodes,
-                places.offer_of(plan.target).price_micro_usd_per_h * plan.target.nodes,
+                source.offer.price_micro_usd_per_h * plan.source.nodes,
+                tender.moves[plan.migration_id].opened.price_micro_usd_per_h,
             ),
         )
 
@@ -255,6 +260,19 @@ def check_ask(ask: MoveAsk, *, nodes: int) -> None:
     for is_wrong, told in refusals:
         if is_wrong:
             raise UsageError(f"{told}; mend the call")
+
+
+def _offer_when_begun(attempt: AttemptStarted) -> Offer:
+    placement = attempt.job.placement
+    return Offer(
+        cloud=placement.cloud,
+        region=placement.region,
+        instance_type=placement.instance_type,
+        market=placement.market,
+        price_micro_usd_per_h=attempt.price_micro_usd_per_h // placement.nodes,
+        source=attempt.price_source,
+        simulated=attempt.simulated,
+    )
 
 
 def _closing_of(ask: MoveAsk) -> ClosingWish:

@@ -86,7 +86,7 @@ class Terms:
     rehearsal_steps: int = 0
     missing_nodes: MissingNodesPolicy = "roll-back"
     min_nodes: int = 1
-    fallbacks: tuple[Fallback, ...] = ()
+    elsewhere: tuple[Place, ...] = ()
     limit_micro_usd: int | None = None
     approvals_needed: int = 1
     carrier: Carrier = "pull"
@@ -127,6 +127,7 @@ def plan_move(
     closing = _choose(closings, terms)
     inputs = _inputs(source, target, measured, closing, terms=terms)
     bill = price_move(inputs)
+    all_equal = all(are_equal(source, place) for place in (target, *terms.elsewhere))
     plan = Plan(
         migration_id=ids[0],
         run_id=ids[1],
@@ -142,10 +143,10 @@ def plan_move(
         closing=closing.kind,
         closings=closings,
         rehearsal_steps=terms.rehearsal_steps,
-        tolerance=0.0 if are_equal(source, target) else TOLERANCE_ELSEWHERE,
+        tolerance=0.0 if all_equal else TOLERANCE_ELSEWHERE,
         missing_nodes=terms.missing_nodes,
         min_nodes=terms.min_nodes,
-        fallbacks=terms.fallbacks,
+        fallbacks=tuple(Fallback(place.placement, place.url) for place in terms.elsewhere),
         limit_micro_usd=_limit(bill, terms, inputs),
         approvals_needed=terms.approvals_needed,
         carrier=terms.carrier,
@@ -256,7 +257,7 @@ def _inputs(
 ) -> MoveInputs:
     stays = source.url == target.url
     carried = _carried_between(source, target, measured)
-    ratio, reason = _throughput(source.offer, target.offer)
+    ratio, reason = throughput(source.offer, target.offer)
     provision_s = measured.provision_s
     return MoveInputs(
         source_offer=source.offer,
@@ -322,7 +323,7 @@ def _carried(measured: Measured) -> _Carried:
     return _Carried(size, size, size, reason=told if why else "")
 
 
-def _throughput(source: Offer, target: Offer) -> tuple[float, str]:
+def throughput(source: Offer, target: Offer) -> tuple[float, str]:
     """The target's speed over the source's by catalogue; equal when the catalogue is silent."""
     if source.tokens_per_s and target.tokens_per_s:
         return target.tokens_per_s / source.tokens_per_s, "catalogue throughput of both machines"

@@ -11,6 +11,7 @@ from cloudshift_lab.conductor.journal import EventLog
 from cloudshift_lab.core.asks import NoticeView
 from cloudshift_lab.core.errors import Corrupt
 from cloudshift_lab.core.money import HOUR_S
+from cloudshift_lab.core.placement import Offer
 from cloudshift_lab.core.run import JobSpec, RunSpec
 from cloudshift_lab.core.wire import to_json
 from cloudshift_lab.market.inputs import MoveInputs
@@ -69,6 +70,7 @@ class MoveOpened(msgspec.Struct, frozen=True, tag="move"):
     """A move was planned; ``target_job`` is what it will start when approved.
 
     ``inputs`` is what its bill was computed from, None in journals of older versions.
+    ``elsewhere`` are the offers of its fallbacks.
     """
 
     migration_id: str
@@ -78,6 +80,7 @@ class MoveOpened(msgspec.Struct, frozen=True, tag="move"):
     simulated: bool
     at: float
     inputs: MoveInputs | None = None
+    elsewhere: tuple[Offer, ...] = ()
 
 
 class StopAsked(msgspec.Struct, frozen=True, tag="stop"):

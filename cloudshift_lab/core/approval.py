@@ -134,6 +134,7 @@ def judge(
     *,
     price_micro_usd_per_h: int | None = None,
     is_worse: bool = False,
+    is_sold: bool = True,
 ) -> Judgement:
     """What a rule says to a plan at this time of the day.
 
@@ -144,11 +145,14 @@ def judge(
         price_micro_usd_per_h: Of all the target's nodes together; None when it is not known.
         is_worse: The bill is worse than one that was approved before: only a rule about the bill
             itself, one with a break-even, may approve it again.
+        is_sold: Whether the target is still in the price list; otherwise no rule approves.
     """
     if rule.mode == "never":
         return Judgement("refuse", "never: this run does not move")
     checks = [] if rule.mode == "ask" else _checks(rule, plan, now, price_micro_usd_per_h)
     failed = [words for holds, words in checks if not holds]
+    if not is_sold:
+        failed.append("it is not sold any more, so nobody knows what it costs")
     if is_worse and rule.break_even_s is None:
         failed.append("the bill is worse as measured, and the rule sets no break-even")
     if rule.mode == "auto" and not failed:

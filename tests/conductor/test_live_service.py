@@ -268,6 +268,87 @@ def test_a_target_that_does_not_come_up_sends_the_run_elsewhere_at_that_price(
     assert bench.service.run(run_id).placement.target == THIRD
 
 
+def third_at(bench: Bench, tmp_path: Path, price: int, **offer: Any) -> None:
+    """A third cloud, sold at a price of its own."""
+    known = [each for each in load_clouds(tmp_path).clouds if each.name != "local"]
+    third = cloud("azure-sim", "west", price, url=f"memory://azure-{tmp_path.name}")
+    offers = tuple(msgspec.structs.replace(each, **offer) for each in third.offers)
+    third = msgspec.structs.replace(third, offers=offers)
+    save_clouds(tmp_path, Clouds(clouds=(*known, third)))
+
+
+def only_elsewhere_comes_up(bench: Bench) -> None:
+    def prepare(puppet: Any) -> None:
+        puppet.is_gone = puppet.job.placement.cloud == "gcp-sim"
+
+    bench.engine.prepare = prepare
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ("auto if price < 2/h", "price 90.00 is not < 2.00 USD/h"),
+        ("auto if break-even < 4h", "it never pays for itself"),
+    ],
+)
+def test_a_rule_is_judged_at_the_dearest_place_where_the_move_may_end(
+    bench: Bench, tmp_path: Path, rule: str, told: str
+) -> None:
+    third_at(bench, tmp_path, 90_000_000)
+    run_id = bench.train(approve=rule)
+    view = offered(bench, run_id, missing_nodes="elsewhere", elsewhere=(THIRD,))
+    assert view.phase == "proposed"
+    assert told in view.waiting
+    assert f"should it go to {THIRD}" in view.waiting
+
+
+@pytest.mark.parametrize("rehearse", [0, 3])
+def test_a_dearer_place_elsewhere_is_asked_for_with_its_own_bill(
+    bench: Bench, tmp_path: Path, rehearse: int
+) -> None:
+    third_at(bench, tmp_path, 90_000_000)
+    run_id = bench.train()
+    only_elsewhere_comes_up(bench)
+    view = offered(bench, run_id, missing_nodes="elsewhere", elsewhere=(THIRD,), rehearse=rehearse)
+    bench.approve(view)
+    asking = bench.settle(view.migration_id, until="asking")
+    assert asking.phase == "asking", asking.error
+    assert asking.plan.bill.total_micro_usd > 80_000_000
+    bench.approve_again(asking)
+    assert bench.settle(view.migration_id).phase == "source_retired"
+
+
+def test_a_place_that_is_not_sold_any_more_keeps_the_price_of_the_plan(
+    bench: Bench, tmp_path: Path
+) -> None:
+    third_at(bench, tmp_path, 900_000)
+    run_id = bench.train()
+    only_elsewhere_comes_up(bench)
+    view = offered(bench, run_id, missing_nodes="elsewhere", elsewhere=(THIRD,))
+    third_at(bench, tmp_path, 900_000, instance_type="another")
+    bench.approve(view)
+    assert bench.settle(view.migration_id).phase == "source_retired"
+    assert bench.service.run(run_id).price_micro_usd_per_h == 900_000
+
+
+def test_a_source_that_is_not_sold_any_more_costs_what_it_cost(
+    bench: Bench, tmp_path: Path
+) -> None:
+    run_id = bench.train()
+    known = [each for each in load_clouds(tmp_path).clouds if each.name != "local"]
+    renamed = tuple(msgspec.structs.replace(o, instance_type="new") for o in known[0].offers)
+    known[0] = msgspec.structs.replace(known[0], offers=renamed)
+    save_clouds(tmp_path, Clouds(clouds=tuple(known)))
+    assert offered(bench, run_id).plan.bill.saving_micro_usd_per_h == 1_800_000
+
+
+def test_a_fallback_of_other_hardware_loosens_the_comparison(bench: Bench, tmp_path: Path) -> None:
+    third_at(bench, tmp_path, 900_000, instance_type="other")
+    run_id = bench.train()
+    view = offered(bench, run_id, missing_nodes="elsewhere", elsewhere=(THIRD,))
+    assert view.plan.tolerance == 1e-3
+
+
 # -- notices -----------------------------------------------------------------------------------
 
 

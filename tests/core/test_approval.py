@@ -246,6 +246,11 @@ def test_a_worse_bill_is_approved_only_by_a_rule_about_the_bill(text: str) -> No
     assert judge(rule, plan(break_even_s=None), NIGHT, is_worse=True).verdict == "ask"
 
 
+def test_what_is_not_sold_any_more_is_approved_by_no_rule() -> None:
+    judged = judge(parse("auto"), plan(), NOON, is_sold=False)
+    assert (judged.verdict, "not sold any more" in judged.because) == ("ask", True)
+
+
 def test_never_refuses_whatever_the_plan_says() -> None:
     assert judge(parse("never"), plan(), NOON).verdict == "refuse"
 
