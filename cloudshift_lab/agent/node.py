@@ -96,7 +96,6 @@ class NodeAgent:
         self._movers: dict[str, Mover] = {}
         self._rehearsal = self._make_rehearsal(prove)
         obeying = Obeying(self._attempt, self._mover_of, self._rehearsal)
-        self._hold_on = obeying.hold_on
         self._orders = Orders(self._attempt, store, obeying.obey)
 
     @property
@@ -140,7 +139,7 @@ class NodeAgent:
         attempt, orders = self._attempt, self._orders
         parts = (
             self._begin, self._beat, self._save, self._rehearse, orders.read, orders.advance,
-            self._hold_on, attempt.settle, self._tidy,
+            attempt.settle, self._tidy,
         )  # fmt: skip
         for part in parts:
             try:
