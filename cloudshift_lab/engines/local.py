@@ -59,6 +59,13 @@ class LocalEngine:
         return self._start_all(job, only_if_never_started=True)
 
     def revive(self, job: JobSpec) -> Handle:
+        """Start again what is gone; without the node that leads, every node.
+
+        What followed a leader that is gone is about to end, or belongs to another number of nodes.
+        """
+        leader = self.find(job.run_id, job.generation)
+        if leader is not None and self.observe(leader).is_gone:
+            self._stop_followers(leader, _FOLLOWER_GRACE_S)
         return self._start_all(job, only_if_never_started=False)
 
     def find(self, run_id: str, generation: int) -> Handle | None:
@@ -85,10 +92,13 @@ class LocalEngine:
     def stop(self, handle: Handle, grace_s: float) -> Observation:
         """The node that leads first: its last save needs the others."""
         self._stop(handle, grace_s)
-        for workdir in sorted(Path(handle.workdir).glob("node-*")):
-            if (follower := self._find(workdir)) is not None:
-                self._stop(follower, min(grace_s, _FOLLOWER_GRACE_S))
+        self._stop_followers(handle, min(grace_s, _FOLLOWER_GRACE_S))
         return self.observe(handle)
+
+    def _stop_followers(self, leader: Handle, grace_s: float) -> None:
+        for workdir in sorted(Path(leader.workdir).glob("node-*")):
+            if (follower := self._find(workdir)) is not None:
+                self._stop(follower, grace_s)
 
     def _stop(self, handle: Handle, grace_s: float) -> None:
         if not has_ended(handle.pid, handle.start_time):

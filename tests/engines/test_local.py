@@ -10,13 +10,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cloudshift_lab.core.placement import Placement
 from cloudshift_lab.core.run import JobSpec
+from cloudshift_lab.core.wire import from_json
 from cloudshift_lab.core.world import REAL_WORLD
 from cloudshift_lab.engines import Handle, LocalEngine, Observation
 from cloudshift_lab.engines import process as process_module
+from cloudshift_lab.engines.local import HANDLE_FILE
 from cloudshift_lab.engines.process import environment, has_ended, process_start_time, reap
 
 LIMIT_S = 60.0
@@ -45,6 +48,32 @@ def running(engine: LocalEngine, job: JobSpec) -> Iterator[Handle]:
     handle = engine.submit(job)
     yield handle
     engine.stop(handle, grace_s=0.0)
+
+
+def two_nodes(job: JobSpec) -> JobSpec:
+    return msgspec.structs.replace(job, placement=msgspec.structs.replace(job.placement, nodes=2))
+
+
+def node(engine: LocalEngine, job: JobSpec, number: int) -> Handle:
+    """The handle of one node's agent."""
+    path = engine.workdir(job.run_id, job.generation, number) / HANDLE_FILE
+    return from_json(path.read_bytes(), Handle)
+
+
+@pytest.fixture
+def spread(engine: LocalEngine, job: JobSpec) -> Iterator[tuple[Handle, Handle]]:
+    """The agents of two nodes, both up."""
+    leader = engine.submit(two_nodes(job))
+    handles = leader, node(engine, job, 1)
+    for handle in handles:
+        wait_for(engine, handle, "running")
+    yield handles
+    engine.stop(leader, grace_s=0.0)
+
+
+def kill(engine: LocalEngine, handle: Handle) -> None:
+    os.kill(handle.pid, signal.SIGKILL)
+    wait_for(engine, handle, "lost")
 
 
 def wait_for(engine: LocalEngine, handle: Handle, *states: str) -> Observation:
@@ -92,6 +121,35 @@ def test_a_killed_agent_is_lost_and_can_be_revived(
     assert engine.revive(job) == again
     wait_for(engine, again, "running")
     engine.stop(again, grace_s=0.0)
+
+
+def test_stopping_an_attempt_whose_leader_is_gone_ends_its_followers(
+    engine: LocalEngine, spread: tuple[Handle, Handle]
+) -> None:
+    leader, follower = spread
+    kill(engine, leader)
+    engine.stop(leader, grace_s=LIMIT_S)
+    assert engine.observe(follower).is_gone
+
+
+def test_reviving_a_leader_that_is_gone_starts_every_node_anew_and_no_other(
+    engine: LocalEngine, job: JobSpec, spread: tuple[Handle, Handle]
+) -> None:
+    leader, follower = spread
+    assert engine.revive(two_nodes(job)) == leader
+    kill(engine, leader)
+    again = engine.revive(two_nodes(job))
+    assert again != leader
+    assert engine.observe(follower).is_gone
+    kept = node(engine, job, 1)
+    assert kept != follower
+    assert not engine.observe(kept).is_gone
+    kill(engine, again)
+    alone = engine.revive(job)
+    assert engine.observe(kept).is_gone
+    assert node(engine, job, 1) == kept
+    assert not engine.observe(alone).is_gone
+    engine.stop(alone, grace_s=0.0)
 
 
 def test_an_agent_that_ignores_the_signal_is_ended_by_force(
