@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from cloudshift_lab.checkpoint.fingerprint import differing
 from cloudshift_lab.checkpoint.reader import Checkpoint, open_checkpoint
 from cloudshift_lab.checkpoint.saver_process import SaverProcess
 from cloudshift_lab.checkpoint.saving import SaverJob, read_slot
+from cloudshift_lab.checkpoint.share import Staged
 from cloudshift_lab.core.errors import CloudshiftError, UsageError
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.staging import StepReport
@@ -123,9 +124,7 @@ class AgentProcess:
 
     def _prove_own(self, step: int, sealed: Checkpoint) -> tuple[str, ...]:
         staged = [read_slot(self._node_dir.path, rank, step) for rank in ranks_of(self._job)]
-        return differing(
-            staged, sealed, threads=usable_cpus(), progress=lambda _bytes: self._agent.talk()
-        )
+        return compare(staged, sealed, talk=self._agent.talk)
 
     def _prove_told(self, step: int, key: str, digest: str) -> tuple[str, ...]:
         source = open_source_store(self._job)
@@ -190,6 +189,19 @@ def saver_job_of(job: JobSpec) -> SaverJob:
         home=job.home,
         cloud=placement.cloud,
     )
+
+
+def compare(
+    staged: Sequence[Staged], sealed: Checkpoint, *, talk: Callable[[], None]
+) -> tuple[str, ...]:
+    """What was staged here otherwise than sealed.
+
+    Args:
+        staged: The shares of this node's ranks.
+        sealed: The step to compare with.
+        talk: Called often meanwhile: whoever watches us hears that we live.
+    """
+    return differing(staged, sealed, threads=usable_cpus(), progress=lambda _bytes: talk())
 
 
 def ranks_of(job: JobSpec) -> tuple[int, ...]:
