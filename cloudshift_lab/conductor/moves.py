@@ -22,7 +22,14 @@ from cloudshift_lab.conductor.records import (
     RunRecord,
 )
 from cloudshift_lab.conductor.side import job_of_try
-from cloudshift_lab.core.approval import ApprovalRule, Judgement, judge, parse, second_of_day
+from cloudshift_lab.core.approval import (
+    ApprovalRule,
+    Judgement,
+    judge,
+    parse,
+    second_of_day,
+    zone_of,
+)
 from cloudshift_lab.core.errors import StaleDecision, UsageError
 from cloudshift_lab.core.plan import Bill, Decision, Fallback, Futures, Going, Phase, Plan
 from cloudshift_lab.core.run import JobSpec
@@ -213,6 +220,7 @@ class Move:
             plan,
             second_of_day(now),
             price_micro_usd_per_h=price,
+            zone=zone_of(now),
             is_sold=price is not None,
             is_worse=self.saga.phase == "asking",
         )

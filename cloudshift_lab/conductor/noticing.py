@@ -41,10 +41,14 @@ def notice_view(
         deadline=now + ask.within_s,
         migration_id=None if saga is None else saga.plan.migration_id,
     )
-    if ask.side == "target":
-        return msgspec.structs.replace(
-            bare, does=("roll back",), words="the run stays at its source, which trains on"
-        )
+    if saga is not None and saga.is_committed:
+        if ask.side == "source":
+            words = "the run is at its target already; only what is left of its source goes"
+            return msgspec.structs.replace(bare, words=words)
+        status, saga = _of_target(status, saga), None
+    elif ask.side == "target":
+        words = "the run stays at its source, which trains on" if saga is None else _back(saga)
+        return msgspec.structs.replace(bare, does=("roll back",), words=words)
     plan = plan_grace(ask.within_s, _facts(status, saga))
     return msgspec.structs.replace(
         bare,
@@ -53,6 +57,25 @@ def notice_view(
         lost_steps=plan.lost_steps,
         words=plan.words,
     )
+
+
+def _of_target(status: AgentStatus | None, saga: Saga) -> AgentStatus | None:
+    """The word of the run's new owner, for whom the sealed step is saved whoever holds it."""
+    if status is None or status.generation == saga.plan.generation:
+        return None
+    saved = max(status.committed_step or 0, saga.sealed_step or 0)
+    return msgspec.structs.replace(status, committed_step=saved)
+
+
+def _back(saga: Saga) -> str:
+    """What a target that goes before the commit means for the run."""
+    if saga.notice is not None:
+        return "its source's machine goes too: the run stays saved there until it is resumed"
+    if saga.phase == "committing":
+        return "the run resumes at its source, unless it is handed over already; look again soon"
+    if saga.is_sealed:
+        return f"the run resumes at its source, from step {saga.sealed_step}"
+    return "the run stays at its source, which trains on"
 
 
 def _facts(status: AgentStatus | None, saga: Saga | None) -> GraceFacts:

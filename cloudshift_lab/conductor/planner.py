@@ -21,7 +21,7 @@ from cloudshift_lab.conductor.pricing import (
 from cloudshift_lab.conductor.records import AttemptStarted, MoveOpened
 from cloudshift_lab.conductor.registry import Registry
 from cloudshift_lab.conductor.tending import RunTender
-from cloudshift_lab.core.approval import ApprovalRule
+from cloudshift_lab.core.approval import ApprovalRule, second_of_day
 from cloudshift_lab.core.asks import ClosingWish, FuturesAsk, MoveAsk
 from cloudshift_lab.core.errors import UsageError
 from cloudshift_lab.core.placement import Cloud, Offer
@@ -104,7 +104,7 @@ class MovePlanner:
 
     def _terms(self, owner: AttemptStarted, ask: MoveAsk, ends: Ends, rule: ApprovalRule) -> Terms:
         return Terms(
-            expires_s=ask.expires_s or rule.expires_s or EXPIRES_S,
+            expires_s=self._quiet_s(rule) + (ask.expires_s or rule.expires_s or EXPIRES_S),
             closing=_closing_of(ask),
             rehearsal_steps=_rehearsal_of(ask),
             missing_nodes=ask.missing_nodes,
@@ -114,6 +114,10 @@ class MovePlanner:
             approvals_needed=ask.approvals or rule.approvers,
             carrier=ask.carrier,
         )
+
+    def _quiet_s(self, rule: ApprovalRule) -> float:
+        """How long nobody may be asked yet: a question must outlive that."""
+        return rule.quiet_left_s(second_of_day(self._around.world.now()))
 
     def _place_at(self, owner: AttemptStarted, cloud: Cloud, offer: Offer) -> Place:
         """A place taken with as many nodes and ranks as the run has now."""

@@ -87,6 +87,12 @@ class ApprovalRule:
         """Who decides when the rule does, for the record and for every surface."""
         return f"policy: {self}"
 
+    def quiet_left_s(self, second_of_day: float) -> float:
+        """Seconds for which nobody may be asked, from a local time of the day; 0 outside."""
+        if self.quiet is None or not self.quiet.holds(second_of_day):
+            return 0.0
+        return self.quiet.left_s(second_of_day)
+
     def _conditions(self) -> list[str]:
         found = []
         if self.price_micro_usd_per_h is not None:
@@ -102,12 +108,11 @@ class ApprovalRule:
 class Judgement:
     """What a rule says to a plan now, and why in one line.
 
-    ``later``: nobody may be asked for ``wait_s`` more seconds; judge again then.
+    ``later``: nobody may be asked now, for ``ApprovalRule.quiet_left_s`` more seconds.
     """
 
     verdict: Answer
     because: str
-    wait_s: float = 0.0
 
 
 def parse(text: str) -> ApprovalRule:
@@ -135,6 +140,7 @@ def judge(
     price_micro_usd_per_h: int | None = None,
     is_worse: bool = False,
     is_sold: bool = True,
+    zone: str = "",
 ) -> Judgement:
     """What a rule says to a plan at this time of the day.
 
@@ -146,10 +152,11 @@ def judge(
         is_worse: The bill is worse than one that was approved before: only a rule about the bill
             itself, one with a break-even, may approve it again.
         is_sold: Whether the target is still in the price list; otherwise no rule approves.
+        zone: Of ``now``, to be named with times; see :func:`zone_of`.
     """
     if rule.mode == "never":
         return Judgement("refuse", "never: this run does not move")
-    checks = [] if rule.mode == "ask" else _checks(rule, plan, now, price_micro_usd_per_h)
+    checks = [] if rule.mode == "ask" else _checks(rule, plan, (now, zone), price_micro_usd_per_h)
     failed = [words for holds, words in checks if not holds]
     if not is_sold:
         failed.append("it is not sold any more, so nobody knows what it costs")
@@ -161,9 +168,8 @@ def judge(
     why = ", ".join(failed) or "a person decides"
     if rule.quiet is not None and rule.quiet.holds(now):
         end = _clock(rule.quiet.end_min)
-        return Judgement(
-            "later", f"quiet hours, nobody is asked before {end}: {why}", rule.quiet.left_s(now)
-        )
+        told = f"quiet hours, nobody is asked before {end}{_in_zone(zone)}: {why}"
+        return Judgement("later", told)
     return Judgement("ask", f"ask: {why}")
 
 
@@ -173,6 +179,12 @@ def second_of_day(at: float) -> float:
     return local.hour * HOUR_S + local.minute * 60.0 + local.second
 
 
+def zone_of(at: float) -> str:
+    """This machine's time zone at a wall-clock time, as in ``UTC+01:00``."""
+    offset = datetime.fromtimestamp(at).astimezone().strftime("%z")
+    return f"UTC{offset[:3]}:{offset[3:5]}"
+
+
 def planned_pause_s(plan: Plan) -> float:
     """Until the first new step at the target: the chosen closing's, else the bill's."""
     chosen = (way.pause_s for way in plan.closings if way.kind == plan.closing)
@@ -180,7 +192,7 @@ def planned_pause_s(plan: Plan) -> float:
 
 
 def _checks(
-    rule: ApprovalRule, plan: Plan, now: float, price: int | None
+    rule: ApprovalRule, plan: Plan, clock: tuple[float, str], price: int | None
 ) -> list[tuple[bool, str]]:
     """Each condition, whether it holds, and that in words."""
     found: list[tuple[bool, str]] = []
@@ -191,9 +203,10 @@ def _checks(
     if rule.pause_s is not None:
         found.append(_duration_check("pause", planned_pause_s(plan), rule.pause_s))
     if rule.at is not None:
+        now, zone = clock
         holds = rule.at.holds(now)
         where = "is within" if holds else "is not within"
-        found.append((holds, f"{_clock(int(now // 60))} {where} {rule.at}"))
+        found.append((holds, f"{_clock(int(now // 60))}{_in_zone(zone)} {where} {rule.at}"))
     return found
 
 
@@ -327,6 +340,10 @@ def _with_condition(rule: ApprovalRule, words: _Words) -> ApprovalRule:
         words.expect("<")
         return replace(rule, pause_s=words.seconds())
     raise words.refuse(word)
+
+
+def _in_zone(zone: str) -> str:
+    return f" {zone}" if zone else ""
 
 
 def _clock(minutes: int) -> str:

@@ -233,6 +233,14 @@ def test_quiet_hours_are_shown_as_the_reason_to_wait(bench: Bench) -> None:
     assert "nobody is asked before 07:00" in view.waiting
 
 
+def test_a_question_of_the_quiet_hours_outlives_them(bench: Bench) -> None:
+    run_id = bench.train(approve="ask quiet 23:00-07:00")
+    bench.step(local_seconds(bench, "23:30"))
+    plan = offered(bench, run_id).plan
+    left_s = local_seconds(bench, "07:00")
+    assert plan.expires_at - plan.created_at == pytest.approx(left_s + 600.0, abs=5.0)
+
+
 def test_a_wrong_rule_starts_nothing(bench: Bench) -> None:
     with pytest.raises(UsageError):
         bench.train(approve="sometimes")

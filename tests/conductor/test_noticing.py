@@ -84,6 +84,41 @@ def test_a_target_that_goes_means_rolling_back() -> None:
     assert (view.does, view.finishes, view.side) == (("roll back",), True, "target")
 
 
+def sealed(phase: str, **changes: Any) -> Saga:
+    return msgspec.structs.replace(approved(), phase=phase, sealed_step=100, **changes)
+
+
+def target_goes(saga: Saga, told: AgentStatus | None = None) -> Any:
+    return notice_view("run-1", NoticeAsk(within_s=30.0, side="target"), told, saga, now=AT)
+
+
+def test_a_target_that_goes_after_the_commit_is_the_run_itself() -> None:
+    owner = status(generation=2, step=103, committed_step=None)
+    view = target_goes(sealed("committed"), owner)
+    assert (view.does, view.finishes) == (("drain",), True)
+    assert "source" not in view.words
+    short = msgspec.structs.replace(owner, saves=SaveStats(save_s=60.0))
+    assert target_goes(sealed("committed"), short).lost_steps == 4
+
+
+def test_a_source_that_goes_after_the_commit_takes_nothing_with_it() -> None:
+    view = look(1.0, status(), sealed("committed"))
+    assert (view.does, view.finishes, view.lost_steps) == ((), True, 0)
+    assert "at its target already" in view.words
+
+
+@pytest.mark.parametrize(
+    ("saga", "told"),
+    [
+        (sealed("copying"), "resumes at its source, from step 100"),
+        (sealed("copying", notice=AT + 9), "its source's machine goes too"),
+        (sealed("committing"), "unless it is handed over already"),
+    ],
+)
+def test_a_drained_source_is_promised_only_what_will_be(saga: Saga, told: str) -> None:
+    assert told in target_goes(saga).words
+
+
 @pytest.mark.parametrize("within_s", [-1.0, 1e6, float("nan")])
 def test_an_impossible_notice_is_refused(within_s: float) -> None:
     with pytest.raises(UsageError, match="0 s to 24 h"):

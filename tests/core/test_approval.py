@@ -19,6 +19,7 @@ from cloudshift_lab.core.approval import (
     parse,
     planned_pause_s,
     second_of_day,
+    zone_of,
 )
 from cloudshift_lab.core.errors import UsageError
 from cloudshift_lab.core.placement import Placement
@@ -174,12 +175,13 @@ def test_a_verdict_follows_from_the_conditions_alone(
 @given(rules, st.floats(0, DAY_S - 1))
 def test_who_is_told_later_is_out_of_the_quiet_hours_then(rule: ApprovalRule, now: float) -> None:
     judged = judge(rule, plan(), now)
+    left_s = rule.quiet_left_s(now)
     if judged.verdict != "later":
-        assert judged.wait_s == 0.0
+        assert judged.verdict != "ask" or left_s == 0.0
         return
     assert rule.quiet is not None
-    assert 0 < judged.wait_s < DAY_S
-    end = (now + judged.wait_s) % DAY_S
+    assert 0 < left_s < DAY_S
+    end = (now + left_s) % DAY_S
     assert end == pytest.approx(rule.quiet.end_min * 60.0, abs=1e-6)
 
 
@@ -230,8 +232,9 @@ def test_an_unknown_price_is_never_below_a_limit() -> None:
 
 
 def test_nobody_is_asked_in_quiet_hours_but_a_policy_may_approve() -> None:
-    quiet = judge(parse("ask quiet 23:00-07:00"), plan(), NIGHT)
-    assert (quiet.verdict, quiet.wait_s) == ("later", 7 * HOUR + 50 * 60)
+    rule = parse("ask quiet 23:00-07:00")
+    quiet = judge(rule, plan(), NIGHT)
+    assert (quiet.verdict, rule.quiet_left_s(NIGHT)) == ("later", 7 * HOUR + 50 * 60)
     assert "nobody is asked before 07:00" in quiet.because
     assert judge(parse("auto quiet 23:00-07:00"), plan(), NIGHT).verdict == "approve"
     assert judge(parse("ask quiet 23:00-07:00"), plan(), NOON).verdict == "ask"
@@ -249,6 +252,13 @@ def test_a_worse_bill_is_approved_only_by_a_rule_about_the_bill(text: str) -> No
 def test_what_is_not_sold_any_more_is_approved_by_no_rule() -> None:
     judged = judge(parse("auto"), plan(), NOON, is_sold=False)
     assert (judged.verdict, "not sold any more" in judged.because) == ("ask", True)
+
+
+def test_times_are_said_with_their_zone() -> None:
+    night = judge(parse("auto if at 22:00-06:00"), plan(), NIGHT, zone="UTC+01:00")
+    assert night.because == "auto: 23:10 UTC+01:00 is within 22:00-06:00"
+    quiet = judge(parse("ask quiet 23:00-07:00"), plan(), NIGHT, zone="UTC+01:00")
+    assert "nobody is asked before 07:00 UTC+01:00" in quiet.because
 
 
 def test_never_refuses_whatever_the_plan_says() -> None:
@@ -278,5 +288,6 @@ def test_the_second_of_the_day_is_local(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("TZ", "Etc/GMT-2")
     time.tzset()
     assert second_of_day(midnight) == 2 * HOUR
+    assert zone_of(midnight) == "UTC+02:00"
     monkeypatch.undo()
     time.tzset()
