@@ -179,7 +179,7 @@ def receipts(name: str | None = None) -> Report:
     """What a run's moves were to cost and take, and did; ``report.data`` are the receipts.
 
     Raises:
-        Corrupt: One was altered or left out.
+        Corrupt: One was altered, or left out of the middle.
     """
     return run(name).receipts()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cloudshift_lab.core.asks import Carrier, ClosingWish, Noticed
-from cloudshift_lab.core.errors import CloudshiftError
+from cloudshift_lab.core.errors import CloudshiftError, UsageError
 from cloudshift_lab.core.money import to_micro_usd
 from cloudshift_lab.core.plan import FINAL_PHASES, MigrationView, MissingNodesPolicy
 from cloudshift_lab.core.run import FINAL_STATES, RunView
@@ -162,9 +162,11 @@ class Run(Displayed):
 
         Args:
             to: ``cloud`` or ``cloud:region``.
-            elsewhere: Other places, in order, for when ``to`` does not come up.
+            elsewhere: Other places, tried in order when ``to`` does not come up; only with
+                ``missing_nodes="elsewhere"``, which is then the default.
             closing: How the last gap is closed: ``"copy"`` of bytes, ``"replay"`` of steps, or
-                ``"auto"``, whichever lets the run stand still for less time by estimate.
+                ``"auto"``, the way in which the run stands still less by estimate, unless its
+                first new step would come more than twice as late.
             rehearse: Steps that the target computes, and compares, before the commit.
             missing_nodes: ``"roll-back"``, ``"wait"``, ``"shrink"`` or ``"elsewhere"``, the last
                 by default where other places are given.
@@ -175,9 +177,16 @@ class Run(Displayed):
             expires_s: How long it may be approved, seconds.
 
         Raises:
-            UsageError: Unknown target, the place it is at, or something that cannot be.
+            UsageError: Unknown target, the place it is at, other places with a policy that would
+                never try them, or something else that cannot be.
             Conflict: Another move of this run is open.
         """
+        if elsewhere and missing_nodes not in (None, "elsewhere"):
+            places = ", ".join((to, *elsewhere))
+            raise UsageError(
+                f"with missing nodes '{missing_nodes}' only the first of {places} would be tried; "
+                "name one place, or choose 'elsewhere'"
+            )
         view = self._desk.client().migrate(
             self.run_id,
             to,
@@ -197,7 +206,7 @@ class Run(Displayed):
         """What its moves were to cost and take, and did; ``report.data`` are the receipts.
 
         Raises:
-            Corrupt: One was altered or left out.
+            Corrupt: One was altered, or left out of the middle.
         """
         found = self._desk.client().receipts(self.run_id)
         sheet = receipts_sheet(self.name, found, self._desk.prompt)

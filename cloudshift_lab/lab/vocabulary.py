@@ -109,7 +109,10 @@ VERBS: tuple[Verb, ...] = (
         (
             RUN,
             Argument(
-                "--to", "targets", "where to: CLOUD[:REGION]; A,B: B if A fails", required=True
+                "--to",
+                "targets",
+                "where to: CLOUD[:REGION]; A,B: B when A does not come up",
+                required=True,
             ),
             Argument("--closing", "text", "how to close the last gap", "auto", CLOSINGS),
             Argument("--rehearse", "int", "steps to compute there and compare before the commit"),
@@ -133,7 +136,10 @@ VERBS: tuple[Verb, ...] = (
         ),
         (
             "closings: copy carries the last changed bytes; replay repeats the last steps at the",
-            "target and proves the result by its hashes; auto lets the run stand still the least.",
+            "target and proves the result by its hashes; auto takes the way in which the run",
+            "stands still less, unless its first new step would come more than twice as late.",
+            "--to A,B: B is tried when A does not come up and the policy for missing nodes is",
+            "elsewhere, which it is then by default.",
         ),
     ),
     Verb("approve", "approve a proposed move", (Argument("migration", "migration", "which"),)),
@@ -142,7 +148,7 @@ VERBS: tuple[Verb, ...] = (
         "receipt",
         "the receipts of a run's moves: forecast beside actual, chained by their digests",
         (RUN, Argument("--export", "path", "write them whole to this file (JSON)"), JSON),
-        ("The chain is checked: a receipt that was altered or left out is named.",),
+        ("The chain is checked: an altered receipt, or one left out of the middle, is named.",),
     ),
     Verb(
         "notice",

@@ -167,6 +167,19 @@ def test_migrate_carries_every_wish_to_the_conductor(call, service, make_run) ->
     assert (ask.carrier, ask.expires_s) == ("push", 60.0)
 
 
+@pytest.mark.parametrize("policy", ["roll-back", "wait", "shrink"])
+def test_other_places_are_refused_with_a_policy_that_would_never_try_them(
+    call, service, make_run, policy: str
+) -> None:
+    service.views = [make_run()]
+    words = f"migrate first --to gcp-sim,az-sim --missing-nodes {policy}"
+    status, _, err = call(*words.split())
+    assert status == 2
+    assert f"with missing nodes '{policy}' only the first of gcp-sim, az-sim would be tried" in err
+    assert "choose 'elsewhere'" in err
+    assert service.asks == []
+
+
 def test_one_place_and_no_wish_leave_the_choices_to_the_conductor(call, service, make_run) -> None:
     service.views = [make_run()]
     assert call("migrate", "--to", "gcp-sim")[0] == 0
