@@ -15,7 +15,9 @@ def test_a_run_that_is_attacked_while_it_moves_keeps_one_owner_and_every_loss(
     report = attack(5, 11, tmp_path, lines.append)
     assert report.violations == (), text_of(report)
     assert report.passed and report.kills >= 5
-    assert sum(report.by_phase.values()) == sum(report.by_victim.values()) == report.kills
+    hits = report.kills + report.others
+    assert sum(report.by_phase.values()) == sum(report.by_victim.values()) == hits
+    assert report.killed + report.cut == report.kills
     assert (report.split_brains, report.lost_steps_planned) == (0, 0)
     assert report.compared > report.steps > 0
     assert {move.phase for move in report.moves} <= {"source_retired", "rolled_back"}

@@ -1,6 +1,6 @@
 """The drawing of faults: all pairs, by seed, and nothing after what ends a move."""
 
-from cloudshift_lab.sim.chaos.report import PHASES, VICTIMS
+from cloudshift_lab.sim.chaos.report import COUNTED, KILLED, PHASES, VICTIMS, Kill, num_counted
 from cloudshift_lab.sim.chaos.schedule import FATAL, Schedule
 
 
@@ -60,3 +60,16 @@ def test_what_found_no_victim_comes_again_but_not_for_ever():
 def test_no_more_strikes_than_asked_for():
     schedule = Schedule(2, longest_s=30.0)
     assert {len(schedule.draw(1).strikes) for _ in range(50)} == {1}
+
+
+def test_frozen_stores_and_reset_connections_do_not_count_as_kills():
+    beside = {"source store frozen", "target store frozen", "link reset"}
+    assert set(VICTIMS) - COUNTED == beside
+    assert {"link cut"} == COUNTED - KILLED
+    hits = [Kill("mig-1", "copying", victim, 0.1) for victim in VICTIMS]
+    assert num_counted(hits) == len(VICTIMS) - len(beside)
+
+
+def test_the_first_rank_is_killed_too_and_not_only_the_last():
+    drawn = {strike.victim for attack in attacks(4) for strike in attack.strikes}
+    assert {"source rank", "source rank 0", "target rank", "target rank 0"} <= drawn

@@ -17,7 +17,7 @@ from cloudshift_lab.sim.bench.migration_rivals import SCRIPT, Rival
 from cloudshift_lab.sim.bench.trace import Traced, read
 from cloudshift_lab.sim.chaos import proof
 from cloudshift_lab.sim.chaos.move import AttackedMove
-from cloudshift_lab.sim.chaos.report import Ended, Victim
+from cloudshift_lab.sim.chaos.report import Ended, Victim, num_counted
 from cloudshift_lab.sim.chaos.schedule import Attack, Schedule
 from cloudshift_lab.sim.chaos.victims import Victims
 from cloudshift_lab.sim.clouds import AWS_SIM, GCP_SIM, SimClouds
@@ -33,8 +33,12 @@ REHEARSED_STEPS = 3
 _GROWS_BY = 3
 _HEALTHY_LIMIT_S = 240.0
 _OWNERS: frozenset[Victim] = frozenset(
-    {"source agent", "source rank", "target agent", "target rank"}
-)
+    {
+        "source agent", "source rank", "source rank 0",
+        "target agent", "target rank", "target rank 0",
+    }
+)  # fmt: skip
+_AT_TARGET: frozenset[Victim] = frozenset({"target agent", "target rank", "target rank 0"})
 
 
 class Campaign:
@@ -67,10 +71,10 @@ class Campaign:
 
     @property
     def num_kills(self) -> int:
-        return sum(len(each.kills) for each in self.ended)
+        return sum(num_counted(each.kills) for each in self.ended)
 
     def run(self, kills: int, say: Callable[[str], None]) -> None:
-        """Move until ``kills`` faults have hit, then compare every step with the control's."""
+        """Move until ``kills`` kills and cuts have hit, then compare with the control."""
         env = {
             "MOVING_SHAPE": json.dumps(SHAPE), "MOVING_REST_S": str(REST_S),
             "MOVING_TRACE": str(self._trace), "MOVING_STEPS": str(1 << 30),
@@ -110,7 +114,7 @@ class Campaign:
         after = self._healthy()
         by_hand = after.generation not in (view.plan.generation, _target_generation(saga))
         hit = {kill.victim for kill in move.kills}
-        if "target agent" in hit or "target rank" in hit:
+        if hit & _AT_TARGET:
             self._revived.add(_target_generation(saga))
         lost = self._judge(saga, after, is_planned=not (by_hand or hit & _OWNERS))
         self.ended.append(

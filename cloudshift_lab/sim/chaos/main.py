@@ -17,7 +17,14 @@ from cloudshift_lab.core.world import REAL_WORLD
 from cloudshift_lab.sim.bed import Bed, ending_in_order
 from cloudshift_lab.sim.bench import surroundings
 from cloudshift_lab.sim.chaos.campaign import Campaign
-from cloudshift_lab.sim.chaos.report import Report, counted, text_of
+from cloudshift_lab.sim.chaos.report import (
+    KILLED,
+    NEVER_KILLED,
+    Report,
+    counted,
+    num_counted,
+    text_of,
+)
 from cloudshift_lab.sim.chaos.schedule import Schedule
 from cloudshift_lab.sim.clouds import SimClouds
 
@@ -44,7 +51,7 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="cloudshift chaos", description=main.__doc__)
     parser.add_argument("what", choices=("migration",))
-    parser.add_argument("--kills", type=int, default=100, help="faults to deliver")
+    parser.add_argument("--kills", type=int, default=100, help="kill -9 and link cuts to deliver")
     parser.add_argument("--seed", type=int, default=1, help="of what is hit, where and when")
     parser.add_argument("--json", help="file for the report")
     parser.add_argument("--keep", help="folder for everything; a temporary one that stays if not")
@@ -82,7 +89,10 @@ def _report(campaign: Campaign, kills: int, seed: int, *, seconds: float) -> Rep
     hits = [kill for move in moves for kill in move.kills]
     planned = [m.lost_steps for m in moves if not m.by_hand]
     return Report(
-        seed=seed, wanted=kills, kills=len(hits), seconds=round(seconds, 1),
+        seed=seed, wanted=kills, kills=num_counted(hits), seconds=round(seconds, 1),
+        killed=sum(kill.victim in KILLED for kill in hits),
+        cut=sum(kill.victim == "link cut" for kill in hits),
+        others=len(hits) - num_counted(hits), never_killed=NEVER_KILLED,
         command=f"python -m cloudshift_lab chaos migration --kills {kills} --seed {seed}",
         date=datetime.fromtimestamp(REAL_WORLD.now(), UTC).strftime("%Y-%m-%d %H:%M UTC"),
         commit=surroundings.commit(), machine=surroundings.machine(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -12,12 +13,28 @@ from cloudshift_lab.sim.bench.rows import Machine
 
 Victim = Literal[
     "conductor", "source agent", "target agent", "source rank", "target rank",
+    "source rank 0", "target rank 0",
     "source store frozen", "target store frozen", "store on disk killed", "link cut", "link reset",
 ]  # fmt: skip
 VICTIMS: tuple[Victim, ...] = (
     "conductor", "source agent", "target agent", "source rank", "target rank",
+    "source rank 0", "target rank 0",
     "source store frozen", "target store frozen", "store on disk killed", "link cut", "link reset",
 )  # fmt: skip
+KILLED: frozenset[Victim] = frozenset(
+    {
+        "conductor", "source agent", "target agent", "source rank", "target rank",
+        "source rank 0", "target rank 0", "store on disk killed",
+    }
+)  # fmt: skip
+"""These end by SIGKILL."""
+COUNTED: frozenset[Victim] = KILLED | {"link cut"}
+"""What counts towards the kills that were asked for; freezes and resets only come beside them."""
+NEVER_KILLED = (
+    "the store server that keeps its objects in memory (it is frozen)",
+    "the link's proxies (the link is cut and reset)",
+    "torchrun's launchers and the saver processes by themselves (they end with their agent)",
+)
 PHASES: tuple[Phase, ...] = (
     "provisioning", "precopying", "rehearsing", "draining", "copying", "verifying",
     "committing", "committed", "resumed",
@@ -53,7 +70,11 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """A campaign. ``passed`` means that ``violations`` is empty and all kills were delivered."""
+    """A campaign. ``passed`` means that ``violations`` is empty and all kills were delivered.
+
+    ``kills`` are ``killed`` (SIGKILL) and ``cut`` (the link); ``others`` are the faults that do not
+    count: frozen stores and reset connections.
+    """
 
     seed: int
     command: str
@@ -62,7 +83,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine
     seconds: float
     kills: int
+    killed: int
+    cut: int
+    others: int
     wanted: int
+    never_killed: tuple[str, ...]
     by_phase: dict[str, int]
     by_victim: dict[str, int]
     outcomes: dict[str, int]
@@ -79,6 +104,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         return not self.violations and self.kills >= self.wanted
 
 
+def num_counted(kills: Sequence[Kill]) -> int:
+    """How many of these count towards the kills that were asked for."""
+    return sum(each.victim in COUNTED for each in kills)
+
+
 def counted(names: list[str]) -> dict[str, int]:
     """How often each one was there, the most frequent first."""
     return dict(Counter(names).most_common())
@@ -87,8 +117,10 @@ def counted(names: list[str]) -> dict[str, int]:
 def text_of(report: Report) -> str:
     """The report as a few lines."""
     lines = [
-        f"{report.kills} kills in {len(report.moves)} moves, {report.seconds:.0f} s, "
-        f"seed {report.seed}, at {report.commit}",
+        f"{report.killed} processes killed (kill -9) and {report.cut} link cuts, beside them "
+        f"{report.others} other faults (stores frozen, connections reset), in "
+        f"{len(report.moves)} moves, {report.seconds:.0f} s, seed {report.seed}, "
+        f"at {report.commit}",
         "by phase:  " + ", ".join(f"{name} {n}" for name, n in report.by_phase.items()),
         "by victim: " + ", ".join(f"{name} {n}" for name, n in report.by_victim.items()),
         "outcomes:  " + ", ".join(f"{name} {n}" for name, n in report.outcomes.items()),
@@ -97,5 +129,6 @@ def text_of(report: Report) -> str:
         f"{report.lost_steps_killed} repeated after an owner was killed, "
         f"{report.split_brains} split brains",
     ]
+    lines.append("never killed: " + "; ".join(report.never_killed))
     lines += [f"VIOLATION: {each}" for each in report.violations] or ["no violation"]
     return "\n".join(lines)

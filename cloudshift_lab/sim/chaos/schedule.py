@@ -9,7 +9,12 @@ from typing import NamedTuple
 from cloudshift_lab.core.plan import ClosingKind, Phase
 from cloudshift_lab.sim.chaos.report import PHASES, VICTIMS, Victim
 
-FATAL: frozenset[Victim] = frozenset({"source agent", "target agent", "source rank", "target rank"})
+FATAL: frozenset[Victim] = frozenset(
+    {
+        "source agent", "target agent", "source rank", "target rank",
+        "source rank 0", "target rank 0",
+    }
+)  # fmt: skip
 """Before the commit these end the move: it is rolled back."""
 
 _GENTLE = tuple(victim for victim in VICTIMS if victim not in FATAL)

@@ -51,6 +51,8 @@ class Victims:
             "target agent": lambda: self._agent(plan, "target"),
             "source rank": lambda: self._rank(plan, "source"),
             "target rank": lambda: self._rank(plan, "target"),
+            "source rank 0": lambda: self._rank(plan, "source", is_first=True),
+            "target rank 0": lambda: self._rank(plan, "target", is_first=True),
             "source store frozen": lambda: self._freeze(plan.source.cloud),
             "target store frozen": lambda: self._freeze(plan.target.cloud),
             "store on disk killed": self._kill_server,
@@ -75,11 +77,13 @@ class Victims:
         pid = self._agent_pid(plan, side)
         return None if pid is None else _kill(pid)
 
-    def _rank(self, plan: Plan, side: Side) -> Undo | None:
-        """The last rank of an attempt: the first one's end would end torchrun's store as well."""
+    def _rank(self, plan: Plan, side: Side, *, is_first: bool = False) -> Undo | None:
+        """Rank 0, whose end also ends the store where its peers meet, or the last one."""
         agent = self._agent_pid(plan, side)
-        ranks = [] if agent is None else sorted(_ranks_below(agent))
-        return _kill(ranks[-1]) if ranks else None
+        below = () if agent is None else _ranks_below(agent)
+        ranks = {rank: pid for pid in below if (rank := _rank_of(pid)) is not None}
+        chosen = 0 if is_first else max(ranks, default=0)
+        return _kill(ranks[chosen]) if chosen in ranks else None
 
     def _agent_pid(self, plan: Plan, side: Side) -> int | None:
         first = plan.generation + (side == "target")
@@ -143,3 +147,13 @@ def _is_rank(pid: int) -> bool:
         return False
     is_ours = any(b"bootstrap" in a and b == b"rank" for a, b in pairwise(words))
     return is_ours and b"launch" not in words
+
+
+def _rank_of(pid: int) -> int | None:
+    """Its number as torchrun gave it; None when the process is gone."""
+    try:
+        words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    given = [word.removeprefix(b"RANK=") for word in words if word.startswith(b"RANK=")]
+    return int(given[0]) if given else None
