@@ -37,7 +37,7 @@ from cloudshift_lab.migration import (
 
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 10.0
-_SPENT_SHARE = 0.95
+SPENT_SHARE = 0.95
 
 Meter = Callable[[Saga], int]
 
@@ -170,7 +170,7 @@ class MigrationDriver:
         if self._meter is None or not limit or self.saga.overspent_micro_usd is not None:
             return False
         spent = self._meter(self.saga)
-        if spent < limit * _SPENT_SHARE:
+        if spent < limit * SPENT_SHARE:
             return False
         before = self.saga
         return self._keep_if_news(Overspent(at=self._world.now(), micro_usd=spent)) != before

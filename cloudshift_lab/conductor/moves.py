@@ -36,6 +36,7 @@ from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.world import World
 from cloudshift_lab.engines.engine import Engine
 from cloudshift_lab.market.bill import MoveInputs, price_move
+from cloudshift_lab.market.lines import for_duration
 from cloudshift_lab.migration import Effect, EffectDone, EffectFailed, Saga
 from cloudshift_lab.storage.store import Store
 
@@ -100,6 +101,7 @@ class Move:
             source, opened.target_job, around.engine, around.places.store, around.world,
             reprice=None if opened.inputs is None else self._reprice,
         )  # fmt: skip
+        self._is_written = self.receipt_key() is not None
         self._rule = parse(record.spec.approve)
         self._fares = Fares(opened, around.places)
         self.judgement: Judgement | None = None
@@ -150,6 +152,11 @@ class Move:
         return self.saga.is_final and (
             self.saga.phase in _NEVER_BEGAN or self.receipt_key() is not None
         )
+
+    @property
+    def has_receipt(self) -> bool:
+        """Whether this conductor wrote one, or found it sent."""
+        return self._is_written
 
     def receipt_key(self) -> str | None:
         """Where the receipt lies in the bucket, once it does."""
@@ -230,7 +237,10 @@ class Move:
         return any(one.decision_id == f"policy-{plan.digest[:16]}" for one in self.saga.approvals)
 
     def spent_micro_usd(self, saga: Saga) -> int:
-        """What the move has cost so far: its targets' time, the bytes carried, the requests."""
+        """What the move has cost so far, counted as its bill counts.
+
+        Its targets' time until one trains, the source's while nobody did, bytes and requests.
+        """
         now = saga.timeline[-1].at if saga.is_final else self._around.world.now()
         going = self._effects.going
         clouds = {cloud.name: cloud for cloud in self._around.places.clouds().clouds}
@@ -242,9 +252,24 @@ class Move:
             if (known := self.opened.inputs) is None
             else known.egress_used_bytes,
         )
-        return sum(line.amount_micro_usd for line in lines) + self._targets_micro_usd(now)
+        carrying = sum(line.amount_micro_usd for line in lines)
+        return carrying + self._targets_micro_usd(saga, now) + self._pause_micro_usd(saga, now)
 
-    def _targets_micro_usd(self, until: float) -> int:
+    def _pause_micro_usd(self, saga: Saga, now: float) -> int:
+        """The source's time while nobody trains."""
+        if saga.drained_at is None:
+            return 0
+        pause_s = now - saga.drained_at if saga.pause_s is None else saga.pause_s
+        inputs = self.opened.inputs
+        if inputs is None:
+            price = self._record.attempts[saga.plan.generation].started.price_micro_usd_per_h
+        else:
+            price = inputs.source_micro_usd_per_h
+        return for_duration(price, max(0.0, pause_s))
+
+    def _targets_micro_usd(self, saga: Saga, until: float) -> int:
+        if saga.is_committed and saga.drained_at is not None and saga.pause_s is not None:
+            until = min(until, saga.drained_at + saga.pause_s)
         attempts = self._record.attempts
         return sum(
             attempts[generation].cost_micro_usd(until)
@@ -329,6 +354,7 @@ class Move:
             return
         actual = self.spent_micro_usd(saga)
         self._receipts.write(saga, at=self._around.world.now(), actual_micro_usd=actual)
+        self._is_written = True
         self._receipts.send(self.opened.migration_id, self._home_store())
 
     def _home_store(self) -> Store:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from cloudshift_lab.core.errors import Corrupt
 from cloudshift_lab.core.home import write_private
 from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.migration import GENESIS, Receipt, Saga, check_chain, make_receipt
@@ -58,13 +60,27 @@ class Receipts:
         is_sent = (self._folder / f"{migration_id}.json").exists()
         return receipt_key(self._run_id, migration_id) if is_sent else None
 
-    def all(self) -> tuple[Receipt, ...]:
+    def all(self, finished: Sequence[str] = ()) -> tuple[Receipt, ...]:
         """Every receipt, oldest first, as their chain says.
 
+        Args:
+            finished: Moves that must have a receipt.
+
         Raises:
-            Corrupt: One was altered, or is missing.
+            Corrupt: One was altered, stands beside another one, or is missing.
         """
-        following = {receipt.previous: receipt for receipt in self._read()}
+        found = self._read()
+        following = {receipt.previous: receipt for receipt in found}
+        for one in found:
+            if (other := following[one.previous]) is not one:
+                raise Corrupt(
+                    f"the receipts of '{one.migration_id}' and '{other.migration_id}' both "
+                    "follow the same one; restore the chain from a copy"
+                )
+        written = {one.migration_id for one in found}
+        for name in finished:
+            if name not in written:
+                raise Corrupt(f"the receipt of '{name}' is missing; restore it from the bucket")
         ordered: list[Receipt] = []
         digest = GENESIS
         while (receipt := following.pop(digest, None)) is not None:
@@ -74,8 +90,19 @@ class Receipts:
         return tuple(ordered)
 
     def _read(self) -> list[Receipt]:
-        paths = [*self._folder.glob("*.json"), *self._folder.glob(f"*{_UNSENT}")]
-        return [from_json(path.read_bytes(), Receipt, what=str(path)) for path in paths]
+        # One that is being sent turns from unsent to sent: looked for in that order, none is missed.
+        unsent = [path.stem for path in self._folder.glob(f"*{_UNSENT}")]
+        sent = [path.stem for path in self._folder.glob("*.json")]
+        return [self._read_one(name) for name in dict.fromkeys((*unsent, *sent))]
+
+    def _read_one(self, name: str) -> Receipt:
+        path = self._folder / f"{name}{_UNSENT}"
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            path = path.with_suffix(".json")
+            data = path.read_bytes()
+        return from_json(data, Receipt, what=str(path))
 
     def _newest(self) -> str:
         found = self._read()

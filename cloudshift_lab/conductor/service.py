@@ -344,7 +344,8 @@ class ConductorService:
         """
         tender = self._registry.find(run)
         folder = self._around.run_folder(tender.run_id) / "receipts"
-        return Receipts(folder, tender.run_id).all()
+        finished = [name for name, move in tender.moves.items() if move.has_receipt]
+        return Receipts(folder, tender.run_id).all(finished)
 
     def decide(self, migration_id: str, decision: Decision) -> MigrationView:
         move, tender = self._find_move(migration_id)

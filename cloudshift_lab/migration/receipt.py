@@ -21,7 +21,8 @@ class Receipt(msgspec.Struct, frozen=True):
 
     ``previous`` is the digest of the run's receipt before this one, ``GENESIS`` for the first.
     ``digest`` is blake3 over all other fields. ``actual_micro_usd`` stands beside the plan's
-    forecast; None when it was not measured. ``compare`` puts the two side by side.
+    one-off costs and counts the same: the target until its first new step, the source's pause,
+    bytes and requests; None when it was not measured. ``compare`` puts the two side by side.
 
     ``decision`` settled the plan, ``approvals`` are all that counted for it, ``earlier`` those on
     plans before it. ``closing`` is how the gap was closed in the end, ``target`` where the run

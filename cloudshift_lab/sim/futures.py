@@ -53,7 +53,9 @@ def _notes(endings: Sequence[Ending]) -> list[str]:
     asked = sum(each.asked_again for each in endings) / len(endings)
     return [
         "the product's own saga with drawn durations and failures",
-        f"pause of the {moved:,} that arrived, cost and end of all {len(endings):,}",
+        f"pause of the {moved:,} that arrived, cost and end of all {len(endings):,}"
+        if moved
+        else f"none arrived, so no pause is known; cost and end of all {len(endings):,}",
         *([f"{asked:.0%} ask again for a worse bill, approved after a minute"] if asked else []),
     ]
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from cloudshift_lab.conductor.pricing import ASSUMED_PROVISION_S
 from cloudshift_lab.core.approval import planned_pause_s
 from cloudshift_lab.core.asks import FuturesAsk
 from cloudshift_lab.core.money import HOUR_S, format_bytes
 from cloudshift_lab.core.placement import Placement
 from cloudshift_lab.core.save_policy import NODE_MTBF_H, format_seconds
+from cloudshift_lab.market.closing import ASSUMED_RESTORE_S
 from cloudshift_lab.market.estimate import ASSUMED_BYTES_PER_S
 from cloudshift_lab.migration import EffectName
 
 ASSUMED_STEP_S = 0.5
-ASSUMED_PROVISION_S = 20.0
-ASSUMED_RESTORE_S = 1.0
 LINK_OUTAGES_PER_H = 0.2
 OUTAGE_S = 30.0
 CONDUCTOR_CRASHES_PER_H = 0.05

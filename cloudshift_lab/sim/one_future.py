@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from cloudshift_lab.conductor.driver import SPENT_SHARE
 from cloudshift_lab.core.asks import FuturesAsk
 from cloudshift_lab.core.money import HOUR_S
 from cloudshift_lab.core.plan import Bill, Decision
@@ -135,7 +136,7 @@ class Future:
     def _overspent(self) -> Event | None:
         """Say that the limit is passed, where the saga can still go back."""
         limit, spent = self.saga.plan.limit_micro_usd, self.cost_micro_usd()
-        if not limit or spent <= limit or not self._can_go_back():
+        if not limit or spent < limit * SPENT_SHARE or not self._can_go_back():
             return None
         return Overspent(at=self.now, micro_usd=spent)
 

@@ -445,7 +445,19 @@ def test_receipts_are_listed_in_their_chain_with_what_they_cost(
     assert first.actual_micro_usd is not None
     (path,) = (tmp_path / "runs" / run_id / "receipts").glob("mig-1.*")
     path.unlink()
-    with pytest.raises(Corrupt, match="one is missing"):
+    with pytest.raises(Corrupt, match="the receipt of 'mig-1' is missing"):
+        bench.service.receipts(run_id)
+
+
+def test_two_receipts_behind_the_same_one_are_named(bench: Bench, tmp_path: Path) -> None:
+    run_id = bench.train()
+    bench.move(run_id)
+    bench.step()
+    (path,) = (tmp_path / "runs" / run_id / "receipts").glob("mig-1.*")
+    (one,) = bench.service.receipts(run_id)
+    twin = msgspec.structs.replace(one, migration_id="mig-9")
+    path.with_name("mig-9.json").write_bytes(msgspec.json.encode(twin))
+    with pytest.raises(Corrupt, match=r"'mig-1'.*'mig-9'|'mig-9'.*'mig-1'"):
         bench.service.receipts(run_id)
 
 

@@ -67,6 +67,19 @@ def test_the_meter_counts_egress_from_where_the_month_stands(bench: Bench) -> No
     assert move.spent_micro_usd(saga) == paid
 
 
+def test_what_a_move_cost_ends_with_the_first_new_step_and_has_the_source_s_pause(
+    bench: Bench,
+) -> None:
+    run_id = bench.train()
+    move = move_of(bench, bench.move(run_id))
+    saga = msgspec.structs.replace(move.saga, bytes_moved=0)
+    target = move._record.attempts[move.generations[-1]]
+    assert saga.pause_s is not None
+    until_it_trains_s = saga.drained_at + saga.pause_s - target.started.at
+    expected = (until_it_trains_s * 1_800_000 + saga.pause_s * 3_600_000) / 3600
+    assert abs(move.spent_micro_usd(saga) - expected) <= 2
+
+
 def test_a_move_that_came_back_measures_no_start_and_no_pause(bench: Bench) -> None:
     run_id = bench.train()
     bench.engine.prepare = lambda puppet: puppet.fail.add("verify")

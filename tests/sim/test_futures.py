@@ -14,8 +14,10 @@ from cloudshift_lab.core.asks import FuturesAsk
 from cloudshift_lab.core.errors import UsageError
 from cloudshift_lab.core.placement import EgressTier, Market, Offer, Placement
 from cloudshift_lab.core.plan import Closing, Futures, MissingNodesPolicy, Plan
+from cloudshift_lab.core.save_policy import format_seconds
 from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.market.bill import MoveInputs, price_move
+from cloudshift_lab.market.closing import ASSUMED_RESTORE_S
 from cloudshift_lab.migration import with_digest
 from cloudshift_lab.sim.futures import MOST_FUTURES, simulate
 from cloudshift_lab.sim.odds import Hazards
@@ -109,6 +111,23 @@ def test_a_target_that_dies_before_the_commit_is_rolled_back_and_costs_less() ->
     assert futures.rolled_back == 1.0
     assert futures.lost_steps == 0.0
     assert futures.cost_micro_usd.p90 < calm.cost_micro_usd.p10
+
+
+def test_futures_of_which_none_arrive_say_so() -> None:
+    futures = simulate(make_ask(), hazards=Hazards(target=20_000.0))
+    assert "none arrived, so no pause is known" in futures.basis
+
+
+def test_futures_stop_where_the_driver_does() -> None:
+    spent = simulate(make_ask(), hazards=CALM, spread=0.0).cost_micro_usd.p50
+    near = make_plan(limit_micro_usd=round(spent * 1.01))
+    assert simulate(make_ask(near), hazards=CALM, spread=0.0).rolled_back == 1.0
+
+
+def test_an_unmeasured_restore_is_assumed_as_the_bill_assumes_it() -> None:
+    assert (
+        f"restore {format_seconds(ASSUMED_RESTORE_S)}" in simulate(make_ask(restore_s=None)).basis
+    )
 
 
 def test_a_source_that_dies_first_loses_steps_and_still_moves() -> None:
