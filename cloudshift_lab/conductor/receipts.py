@@ -90,7 +90,7 @@ class Receipts:
         return tuple(ordered)
 
     def _read(self) -> list[Receipt]:
-        # One that is being sent turns from unsent to sent: looked for in that order, none is missed.
+        # Sending turns unsent into sent: looked for in that order, none is missed.
         unsent = [path.stem for path in self._folder.glob(f"*{_UNSENT}")]
         sent = [path.stem for path in self._folder.glob("*.json")]
         return [self._read_one(name) for name in dict.fromkeys((*unsent, *sent))]
