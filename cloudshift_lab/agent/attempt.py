@@ -55,6 +55,18 @@ class Attempt:
         """
         return self.is_owner and self.job.standby and self.board.status.committed_step is None
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether what this stranded attempt's ranks left behind will never be committed.
+
+        The step the run arrived with is in the source's store still: that is all there is.
+        """
+        if not self.is_stranded or self.view.state not in ("finished", "failed"):
+            return False
+        if not self.saves.is_owed(self.view) or self.refusal() is not None:
+            return True
+        return self.view.state == "failed" and not self._may_be_saved_yet()
+
     def is_obeying(self, *kinds: OrderKind) -> bool:
         """Whether an order of one of these kinds is being obeyed."""
         return any(order.kind in kinds for order, _ in self.active.values())
@@ -84,6 +96,15 @@ class Attempt:
                 error=failure.message, error_rank=failure.rank, traceback=failure.traceback
             )
 
+    def back_to_gate(self) -> None:
+        """Be a standby again, with ranks that wait: what they had done is given up."""
+        self.tenure.owned = False
+        self.drain_asked = False
+        self._failed_at = None
+        self.saves.start_over()
+        self.ranks.start(None, standby=True)
+        self.view = self.ranks.poll()
+
     def settle(self) -> None:
         """End the attempt when the ranks have ended and what they left behind is committed."""
         if self.view.state not in ("finished", "failed"):
@@ -104,6 +125,9 @@ class Attempt:
             return False
         if self.view.state == "finished" or self.is_stranded:
             return True
+        return self._may_be_saved_yet()
+
+    def _may_be_saved_yet(self) -> bool:
         now = self.world.monotonic()
         self._failed_at = now if self._failed_at is None else self._failed_at
         return now - self._failed_at < LAST_WORDS_S

@@ -263,6 +263,16 @@ class Mover:
             f"{order.manifest_digest[:12]}; drain the source first"
         )
 
+    def sealed(self) -> LogRecord:
+        """The source's newest commit: after the handover, the step that the run arrived with.
+
+        Raises:
+            NotFound: The source's log has none.
+        """
+        if (newest := self._log.sync().last_commit) is None:
+            raise NotFound(f"the log at {self._source.url} has no commit; look at that store")
+        return newest
+
     def open_source(self, record: LogRecord) -> Checkpoint:
         """A committed step where it is now.
 

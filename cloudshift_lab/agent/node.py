@@ -46,6 +46,8 @@ class NodeAgent:
         job: What to run; ``standby`` decides whether the run is acquired at once.
         store: The attempt's own store.
         source_store: Where a standby copies its state from; None otherwise.
+        watch_store: The same store to look at the source, with short deadlines: a source that is
+            away must not keep us from speaking; None: ``source_store``.
         world: Clock and nonces.
         ranks: The ranks of this node.
         saver: Uploads what the ranks staged.
@@ -68,6 +70,7 @@ class NodeAgent:
         world: World,
         ranks: RanksProtocol,
         saver: SaverProtocol,
+        watch_store: Store | None = None,
         collector: CollectorProtocol | None = None,
         prove: Prove | None = None,
         open_store: OpenStore | None = None,
@@ -77,6 +80,7 @@ class NodeAgent:
         self._job = job
         self._store = store
         self._source_store = source_store
+        self._watch_store = watch_store or source_store
         self._world = world
         self._ranks = ranks
         self._saver = saver
@@ -96,6 +100,7 @@ class NodeAgent:
         self._movers: dict[str, Mover] = {}
         self._rehearsal = self._make_rehearsal(prove)
         obeying = Obeying(self._attempt, self._mover_of, self._rehearsal)
+        self._obeying = obeying
         self._orders = Orders(self._attempt, store, obeying.obey)
 
     @property
@@ -139,7 +144,7 @@ class NodeAgent:
         attempt, orders = self._attempt, self._orders
         parts = (
             self._begin, self._beat, self._save, self._rehearse, orders.read, orders.advance,
-            attempt.settle, self._tidy,
+            self._settle, self._tidy,
         )  # fmt: skip
         for part in parts:
             try:
@@ -181,6 +186,10 @@ class NodeAgent:
         if self._rehearsal is not None:
             self._rehearsal.tick()
 
+    def _settle(self) -> None:
+        if not self._obeying.holds_on():
+            self._attempt.settle()
+
     def _tidy(self) -> None:
         """Forget and collect old steps while nothing else is to be done."""
         attempt = self._attempt
@@ -192,10 +201,10 @@ class NodeAgent:
     # -- between which stores ---------------------------------------------------------------------
 
     def _make_rehearsal(self, prove: Prove | None) -> Rehearsal | None:
-        source = self._source_store
-        if source is None:
+        source, watched = self._source_store, self._watch_store
+        if source is None or watched is None:
             return None
-        watch = SourceWatch(source, self._job, self._world)
+        watch = SourceWatch(watched, self._job, self._world)
         return self.rehearsal_type(self._attempt, watch, self._puller(source), prove)
 
     def _mover_of(self, order: Order) -> Mover:

@@ -35,7 +35,7 @@ def heed(attempt: Attempt, order: Order, drain: Callable[[Order], Activity]) -> 
         )
     until = _until(attempt, order.within_s)
     while not attempt.is_owner:
-        if not attempt.is_obeying("go"):
+        if not attempt.is_obeying("go") and not attempt.tenure.has_arrived():
             yield OrderResult(state="done", detail="nothing was to be saved here")
             return
         yield OrderResult(state="running", detail="waiting for the run to arrive")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
+
 from cloudshift_lab.agent.attempt import Activity, Attempt
 from cloudshift_lab.agent.moves import Mover
 from cloudshift_lab.agent.notice import heed
@@ -14,6 +16,7 @@ from cloudshift_lab.core.errors import CloudshiftError, Conflict, Fenced, Unavai
 from cloudshift_lab.core.orders import Order, OrderKind, OrderResult
 
 FETCH_AGAIN_S = 5.0
+START_AGAIN_S = 5.0
 MoverOf = Callable[[Order], Mover]
 
 
@@ -34,6 +37,8 @@ class Obeying:
         self._attempt = attempt
         self._mover_of = mover_of
         self._rehearsal = rehearsal
+        self._went: Order | None = None
+        self._start_at = float("-inf")
         self._by_kind: dict[OrderKind, Callable[[Order], Activity]] = {
             "precopy": self._precopy,
             "rehearse": self._rehearse,
@@ -88,8 +93,44 @@ class Obeying:
 
     # -- taking the run over -----------------------------------------------------------------------
 
+    def holds_on(self) -> bool:
+        """A run that has arrived, and of which nothing is saved here, does not end with its ranks.
+
+        They wait at the gate again, and ``go`` brings the step from the source's store.
+
+        Returns:
+            Whether that is so: then the attempt must not end.
+
+        Raises:
+            Fenced: The run is not ours any more.
+            Unavailable: The store is away; to be tried again.
+        """
+        attempt = self._attempt
+        if not self._is_left_without_ranks():
+            return False
+        if attempt.world.monotonic() < self._start_at:
+            return True
+        self._start_at = attempt.world.monotonic() + START_AGAIN_S
+        error = attempt.view.error
+        why = error.message if error else "what they did cannot be saved"
+        attempt.board.note("arrival", f"the ranks are started again: {why}")
+        self._leave_rehearsal()
+        attempt.back_to_gate()
+        if self._went is not None and not attempt.is_obeying("go", "stop", "retire"):
+            attempt.active[self._went.order_id] = (self._went, self._go(self._went))
+        return True
+
+    def _is_left_without_ranks(self) -> bool:
+        attempt = self._attempt
+        if attempt.is_owner or not attempt.job.standby:
+            return attempt.is_lost
+        return attempt.view.state in ("failed", "finished") and attempt.tenure.has_arrived()
+
     def _go(self, order: Order) -> Activity:
         attempt = self._attempt
+        self._went = order
+        if self._rehearsal is not None:
+            self._rehearsal.look_away()
         while not attempt.is_owner:
             restore = attempt.tenure.adopt(order.step)
             if restore is not None:
@@ -103,6 +144,9 @@ class Obeying:
         while attempt.view.first_step_at is None and attempt.view.state != "finished":
             attempt.refuse_failed()
             yield OrderResult(state="running", detail="restoring")
+        is_going = attempt.board.status.notice_until is not None
+        if is_going and not attempt.is_obeying("notice", "drain"):
+            attempt.drain()  # the machine goes, and whoever said so was told that nothing was here
         yield OrderResult(state="done", step=attempt.view.step)
 
     def _enter(self, restore: Restore) -> None:
@@ -114,7 +158,7 @@ class Obeying:
         if proven == restore:
             attempt.ranks.release(restore.step)
             attempt.ranks.limit(None)
-        elif attempt.view.state == "absent" or origin is not None:
+        elif attempt.view.state in ("absent", "failed") or origin is not None:
             attempt.ranks.start(restore, standby=False)
         else:
             attempt.ranks.go(restore)
@@ -236,7 +280,11 @@ class Obeying:
             while attempt.sealed() is None and attempt.view.state not in ("failed", "finished"):
                 if attempt.view.step != step:
                     step, moved_at = attempt.view.step, attempt.world.monotonic()
-                if (why := attempt.refusal() or attempt.stuck_since(moved_at)) is not None:
+                why = attempt.refusal() or attempt.stuck_since(moved_at)
+                if why is not None and attempt.is_stranded:
+                    attempt.back_to_gate()
+                    break
+                if why is not None:
                     attempt.give_back()
                     attempt.end("failed", why)
                     yield failure(why)
@@ -244,6 +292,21 @@ class Obeying:
                 yield OrderResult(state="running", detail=attempt.view.state)
         while attempt.view.state in ("failed", "finished"):
             yield OrderResult(state="running", detail=attempt.view.state)  # until settle ends it
+        yield from self._bring_arrived()
         attempt.give_back()
         attempt.end("stopped")
         yield OrderResult(state="done", step=attempt.board.status.committed_step)
+
+    def _bring_arrived(self) -> Activity:
+        """Nobody could go on from a log that has no step: bring the one the run arrived with."""
+        attempt = self._attempt
+        while not attempt.is_owner and attempt.tenure.awaits_step():
+            yield OrderResult(state="running", detail="bringing the step the run arrived with")
+            arrived = Order(order_id="arrived", kind="copy", at=attempt.world.now())
+            sealed = self._mover_of(arrived).sealed()
+            arrived = msgspec.structs.replace(
+                arrived, step=sealed.step, manifest_digest=sealed.manifest_digest
+            )
+            yield from self._fetch_patiently(arrived)
+            if (restore := attempt.tenure.adopt(sealed.step)) is not None:
+                attempt.saves.continue_from(restore)

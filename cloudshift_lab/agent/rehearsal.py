@@ -72,6 +72,10 @@ class Rehearsal:
         """From now on remember what the source says: its losses are needed later."""
         self._is_watching = True
 
+    def look_away(self) -> None:
+        """What the source says matters no more: whether it is there must not either."""
+        self._is_watching = False
+
     def tick(self) -> None:
         """Look at the source, compare what is new, let the ranks go as far as it has come.
 
@@ -91,11 +95,12 @@ class Rehearsal:
 
     def leave(self) -> None:
         """The ranks belong to the run now, or to nobody: nothing is rehearsed any more."""
-        self._is_watching = False
+        self.look_away()
         self._clear()
 
     def back_to_gate(self) -> None:
         """Start the ranks again, to wait for ``go``; nothing to do when they do not rehearse."""
+        self.look_away()
         if self.origin is not None:
             self._clear()
             self._attempt.ranks.start(None, standby=True)
@@ -116,7 +121,7 @@ class Rehearsal:
         if self.origin is None:
             yield from self._send_off(order)
         wanted = max(1, order.num_steps)
-        while len(self._equal) < wanted and not self._is_blind(wanted):
+        while not self._is_enough(wanted) and not self._is_blind(wanted):
             self._refuse_broken()
             self._refuse_ended_source()
             detail = f"{len(self._equal)} of {wanted} losses are the source's"
@@ -124,7 +129,6 @@ class Rehearsal:
         self._refuse_broken()
         done = self._rehearsed()
         if not order.replay:
-            self._is_watching = False
             self.back_to_gate()
             while self._attempt.view.state != "gate":
                 self._attempt.refuse_failed()
@@ -159,12 +163,28 @@ class Rehearsal:
             )
         return OrderResult(state="done", step=view.step, step_s=view.step_s, detail=detail)
 
+    def _is_enough(self, wanted: int) -> bool:
+        """Whether so many losses were compared, or all there are where few steps tell one."""
+        if len(self._equal) >= wanted:
+            return True
+        num_steps, told = self._num_repeated(), self._told()
+        is_sparse = 2 * len(told) <= num_steps
+        return num_steps >= wanted and is_sparse and 0 < len(told) == len(self._equal)
+
     def _is_blind(self, wanted: int) -> bool:
-        """Whether enough steps were repeated of a script that tells no (finite) losses."""
-        view, origin = self._attempt.view, self.origin
-        if origin is None or view.step is None or view.step < origin.step + wanted:
+        """Whether enough steps were repeated of a script that tells no (finite) losses at all."""
+        if self._num_repeated() < wanted or self._told():
             return False
-        return not any(s > origin.step and math.isfinite(loss) for s, loss in view.losses)
+        return not any(math.isfinite(loss) for loss in self._watch.losses.values())
+
+    def _num_repeated(self) -> int:
+        view, origin = self._attempt.view, self.origin
+        return 0 if origin is None or view.step is None else view.step - origin.step
+
+    def _told(self) -> list[int]:
+        """Steps of the rehearsal with a finite loss, of those that are still known."""
+        at, losses = self.origin, self._attempt.view.losses
+        return [s for s, loss in losses if at and s > at.step and math.isfinite(loss)]
 
     # -- catching up -------------------------------------------------------------------------------
 

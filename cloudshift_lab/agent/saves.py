@@ -58,6 +58,7 @@ class Saves:
         self._retry_at = float("-inf")
         self._wanted: int | None = None
         self._keeps_current = False
+        self._is_stale = False
         self.newest: Restore | None = None
         self.closing: Restore | None = None
 
@@ -70,6 +71,15 @@ class Saves:
             self._saver.learn(restore.manifest_key, restore.manifest_digest)
             self._board.update(committed_step=restore.step)
 
+    def start_over(self) -> None:
+        """The ranks were started anew: nothing they had staged before is saved any more."""
+        self._pending = self._refusal = self._seen_staged = self._given_up = None
+        self._num_failures = self._num_refusals = 0
+        self._retry_at = float("-inf")
+        if self._saver.busy:
+            self._is_stale, self._abandoned = True, self._saving
+            self._saver.abandon()
+
     def tick(self, view: RanksView) -> None:
         """Take the saver's outcome, commit it, start the next save.
 
@@ -79,6 +89,8 @@ class Saves:
         """
         self._look(view)
         outcome = self._saver.poll()
+        if outcome is not None and self._is_stale:
+            outcome, self._is_stale = None, False
         if isinstance(outcome, Saved):
             self._pending = (outcome, self._world.new_id("commit"))
             if outcome.warning is not None:

@@ -78,6 +78,15 @@ class Tenure:
         """
         return self._holds(self._sync_unless_past())
 
+    def awaits_step(self) -> bool:
+        """Whether the run is ours and its newest step is still at the source alone.
+
+        Raises:
+            Fenced: As ``adopt``.
+        """
+        state = self._sync_unless_past()
+        return self._holds(state) and state.awaits_step
+
     def take(self) -> None:
         """Become the owner of a run that has arrived without its newest step.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cloudshift_lab.core.errors import NotFound
+from cloudshift_lab.core.errors import NotFound, Unavailable
 from cloudshift_lab.core.orders import AgentState, AgentStatus, status_key
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.wire import from_json
@@ -12,6 +12,8 @@ from cloudshift_lab.storage.store import Store
 
 WATCH_EVERY_S = 0.25
 MAX_LOSSES = 4096
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 15.0
 
 
 class SourceWatch:
@@ -31,12 +33,13 @@ class SourceWatch:
         self._world = world
         self._generation: int | None = None
         self._look_at = float("-inf")
+        self._pause_s = FIRST_PAUSE_S
         self.step: int | None = None
         self.state: AgentState | None = None
         self.losses: dict[int, float] = {}
 
     def tick(self) -> None:
-        """Read the source's status, when it is time.
+        """Read the source's status, when it is time; less and less often while it is away.
 
         Raises:
             Corrupt: It does not parse.
@@ -45,6 +48,15 @@ class SourceWatch:
         if self._world.monotonic() < self._look_at:
             return
         self._look_at = self._world.monotonic() + WATCH_EVERY_S
+        try:
+            self._look()
+        except Unavailable:
+            self._look_at = self._world.monotonic() + self._pause_s
+            self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
+            raise
+        self._pause_s = FIRST_PAUSE_S
+
+    def _look(self) -> None:
         if self._generation is None:
             self._generation = self._find()
         if self._generation is None:

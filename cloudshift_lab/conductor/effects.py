@@ -25,6 +25,7 @@ from cloudshift_lab.core.errors import (
     CloudshiftError,
     Conflict,
     Exhausted,
+    NodesMissing,
     NotFound,
     Unavailable,
 )
@@ -310,13 +311,32 @@ class MoveEffects(TwoSides):
         status = line.look()
         if status is not None and _has_settled_in(status):
             return self._done(effect, step=status.step, step_at=status.first_step_at)
-        if status is not None and ends_attempt(status):
+        if status is not None and self._ends_run(status):
             return self._done(effect, detail=f"the run {status.state} at its new place")
         result = None if status is None else status.results.get(order_id)
         if result is not None and result.state == "failed":
             raise error_of(result, "the target cannot go on")
         self._revive_target()
+        self._revive_nodes(status)
         return None
+
+    def _ends_run(self, status: AgentStatus) -> bool:
+        """Whether the target ended the run; not while only the source's store has its newest step.
+
+        Nobody could go on from the log that it would leave behind: its agent is started again, to
+        bring that step. One that was fenced has lost the run to somebody else.
+        """
+        if not ends_attempt(status):
+            return False
+        return status.state == "fenced" or not self._target.log.sync().awaits_step
+
+    def _revive_nodes(self, status: AgentStatus | None) -> None:
+        """Start what is gone of the target's other nodes; its ranks wait for all of them."""
+        try:
+            self._expect_nodes(status)
+        except NodesMissing:
+            self._missing_since = None
+            self._target.revive()
 
     def _revive_target(self) -> None:
         """The run is the target's now: when its agent is dead, start it again.
@@ -332,7 +352,7 @@ class MoveEffects(TwoSides):
     def _has_last_word(self) -> bool:
         """Whether the target ended by itself; asked after it is gone, when its word is final."""
         status = self._target.line.look()
-        return status is not None and ends_attempt(status)
+        return status is not None and self._ends_run(status)
 
     def _retire(self, effect: Effect, saga: Saga) -> EffectDone | None:
         is_gone = self._source.is_gone()

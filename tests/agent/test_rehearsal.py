@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from cloudshift_lab.agent.protocols import RankError, RanksView, SaveFailed
@@ -634,24 +632,3 @@ def test_a_target_that_is_drained_before_its_first_commit_seals_what_it_was_give
     )
     standby.tick(12)
     assert (standby.result(drain).state, standby.result(drain).step) == ("done", 22)
-
-
-def test_ranks_that_fail_before_the_first_commit_leave_it_behind_however_long_that_takes(
-    source: Attempt, standby: Standby
-) -> None:
-    digest = caught_up(standby, source)
-    hand_over(source, standby, digest, carries_over=False)
-    standby.saver.is_slow = True
-    standby.order("go", step=20, digest=digest)
-    standby.tick(3)
-    seen = standby.ranks.poll()
-    standby.ranks.is_stuck = True
-    standby.ranks.view = replace(seen, state="failed", error=RankError(1, "killed", ""))
-    standby.tick(1000)
-    assert standby.published.state == "running"
-    assert [r.kind for r in standby.log.sync().records] == ["acquire"]
-    standby.saver.is_slow = False
-    standby.tick(5)
-    assert standby.published.state == "failed"
-    assert [r.kind for r in standby.log.sync().records] == ["acquire", "commit", "release"]
-    assert standby.log.sync().last_commit is not None

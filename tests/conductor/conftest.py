@@ -208,6 +208,7 @@ class PuppetEngine:
         self.prepare: Callable[[Puppet], None] = lambda _: None
         self.refuse: Exception | None = None
         self.started: list[int] = []
+        self.revived: list[int] = []
 
     def tick(self) -> None:
         for puppet in list(self.puppets.values()):
@@ -219,6 +220,7 @@ class PuppetEngine:
         return self._handle(job.run_id, job.generation)
 
     def revive(self, job: JobSpec) -> Handle:
+        self.revived.append(job.generation)
         held = self.puppets.get((job.run_id, job.generation))
         if held is None or held.is_gone:
             self._start(job)

@@ -262,6 +262,69 @@ def test_without_a_notice_a_source_that_dies_is_not_moved(replayed: Scene) -> No
     assert "the source's agent is gone" in str(saga.error)
 
 
+# -- a target that has the run and not its newest step yet ---------------------------------------
+
+
+@pytest.mark.parametrize("state", ["failed", "stopped"])
+def test_a_target_that_ends_before_it_has_the_replayed_step_is_started_again(
+    replayed: Scene, state: str
+) -> None:
+    replayed.play(until="committed")
+    target = replayed.puppet(2)
+    target.say(state=state)
+    target.is_gone = True
+    saga = replayed.play()
+    assert saga.phase == "source_retired", saga.error
+    assert replayed.engine.started == [1, 2, 2]
+    assert replayed.puppet(2).status.state == "running"
+    assert replayed.kinds("gcp-sim") == ["acquire", "commit"]
+
+
+def test_a_source_is_not_retired_while_a_target_without_its_step_says_that_it_failed(
+    replayed: Scene,
+) -> None:
+    replayed.play(until="committed")
+    replayed.puppet(2).mute.add("go")
+    replayed.puppet(2).say(state="failed")
+    driver = replayed.driver()
+    for _ in range(20):
+        driver.tick()
+        replayed.engine.tick()
+        replayed.world.clock_s += 0.5
+    assert driver.saga.phase == "committed"
+    assert not replayed.puppet(1).is_gone
+    assert replayed.engine.started == [1, 2]
+
+
+def test_a_target_that_failed_with_the_step_in_its_log_ends_the_move(two_clouds: Any) -> None:
+    scene = Scene(two_clouds)
+    scene.play(until="committed")
+    scene.puppet(2).mute.add("go")
+    scene.puppet(2).say(state="failed")
+    saga = scene.play()
+    assert saga.phase == "source_retired"
+    assert scene.engine.started == [1, 2]
+
+
+def test_a_node_that_goes_after_the_commit_is_started_again(two_clouds: Any) -> None:
+    scene = Scene(two_clouds, target=TWO_NODES)
+    scene.engine.prepare = lambda puppet: puppet.mute.add("go")
+    scene.play(until="committed")
+    scene.puppet(2).nodes_up = 1
+    driver = scene.driver()
+    for _ in range(100):
+        driver.tick()
+        scene.engine.tick()
+        scene.world.clock_s += 0.5
+    assert scene.engine.revived == []
+    for _ in range(30):
+        driver.tick()
+        scene.engine.tick()
+        scene.world.clock_s += 0.5
+    assert scene.engine.revived == [2]
+    assert driver.saga.phase == "committed"
+
+
 # -- money -------------------------------------------------------------------------------------
 
 
