@@ -37,6 +37,7 @@ from cloudshift_lab.storage.transfer import TransferOptions
 from cloudshift_lab.telemetry.spool import Sender
 
 TICK_S = 0.05
+WATCH_DEADLINE_S = 3.0
 SAVER_LOG = "saver.log"
 COLLECTOR_LOG = "collector.log"
 
@@ -73,6 +74,7 @@ class AgentProcess:
             job,
             store=store,
             source_store=open_source_store(job),
+            watch_store=open_source_store(job, deadline_s=WATCH_DEADLINE_S),
             world=self._world,
             ranks=self._ranks if line is None else LedRanks(self._ranks, line, self._world),
             saver=saver if line is None else LedSaver(saver, line),

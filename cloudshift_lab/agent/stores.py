@@ -8,7 +8,7 @@ import msgspec
 
 from cloudshift_lab.core.home import load_clouds
 from cloudshift_lab.core.run import JobSpec
-from cloudshift_lab.storage.store import Store, open_cloud_store
+from cloudshift_lab.storage.store import DEADLINE_S, Store, open_cloud_store
 
 
 def open_job_store(job: JobSpec) -> Store:
@@ -20,15 +20,19 @@ def open_job_store(job: JobSpec) -> Store:
     return _open(job, job.placement.cloud, job.store_url)
 
 
-def open_source_store(job: JobSpec) -> Store | None:
+def open_source_store(job: JobSpec, *, deadline_s: float = DEADLINE_S) -> Store | None:
     """The store a standby copies from; None when the job names none.
+
+    Args:
+        job: The standby's.
+        deadline_s: Longest time any one call may take, seconds.
 
     Raises:
         UsageError: Its cloud is not configured here.
     """
     if job.source_cloud is None or job.source_url is None:
         return None
-    return _open(job, job.source_cloud, job.source_url)
+    return _open(job, job.source_cloud, job.source_url, deadline_s=deadline_s)
 
 
 def open_other_store(job: JobSpec, cloud: str, url: str) -> Store:
@@ -40,7 +44,10 @@ def open_other_store(job: JobSpec, cloud: str, url: str) -> Store:
     return _open(job, cloud, url)
 
 
-def _open(job: JobSpec, cloud: str, url: str) -> Store:
+def _open(
+    job: JobSpec, cloud: str, url: str, *, deadline_s: float = DEADLINE_S
+) -> Store:  # fmt: skip
     """With the runs' logs where the cloud keeps them; the job's own address of the data counts."""
     found = msgspec.structs.replace(load_clouds(Path(job.home)).find(cloud), store_url=url)
-    return open_cloud_store(found, inside=cloud == job.placement.cloud)
+    inside = cloud == job.placement.cloud
+    return open_cloud_store(found, inside=inside, deadline_s=deadline_s)
