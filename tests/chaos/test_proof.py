@@ -85,3 +85,12 @@ def test_a_loss_that_is_not_the_controls_and_a_step_that_nobody_did_are_found():
     assert len(proof.other_losses([Published(1, 0, 3, 0.3)], control)) == 1
     assert len(proof.other_traces([Traced(0, 3, 0, 1, 0.3, 9)], control)) == 1
     assert "[5]" in proof.missing_steps([t for t in trace if t.step != 5], 30)[0]
+
+
+def test_a_cancel_after_a_failed_owner_released_its_log_is_no_split_brain():
+    released = log(
+        ("acquire", 1, None), ("commit", 1, 10), ("release", 1, None), ("cancel", 1, None)
+    )
+    assert proof.fenced_commits([released]) == []
+    handed = log(("acquire", 1, None), ("handover", 2, None), ("cancel", 1, None))
+    assert len(proof.fenced_commits([handed])) == 1

@@ -43,14 +43,15 @@ def fenced_commits(states: Iterable[LogState]) -> list[str]:
     found = []
     for number, state in enumerate(states):
         owner: tuple[int, str] | None = None
+        is_handed_over = False
         for record in state.records:
             if record.kind == "acquire":
-                owner = (record.generation, record.owner)
+                owner, is_handed_over = (record.generation, record.owner), False
             elif record.kind in ("handover", "release"):
-                owner = None
+                owner, is_handed_over = None, is_handed_over or record.kind == "handover"
             elif record.kind == "commit" and (record.generation, record.owner) != owner:
                 found.append(f"log {number} record {record.seq}: {record.owner} is not {owner}")
-            elif record.kind == "cancel" and owner is None:
+            elif record.kind == "cancel" and is_handed_over:
                 found.append(f"log {number} record {record.seq}: cancelled after the handover")
     return found
 
