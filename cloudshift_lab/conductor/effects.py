@@ -92,21 +92,28 @@ class MoveEffects(TwoSides):
         }
 
     def run(self, effect: Effect, saga: Saga) -> EffectDone | EffectFailed | None:
-        """Push one effect on; see ``driver.EffectRunner``."""
+        """Push one effect on; see ``driver.EffectRunner``.
+
+        What moves on may take as long as it takes: the time counts anew with all progress, and
+        when a forced stop had put something else before it.
+        """
         self._turn_to(saga)
         if effect.key not in self._begun:
-            self._begun[effect.key] = self._world.monotonic()
-            self.going = None
-        late = self._is_late(effect)
+            self._begun = {effect.key: self._world.monotonic()}
+            self._missing_since = self.going = None
+        late, before = self._is_late(effect), self.going
         try:
             outcome = self._by_name[effect.name](effect, saga)
         except Unavailable as error:
             return self._failed(effect, error) if late else None
         except CloudshiftError as error:
             return self._failed(effect, error)
-        if outcome is None:
+        if outcome is None and self.going != before:
+            self._begun[effect.key] = self._world.monotonic()
+        elif outcome is None:
             return self._timed_out(effect) if late else None
-        del self._begun[effect.key]
+        else:
+            self._begun, self.going = {}, None  # its bytes are the saga's now, not counted twice
         return outcome
 
     def _is_late(self, effect: Effect) -> bool:
@@ -247,6 +254,7 @@ class MoveEffects(TwoSides):
             new_owner=self._target.job.owner,
             migration_id=plan.migration_id,
             nonce=effect.key,
+            sealed=(sealed.step or 0, sealed.manifest_digest or ""),
         )
         self._take_over(handover, sealed, effect, saga)
         return self._done(effect, seq=handover.seq)

@@ -300,10 +300,12 @@ def _newest(found: Iterable[float | None]) -> float | None:
 
 
 def _provision_s(timeline: tuple[PhaseTime, ...]) -> float | None:
-    times = {entry.phase: entry.at for entry in timeline}
-    if "provisioning" not in times or "precopying" not in times:
+    """How long the first try took from being asked for to being there, seconds."""
+    asked_at = next((entry.at for entry in timeline if entry.phase == "provisioning"), None)
+    there_at = next((entry.at for entry in timeline if entry.phase == "precopying"), None)
+    if asked_at is None or there_at is None or there_at < asked_at:
         return None
-    return times["precopying"] - times["provisioning"]
+    return there_at - asked_at
 
 
 def _step_s(curve: Series) -> float:

@@ -12,7 +12,7 @@ import msgspec
 from cloudshift_lab.conductor.forecast import Forecast
 from cloudshift_lab.core.asks import Carrier, ClosingWish
 from cloudshift_lab.core.errors import UsageError
-from cloudshift_lab.core.money import MICRO, format_bytes, format_duration
+from cloudshift_lab.core.money import HOUR_S, MICRO, format_bytes, format_duration
 from cloudshift_lab.core.placement import Cloud, Offer, Placement
 from cloudshift_lab.core.plan import Bill, Closing, Fallback, MissingNodesPolicy, Plan
 from cloudshift_lab.core.views import CostLine
@@ -32,6 +32,7 @@ TOLERANCE_ELSEWHERE = 1e-3
 _NOISE_OF_ONE_STEP = 0.7
 _LIMIT_FACTOR = 2
 _LIMIT_SLACK_MICRO_USD = MICRO
+_LIMIT_WAIT_S = 1020.0  # a slow start, a fresh save, and ten minutes for a question
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ class Terms:
     """What was agreed on beside the places; see ``Plan``.
 
     ``closing`` "auto" takes the better one by estimate. ``limit_micro_usd`` None: the bill's
-    one-off costs twice and a dollar.
+    one-off costs twice, and a dollar or what the target costs while it starts slowly and a
+    question is open, whichever is more.
     """
 
     expires_s: float = 600.0
@@ -241,12 +243,14 @@ def _limit(bill: Bill, terms: Terms, inputs: MoveInputs) -> int:
         return terms.limit_micro_usd
     if not (inputs.target_micro_usd_per_h or bill.one_off_micro_usd):
         return 0
-    return _LIMIT_FACTOR * bill.one_off_micro_usd + _LIMIT_SLACK_MICRO_USD
+    waiting = round(inputs.target_micro_usd_per_h * _LIMIT_WAIT_S / HOUR_S)
+    return _LIMIT_FACTOR * bill.one_off_micro_usd + max(_LIMIT_SLACK_MICRO_USD, waiting)
 
 
 def handover_s(saga: Saga) -> float | None:
     """What a finished pause took after its bytes were there: proof, commit, restore; seconds."""
-    arrived = next((entry.at for entry in saga.timeline if entry.phase == "verifying"), None)
+    proving = [entry.at for entry in saga.timeline if entry.phase == "verifying"]
+    arrived = proving[-1] if proving else None
     if saga.pause_s is None or saga.drained_at is None or arrived is None:
         return None
     return max(0.0, saga.drained_at + saga.pause_s - arrived)

@@ -49,6 +49,7 @@ from cloudshift_lab.migration.trouble import (
     overspent,
 )
 
+_TELLING_BYTES = 16_000_000
 _AFTER_DONE: dict[EffectName, tuple[Phase, EffectName | None]] = {
     "commit": ("committed", "go"),
     "go": ("resumed", "retire"),
@@ -125,12 +126,18 @@ def _is_late_commit(saga: Saga, event: EffectDone) -> bool:
     return event.effect == "commit" and saga.effect == "cancel" and saga.commit_attempted
 
 
+def _speed(saga: Saga, event: EffectDone) -> float | None:
+    """The link's speed: a few last bytes say less about it than the many before them."""
+    is_little = event.num_bytes < _TELLING_BYTES and saga.bytes_per_s is not None
+    return saga.bytes_per_s if is_little or event.bytes_per_s is None else event.bytes_per_s
+
+
 def _learn(saga: Saga, event: EffectDone) -> Saga:
     """Keep what an effect reported."""
     saga = msgspec.structs.replace(
         saga,
         bytes_moved=saga.bytes_moved + event.num_bytes,
-        bytes_per_s=saga.bytes_per_s if event.bytes_per_s is None else event.bytes_per_s,
+        bytes_per_s=_speed(saga, event),
         step_s=saga.step_s if event.step_s is None else event.step_s,
         repriced=saga.repriced if event.bill is None else event.bill,
     )

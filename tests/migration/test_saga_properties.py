@@ -225,6 +225,7 @@ class AnyWorld(RuleBasedStateMachine):
         name = self.saga.effect
         assert name is not None
         approved = self.saga.plan.bill.total_micro_usd
+        self.act(name)
         self.tell(msgspec.structs.replace(self.done(name), bill=sample_bill(total)))
         is_worse = total - approved > 10_000 + abs(approved) / 10
         assert (self.saga.phase == "asking") == (is_worse or approved < 0 <= total)
