@@ -100,7 +100,9 @@ class MoveEffects(TwoSides):
         self._turn_to(saga)
         if effect.key not in self._begun:
             self._begun = {effect.key: self._world.monotonic()}
-            self._missing_since = self.going = None
+            self.going = None
+        if effect.name != "provision":
+            self._missing_since = None
         late, before = self._is_late(effect), self.going
         try:
             outcome = self._by_name[effect.name](effect, saga)
