@@ -101,8 +101,8 @@ class MoveEffects(TwoSides):
         if effect.key not in self._begun:
             self._begun = {effect.key: self._world.monotonic()}
             self.going = None
-        if effect.name != "provision":
-            self._missing_since = None
+            if effect.name != "provision":  # whose tries go on waiting for the same nodes
+                self._missing_since = None
         late, before = self._is_late(effect), self.going
         try:
             outcome = self._by_name[effect.name](effect, saga)
