@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 
@@ -10,6 +11,8 @@ import torch
 from cloudshift_lab.training.checkpoints import CheckpointManager
 
 if __name__ == "__main__":
+    # A shell starts what runs in its background with interrupts ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     manager = CheckpointManager(sys.argv[1], "loop", save_policy="1", keep="all")
     state = {"w": torch.zeros(10), "n": 0}
     for step in range(1, 100_000):
