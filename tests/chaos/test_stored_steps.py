@@ -144,7 +144,7 @@ def test_a_runs_history_follows_it_to_another_cloud_at_the_price_that_was_told(
     call("train", str(SCRIPT), "--name", "tiny", "--on", "here", "--checkpoint-every", "40",
          "--keep", "all")  # fmt: skip
     wait_for(lambda: len(saved_steps(client, "tiny")) >= 2 or None, "two checkpoints")
-    plan = call("migrate", "tiny", "--to", "there", "--yes")
+    plan = call("migrate", "tiny", "--to", "there", "--closing", "copy", "--rehearse", "0", "--yes")
     assert "To carry about" in plan
     assert "measured on this run (steps" in plan
     (move,) = client.migrations()
