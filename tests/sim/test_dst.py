@@ -36,7 +36,7 @@ FOUND = [
     ("no-fencing", range(40), "commit by the owner only"),
     ("cleanup-after-ambiguous", range(80, 120), "the outcome of a move is the log's"),
     ("gc-no-grace", range(40), "what a commit names stays"),
-    ("gc-deaf-save", range(60), "a committed step is whole"),
+    ("gc-deaf-save", range(60, 90), "a committed step is whole"),
     ("replay-without-proof", range(3020, 3040), "only a proved state is handed over"),
     ("lift-limit-before-commit", range(3005, 3040), "only the owner runs"),
     ("resume-after-handover", range(3030, 3040), "exactly one owner runs at the end"),
