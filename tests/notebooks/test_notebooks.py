@@ -20,7 +20,7 @@ from cloudshift_lab.sim.clouds import SimClouds
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 README_CELL = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-LIMIT_S = 300
+LIMIT_S = 600
 
 
 @pytest.fixture
