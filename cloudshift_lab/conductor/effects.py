@@ -23,7 +23,6 @@ from cloudshift_lab.conductor.sides import (
 )
 from cloudshift_lab.core.errors import (
     CloudshiftError,
-    Conflict,
     Exhausted,
     NodesMissing,
     NotFound,
@@ -35,7 +34,7 @@ from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.world import World
 from cloudshift_lab.engines.engine import Engine
 from cloudshift_lab.migration import Effect, EffectDone, EffectFailed, EffectName, Saga
-from cloudshift_lab.storage.log import LogBase, LogRecord, LogState
+from cloudshift_lab.storage.log import LogBase, LogRecord
 from cloudshift_lab.storage.store import Store
 
 _FOREVER = float("inf")
@@ -246,9 +245,8 @@ class MoveEffects(TwoSides):
 
     def _commit(self, effect: Effect, saga: Saga) -> EffectDone:
         plan = saga.plan
-        log = self._source.log.sync()
-        sealed = self._sealed(log, saga)
-        if log.handover_of(plan.migration_id) is None:
+        assert saga.sealed_step is not None and saga.manifest_digest is not None
+        if self._source.log.sync().handover_of(plan.migration_id) is None:
             self._expect_alive(self._target, self._target.line.look())
         handover = self._source.log.handover(
             generation=self._source.job.generation,
@@ -256,24 +254,12 @@ class MoveEffects(TwoSides):
             new_owner=self._target.job.owner,
             migration_id=plan.migration_id,
             nonce=effect.key,
-            sealed=(sealed.step or 0, sealed.manifest_digest or ""),
+            sealed=(saga.sealed_step, saga.manifest_digest),
         )
+        sealed = self._source.log.sync().last_commit
+        assert sealed is not None, "a handover follows the sealed step's commit"
         self._take_over(handover, sealed, effect, saga)
         return self._done(effect, seq=handover.seq)
-
-    def _sealed(self, log: LogState, saga: Saga) -> LogRecord:
-        """The commit of the sealed step, which must be the newest one of the source."""
-        newest = log.last_commit
-        if newest is None or (newest.step, newest.manifest_digest) != (
-            saga.sealed_step,
-            saga.manifest_digest,
-        ):
-            found = None if newest is None else newest.step
-            raise Conflict(
-                f"the source's newest checkpoint is step {found}, not the sealed step "
-                f"{saga.sealed_step}; the run stays where it is, propose the move again"
-            )
-        return newest
 
     def _take_over(
         self, handover: LogRecord, sealed: LogRecord, effect: Effect, saga: Saga

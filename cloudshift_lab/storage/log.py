@@ -280,7 +280,7 @@ class RunLog:
         found = None if newest is None else (newest.step, newest.manifest_digest)
         if sealed is not None and found != sealed:
             raise Conflict(
-                f"the newest checkpoint of run {self._run_id} is step {found and found[0]}, not "
+                f"run {self._run_id}'s newest checkpoint is step {found and found[0]}, not "
                 f"the sealed step {sealed[0]}; the run stays where it is, propose the move again",
                 step=sealed[0],
             )
