@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudshift_lab.core.errors import UsageError
-from cloudshift_lab.market.estimate import estimate_pause_s, estimate_transfer_s, num_requests
+from cloudshift_lab.market.estimate import estimate_transfer_s, num_requests
 
 
 def test_a_measured_speed_is_used_and_named():
@@ -23,15 +23,9 @@ def test_more_bytes_never_take_less_time(num_bytes, more, speed):
     assert 0 < less <= estimate_transfer_s(num_bytes + more, speed).seconds
 
 
-def test_the_pause_is_step_copy_and_restore():
-    assert estimate_pause_s(100_000_000, 0.5, 100e6, 2.0).seconds == pytest.approx(0.5 + 2.1 + 2.0)
-
-
 @pytest.mark.parametrize("call", [
     lambda: estimate_transfer_s(-1),
     lambda: estimate_transfer_s(1, 0.0),
-    lambda: estimate_pause_s(1, -1.0),
-    lambda: estimate_pause_s(1, 1.0, restore_s=-1.0),
 ])  # fmt: skip
 def test_numbers_out_of_range_are_refused(call):
     with pytest.raises(UsageError, match="mend the call"):

@@ -71,7 +71,6 @@ CASES: dict[Size, tuple[Case, ...]] = {
 BEST = "500 MB"
 LARGE = ("500 MB", "2 GB")
 STEPS_OF_WARM_UP = 2
-NO_CORE = "100 MB, no core to spare"
 
 
 class Moved(NamedTuple):
