@@ -25,7 +25,8 @@ Activity = Generator[OrderResult, None, None]
 class Attempt:
     """What the parts of an agent know of their attempt together.
 
-    ``view`` is of this tick. ``drain_asked``: the ranks were asked for their last state.
+    ``view`` is of this tick. ``drain_asked``: the ranks were asked for their last state;
+    ``only_noticed``: for no other reason than a notice that this machine goes.
     ``active`` are the orders being obeyed, by their ids. ``ended_at`` is monotonic seconds.
     """
 
@@ -38,6 +39,7 @@ class Attempt:
     retention: Retention
     view: RanksView = field(default_factory=RanksView)
     drain_asked: bool = False
+    only_noticed: bool = False
     active: dict[str, tuple[Order, Activity]] = field(default_factory=dict)
     ended_at: float | None = None
     _failed_at: float | None = None
@@ -75,10 +77,16 @@ class Attempt:
         """The commit after which no rank has run; None while there is none."""
         return self.saves.closing if self.view.state == "drained" else None
 
-    def drain(self) -> None:
+    def drain(self, *, for_notice: bool = False) -> None:
         """Have the ranks stop after the same step and stage it."""
+        is_first_reason = self.only_noticed or not self.drain_asked
+        self.only_noticed = for_notice and is_first_reason
         self.drain_asked = True
         self.ranks.request_drain()
+
+    def undrain(self) -> None:
+        """Nobody wants the ranks' last state any more."""
+        self.drain_asked, self.only_noticed = False, False
 
     def end(self, state: AgentState, error: CloudshiftError | None = None) -> None:
         """The attempt is over; the first word about it counts."""
@@ -99,7 +107,7 @@ class Attempt:
     def back_to_gate(self) -> None:
         """Be a standby again, with ranks that wait: what they had done is given up."""
         self.tenure.owned = False
-        self.drain_asked = False
+        self.undrain()
         self._failed_at = None
         self.saves.start_over()
         self.ranks.start(None, standby=True)

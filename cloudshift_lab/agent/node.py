@@ -8,6 +8,7 @@ from cloudshift_lab.agent.attempt import LAST_WORDS_S, STOP_PATIENCE_S, Attempt
 from cloudshift_lab.agent.board import Board
 from cloudshift_lab.agent.cadence import Cadence
 from cloudshift_lab.agent.moves import Mover
+from cloudshift_lab.agent.notice import outlive
 from cloudshift_lab.agent.obeying import Obeying
 from cloudshift_lab.agent.orders import Orders
 from cloudshift_lab.agent.protocols import RanksProtocol, SaverProtocol
@@ -144,7 +145,7 @@ class NodeAgent:
         attempt, orders = self._attempt, self._orders
         parts = (
             self._begin, self._beat, self._save, self._rehearse, orders.read, orders.advance,
-            self._settle, self._tidy,
+            self._outlive, self._settle, self._tidy,
         )  # fmt: skip
         for part in parts:
             try:
@@ -185,6 +186,11 @@ class NodeAgent:
     def _rehearse(self) -> None:
         if self._rehearsal is not None:
             self._rehearsal.tick()
+
+    def _outlive(self) -> None:
+        if outlive(self._attempt):
+            now = self._world.now()
+            self._orders.accept(Order(order_id=f"outlived-{now:.0f}", kind="resume", at=now))
 
     def _settle(self) -> None:
         if not self._obeying.holds_on():

@@ -11,9 +11,10 @@ from cloudshift_lab.migration.grace import GraceFacts, plan_grace
 
 ASSUMED_STEP_S = 1.0
 ASSUMED_SAVE_S = 10.0
+OUTLIVED_S = 30.0
 
 
-def heed(attempt: Attempt, order: Order, drain: Callable[[Order], Activity]) -> Activity:
+def heed(attempt: Attempt, order: Order, sealing: Callable[[], Activity]) -> Activity:
     """Have the newest state saved before the machine goes; done once it is committed.
 
     A save that is under way is not given up for a newer state that cannot be saved in time. An
@@ -23,11 +24,11 @@ def heed(attempt: Attempt, order: Order, drain: Callable[[Order], Activity]) -> 
     Args:
         attempt: Whose machine goes.
         order: Says in how many seconds.
-        drain: Stops the ranks after a common step and waits for its commit.
+        sealing: Waits for the commit of the common step after which the ranks stop.
 
     Raises:
         UsageError: The order does not say when.
-        CloudshiftError: As ``drain`` does.
+        CloudshiftError: As ``sealing`` does.
     """
     if order.within_s is None:
         raise UsageError(
@@ -44,7 +45,25 @@ def heed(attempt: Attempt, order: Order, drain: Callable[[Order], Activity]) -> 
     attempt.board.note("notice", f"this machine goes in {within_s:.0f} s: {plan.words}")
     if not plan.finishes:
         attempt.saves.keep_current()
-    yield from drain(order)
+    attempt.drain(for_notice=True)
+    yield from sealing()
+
+
+def outlive(attempt: Attempt) -> bool:
+    """Notice that the machine is still there though its time is over, and forget the notice.
+
+    Returns:
+        Whether the ranks wait for nothing but the machine's end: then they should go on. A drain
+        that a move or a person asked for stands.
+    """
+    until = attempt.board.status.notice_until
+    if until is None or attempt.is_obeying("notice"):
+        return False
+    if attempt.world.now() < until + OUTLIVED_S:
+        return False
+    attempt.board.update(notice_until=None)
+    attempt.board.note("notice", "this machine was to go, and is still here")
+    return attempt.only_noticed and attempt.is_owner
 
 
 def _until(attempt: Attempt, within_s: float) -> float:

@@ -146,7 +146,9 @@ class Obeying:
             yield OrderResult(state="running", detail="restoring")
         is_going = attempt.board.status.notice_until is not None
         if is_going and not attempt.is_obeying("notice", "drain"):
-            attempt.drain()  # the machine goes, and whoever said so was told that nothing was here
+            attempt.drain(
+                for_notice=True
+            )  # the machine goes, and whoever said so was told that nothing was here
         yield OrderResult(state="done", step=attempt.view.step)
 
     def _enter(self, restore: Restore) -> None:
@@ -231,9 +233,12 @@ class Obeying:
         yield OrderResult(state="done", step=newest.step, manifest_digest=newest.manifest_digest)
 
     def _drain(self, _order: Order) -> Activity:
+        self._attempt.refuse_foreign()
+        self._attempt.drain()
+        yield from self._sealing()
+
+    def _sealing(self) -> Activity:
         attempt = self._attempt
-        attempt.refuse_foreign()
-        attempt.drain()
         while (sealed := attempt.sealed()) is None:
             attempt.refuse_failed()
             attempt.refuse_vain()
@@ -243,7 +248,7 @@ class Obeying:
         yield OrderResult(state="done", step=sealed.step, manifest_digest=sealed.manifest_digest)
 
     def _notice(self, order: Order) -> Activity:
-        yield from heed(self._attempt, order, self._drain)
+        yield from heed(self._attempt, order, self._sealing)
 
     def _resume(self, _order: Order) -> Activity:
         attempt = self._attempt
@@ -260,9 +265,9 @@ class Obeying:
         attempt.tenure.check()
         attempt.saves.continue_from(sealed)
         attempt.ranks.start(sealed, standby=False)
-        attempt.drain_asked = False
+        attempt.undrain()
         attempt.view = attempt.ranks.poll()
-        while attempt.view.state not in ("running", "finished"):
+        while attempt.view.state not in ("running", "finished", "drained"):
             attempt.refuse_failed()
             yield OrderResult(state="running", detail="restoring")
         yield OrderResult(state="done", step=sealed.step)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import get_args
 
+import msgspec
+
 from cloudshift_lab.agent.attempt import Activity, Attempt
 from cloudshift_lab.core.errors import CloudshiftError, Conflict, Fenced, NotFound, Unavailable
 from cloudshift_lab.core.orders import Order, OrderKind, OrderResult, inbox_key
@@ -20,6 +22,7 @@ _OVERTAKEN: dict[OrderKind, tuple[OrderKind, ...]] = {
     "stop": _NOT_ENDING,
     "retire": _NOT_ENDING,
     "resume": ("drain", "notice"),
+    "drain": ("resume",),
     "notice": ("precopy", "rehearse", "copy", "verify", "catch_up"),
     "catch_up": ("precopy", "rehearse"),
     "copy": ("precopy", "rehearse", "catch_up"),
@@ -47,6 +50,7 @@ class Orders:
         self._store = store
         self._obey = obey
         self._next = 0
+        self._has_caught_up = False
         self._read_at = float("-inf")
 
     def read(self) -> None:
@@ -65,14 +69,27 @@ class Orders:
             try:
                 data = self._store.get(key)
             except NotFound:
+                self._has_caught_up = True
                 return
             self._next += 1
-            self.accept(from_json(data, Order, what=key))
+            order = from_json(data, Order, what=key)
+            self.accept(order if self._has_caught_up else self._as_found(order))
+
+    def _as_found(self, order: Order) -> Order:
+        """An order that was there before this agent; a notice has become more urgent since."""
+        if order.kind != "notice" or order.within_s is None:
+            return order
+        left_s = order.at + order.within_s - self._attempt.world.now()
+        return msgspec.structs.replace(order, within_s=min(order.within_s, left_s))
 
     def accept(self, order: Order) -> None:
         """Take an order once; it calls off those that it makes pointless."""
         active = self._attempt.active
         if order.order_id in self._attempt.board.status.results or order.order_id in active:
+            return
+        if order.within_s is not None and order.within_s < 0:
+            told = "that machine has gone; this agent runs on another one, or was spared"
+            self._report(order, OrderResult(state="done", detail=told))
             return
         if not self._attempt.job.standby:
             self._attempt.board.expect_watchers()

@@ -95,11 +95,13 @@ class ScriptedRanks:
     view: RanksView = field(default_factory=RanksView)
     told: list[str] = field(default_factory=list)
     released: list[int] = field(default_factory=list)
+    is_slow_to_start: bool = False
 
     def start(self, restore: Restore | None, *, standby: bool) -> None:
         where = "standby" if standby else f"from {restore.step if restore else 'scratch'}"
         self.told.append(f"start {where}")
-        self.view = RanksView(state="gate" if standby else "running")
+        is_slow = self.is_slow_to_start
+        self.view = RanksView(state="starting" if is_slow else "gate" if standby else "running")
 
     def go(self, restore: Restore, limit: int | None = None) -> None:
         self.told.append(f"go {restore.step}" + ("" if limit is None else f" up to {limit}"))
@@ -213,12 +215,12 @@ class Attempt:
 
     def order(
         self, kind: OrderKind, *, step: int | None = None, digest: str | None = None,
-        order_id: str | None = None, **more: object,
+        order_id: str | None = None, at: float | None = None, **more: object,
     ) -> str:  # fmt: skip
-        """Put an order into the inbox."""
-        name = order_id or f"{kind}-{self._orders}"
+        """Put an order into the inbox; given now unless ``at`` says when."""
+        name, at = order_id or f"{kind}-{self._orders}", self.world.time if at is None else at
         order = Order(
-            order_id=name, kind=kind, at=0.0, step=step, manifest_digest=digest,
+            order_id=name, kind=kind, at=at, step=step, manifest_digest=digest,
             **more,  # type: ignore[arg-type]
         )  # fmt: skip
         key = inbox_key(self.job.run_id, self.job.generation, self._orders)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cloudshift_lab.agent.notice import OUTLIVED_S
 from cloudshift_lab.agent.protocols import RanksView, SaveFailed
 from cloudshift_lab.core.orders import OrderKind
 
@@ -262,3 +263,82 @@ def test_a_notice_while_the_source_pushes_stops_that(source: Attempt) -> None:
     source.tick()
     assert source.result(push).state == "failed"
     assert source.result(notice).state == "running"
+
+
+def noticed_and_drained(source: Attempt, *, within_s: float = 60.0) -> str:
+    source.tick()
+    source.run_to(12)
+    notice = source.order("notice", within_s=within_s)
+    source.tick()
+    source.drain_to(12)
+    source.tick()
+    return notice
+
+
+def test_a_run_trains_on_when_its_machine_was_spared(source: Attempt) -> None:
+    noticed_and_drained(source)
+    source.world.time += 60.0 + OUTLIVED_S
+    status = source.tick()
+    assert source.ranks.told[-1] == "start from 12"
+    assert (status.state, status.notice_until) == ("running", None)
+    assert "is still here" in words(source)
+
+
+def test_before_its_time_is_well_over_the_machine_may_still_go(source: Attempt) -> None:
+    noticed_and_drained(source)
+    source.world.time += 60.0 + OUTLIVED_S / 2
+    assert source.tick().state == "drained"
+
+
+@pytest.mark.parametrize("is_asked_first", [True, False])
+def test_a_spared_machine_does_not_undo_a_drain_that_a_move_asked_for(
+    source: Attempt, is_asked_first: bool
+) -> None:
+    source.tick()
+    source.run_to(12)
+    kinds: tuple[OrderKind, ...] = ("drain", "notice") if is_asked_first else ("notice", "drain")
+    for kind in kinds:
+        source.order(kind, within_s=60.0 if kind == "notice" else None)
+        source.tick()
+    source.drain_to(12)
+    source.tick()
+    source.world.time += 60.0 + OUTLIVED_S
+    status = source.tick()
+    assert (status.state, status.notice_until) == ("drained", None)
+
+
+def test_a_move_that_drains_a_spared_machine_calls_its_resume_off(source: Attempt) -> None:
+    noticed_and_drained(source)
+    source.world.time += 60.0 + OUTLIVED_S
+    source.ranks.is_slow_to_start = True
+    source.tick()
+    assert source.ranks.told[-1] == "start from 12"
+    drain = source.order("drain")
+    source.tick()
+    assert source.result(drain).state == "running", "the ranks train again, and must stop again"
+    source.drain_to(14)
+    source.tick()
+    assert source.result(drain).step == 14
+
+
+def test_an_agent_that_is_started_on_another_machine_does_not_heed_the_old_ones_notice(
+    world: ManualWorld, source: Attempt
+) -> None:
+    notice = source.order("notice", within_s=60.0, at=world.time - 61.0)
+    source.tick()
+    source.run_to(12)
+    status = source.tick()
+    assert source.result(notice).state == "done"
+    assert "drain" not in source.ranks.told
+    assert status.notice_until is None
+
+
+def test_an_agent_that_is_started_again_in_time_knows_how_much_is_left(
+    world: ManualWorld, source: Attempt
+) -> None:
+    source.order("notice", within_s=60.0, at=world.time - 45.0)
+    source.tick(1)
+    source.run_to(12)
+    source.tick(1)
+    until = source.published.notice_until
+    assert until is not None and until == pytest.approx(1015.0, abs=1.0)
