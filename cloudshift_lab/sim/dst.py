@@ -10,8 +10,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import msgspec
@@ -145,10 +147,41 @@ def run_histories(
 def _live_all(seeds: Sequence[int], bug: str | None, jobs: int) -> Iterator[_Lived]:
     """Every seed's history, in the order of the seeds whoever lived it."""
     if jobs <= 1 or len(seeds) <= _CHUNK:
-        yield from (_live(bug, seed) for seed in seeds)
+        with _on_one_cpu(os.getpid()):
+            yield from (_live(bug, seed) for seed in seeds)
         return
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    turns = context.Value("i", 0)
+    with ProcessPoolExecutor(jobs, context, _settle_down, (turns,)) as pool:
         yield from pool.map(partial(_live_untraced, bug), seeds, chunksize=_CHUNK)
+
+
+@contextmanager
+def _on_one_cpu(turn: int) -> Iterator[None]:
+    """Run the actors on one processor: they take turns, and passing it on is what costs time."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    allowed = os.sched_getaffinity(0)
+    _settle_on(turn)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def _settle_on(turn: int) -> None:
+    allowed = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {allowed[turn % len(allowed)]})
+
+
+def _settle_down(turns: Synchronized[int]) -> None:
+    """Give each worker its own processor."""
+    with turns.get_lock():
+        turns.value += 1
+        turn = turns.value
+    if hasattr(os, "sched_setaffinity"):
+        _settle_on(turn)
 
 
 def _live_untraced(bug: str | None, seed: int) -> _Lived:

@@ -1,4 +1,4 @@
-"""Deterministic threads: exactly one runs at a time, on a virtual clock, ordered by a seed.
+"""Deterministic actors: exactly one runs at a time, on a virtual clock, ordered by a seed.
 
 Production code runs unchanged in actors. An actor gives the baton away only at a yield point:
 ``pause`` (every ``World.sleep`` and every operation of a simulated store). Whoever gives it away
@@ -9,12 +9,20 @@ from __future__ import annotations
 
 import heapq
 import random
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from blake3 import blake3
+
+from cloudshift_lab.core.errors import NotFound
+
+try:
+    from greenlet import getcurrent, greenlet
+except ModuleNotFoundError as error:
+    raise NotFound(
+        "the simulation needs more packages; run: pip install 'cloudshift-lab[demo]'"
+    ) from error
 
 EPOCH_S = 1_700_000_000.0
 
@@ -43,8 +51,14 @@ class Actor:
     crashed: bool = False
     done: bool = False
     frozen_s: float = 0.0
-    baton: threading.Lock = field(default_factory=threading.Lock)
     ticket: int = 0
+    _stack: greenlet | None = None
+
+    def begin(self, live: Callable[[Actor], None], hub: greenlet) -> greenlet:
+        """Where it runs, from its first turn on; ``hub`` runs when it is done."""
+        if self._stack is None:
+            self._stack = greenlet(lambda: live(self), hub)
+        return self._stack
 
 
 class _Entry(NamedTuple):
@@ -73,11 +87,10 @@ class Scheduler:
         self._random = derived_random(seed, "scheduler")
         self._heap: list[_Entry] = []
         self._seq = 0
-        self._actors: list[Actor] = []
         self._current: Actor | None = None
         self._stopped = False
         self._error: BaseException | None = None
-        self._idle = threading.Event()
+        self._hub: greenlet | None = None
         self._trace = blake3()
         self.lines: list[str] = []
 
@@ -99,10 +112,6 @@ class Scheduler:
     def spawn(self, name: str, body: Callable[[], None], *, after_s: float = 0.0) -> Actor:
         """Start an actor; it first runs ``after_s`` virtual seconds from now."""
         actor = Actor(name=name, body=body)
-        actor.baton.acquire()
-        self._actors.append(actor)
-        thread = threading.Thread(target=self._live, args=(actor,), name=name, daemon=True)
-        thread.start()
         self._push(after_s, actor)
         return actor
 
@@ -152,8 +161,9 @@ class Scheduler:
         Raises:
             BaseException: Whatever an actor or an action did not handle, the first one.
         """
-        self._hand_on(None)
-        self._idle.wait()
+        self._hub = getcurrent()
+        while (taker := self._next()) is not None:
+            self._give_to(taker)
         if self._error is not None:
             raise self._error
 
@@ -163,20 +173,22 @@ class Scheduler:
         entry = _Entry(self.clock_s + after_s, self._random.random(), self._seq, wake, ticket)
         heapq.heappush(self._heap, entry)
 
-    def _hand_on(self, giver: Actor | None) -> None:
-        """Give the baton to the next actor in time and wait until it comes back to ``giver``."""
+    def _hand_on(self, giver: Actor) -> None:
+        """Let the next actor in time run, until it is the giver's turn again."""
         taker = self._next()
-        if taker is giver and giver is not None:
+        if taker is giver:
             self._current = giver
-            return
+        elif taker is not None:
+            self._give_to(taker)
+        else:
+            assert self._hub is not None, "an actor runs within run()"
+            self._hub.switch()
+
+    def _give_to(self, taker: Actor) -> None:
+        assert self._hub is not None, "actors run within run()"
         self._current = taker
         self.switches += 1
-        if taker is None:
-            self._idle.set()
-        else:
-            taker.baton.release()
-        if giver is not None and not giver.done:
-            giver.baton.acquire()
+        taker.begin(self._live, self._hub).switch()
 
     def _next(self) -> Actor | None:
         """The next actor to run, with the clock moved on; None when the simulation is over."""
@@ -207,7 +219,6 @@ class Scheduler:
         self._stopped = True
 
     def _live(self, actor: Actor) -> None:
-        actor.baton.acquire()
         try:
             if not (actor.crashed or self._stopped):
                 actor.body()
@@ -216,7 +227,6 @@ class Scheduler:
         except BaseException as error:  # noqa: BLE001 - kept for run(), which raises it
             self._end_with(error)
         actor.done = True
-        self._hand_on(actor)
 
 
 class SimWorld:
