@@ -145,6 +145,7 @@ class MovePlanner:
             at=plan.created_at,
             inputs=draft.inputs,
             elsewhere=elsewhere,
+            limit_given=draft.limit_given,
         )
 
     def _place_of(self, attempt: AttemptStarted) -> Place:
@@ -178,7 +179,8 @@ class MovePlanner:
     def _measure(self, tender: RunTender, carried: Carried, target_cloud: str) -> Measured:
         status = tender.status
         source = tender.owner.job.placement.cloud
-        sagas = [move.saga for t in self._registry.all() for move in t.moves.values()]
+        all_moves = [move.saga for t in self._registry.all() for move in t.moves.values()]
+        sagas = sorted(all_moves, key=lambda saga: saga.timeline[-1].at)  # runs go on side by side
         month_ago = self._around.world.now() - _MONTH_S
         curve = self._telemetry.step_curve(tender.run_id, 20)
         between = [s for s in sagas if _clouds_of(s) == (source, target_cloud)]

@@ -95,10 +95,11 @@ class Terms:
 
 
 class Draft(NamedTuple):
-    """A plan with its digest, and what its bill was computed from."""
+    """A plan with its digest, what its bill was computed from, and whether its limit was given."""
 
     plan: Plan
     inputs: MoveInputs
+    limit_given: bool
 
 
 def plan_move(
@@ -153,7 +154,7 @@ def plan_move(
         approvals_needed=terms.approvals_needed,
         carrier=terms.carrier,
     )
-    return Draft(with_digest(plan), inputs)
+    return Draft(with_digest(plan), inputs, terms.limit_micro_usd is not None)
 
 
 def are_equal(source: Place, target: Place) -> bool:

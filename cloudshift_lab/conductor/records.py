@@ -70,7 +70,8 @@ class MoveOpened(msgspec.Struct, frozen=True, tag="move"):
     """A move was planned; ``target_job`` is what it will start when approved.
 
     ``inputs`` is what its bill was computed from, None in journals of older versions.
-    ``elsewhere`` are the offers of its fallbacks.
+    ``elsewhere`` are the offers of its fallbacks. ``limit_given``: a person said what the move may
+    cost, and no later bill changes that; so in journals of older versions, which do not tell.
     """
 
     migration_id: str
@@ -81,6 +82,7 @@ class MoveOpened(msgspec.Struct, frozen=True, tag="move"):
     at: float
     inputs: MoveInputs | None = None
     elsewhere: tuple[Offer, ...] = ()
+    limit_given: bool = True
 
 
 class StopAsked(msgspec.Struct, frozen=True, tag="stop"):

@@ -103,6 +103,18 @@ def test_a_start_is_measured_only_at_the_same_cloud(bench: Bench) -> None:
     assert move_of(bench, offered(bench, run_id)).opened.inputs.provision_s < 20.0
 
 
+def test_what_was_measured_last_counts_whichever_run_it_was_measured_on(bench: Bench) -> None:
+    first, second = bench.train("first"), bench.train("second")
+    for run_id, bytes_per_s in ((second, 2e6), (first, 1e6)):
+        move = move_of(bench, bench.move(run_id))
+        move.driver.saga = msgspec.structs.replace(move.saga, bytes_per_s=bytes_per_s)
+        bench.step()
+    run_id = bench.train("third")
+    tender = bench.service._registry.find(run_id)
+    ask = bench.service._planner.futures_ask(tender, offered(bench, run_id).plan)
+    assert ask.bytes_per_s == 1e6
+
+
 def test_a_rule_without_a_break_even_does_not_approve_a_worse_bill(bench: Bench) -> None:
     view = slow_rehearsal(bench, approve="auto if price < 2/h")
     assert view.phase == "asking", view.error
