@@ -26,6 +26,7 @@ from cloudshift_lab.core.run import FINAL_STATES, RunSpec, RunView
 from cloudshift_lab.core.views import Series
 from cloudshift_lab.core.wire import to_json
 from cloudshift_lab.core.world import REAL_WORLD, World
+from cloudshift_lab.sim.bench import surroundings
 from cloudshift_lab.sim.clouds import SimClouds
 from cloudshift_lab.storage.store import open_cloud_store
 
@@ -84,6 +85,7 @@ class Demo:
         Raises:
             CloudshiftError: A run failed or did not get anywhere in time.
         """
+        began = self._world.monotonic()
         self._say("Starting two SIMULATED clouds on this machine (S3 and GCS servers) ...")
         self._clouds.up(self._say)
         self._client = client = Client.connect(self._home)
@@ -99,7 +101,10 @@ class Demo:
         curves = {
             run.name: client.series(run.run_id, points=10 * self._steps) for run in (moved, control)
         }
-        summary = self._summary(view, moved, control, curves)
+        summary = {
+            **self._summary(view, moved, control, curves),
+            **self._origin(self._world.monotonic() - began),
+        }
         (self._out / "summary.json").write_bytes(to_json(summary) + b"\n")
         self._plot(curves, view)
         self._report(summary)
@@ -246,6 +251,16 @@ class Demo:
             "bytes_moved": view.bytes_moved,
             "receipt": view.receipt,
             "bill_total_micro_usd": view.plan.bill.total_micro_usd,
+        }
+
+    def _origin(self, seconds: float) -> dict[str, object]:
+        """What was run, where and when."""
+        return {
+            "command": f"python -m cloudshift_lab demo --steps {self._steps}",
+            "date": surroundings.date(),
+            "commit": surroundings.commit(),
+            "machine": surroundings.machine(),
+            "seconds": round(seconds, 1),
         }
 
     def _weights_equal(self, moved: RunView, control: RunView) -> bool:

@@ -20,6 +20,8 @@ import msgspec
 
 from cloudshift_lab.checkpoint.fetch import usable_cpus
 from cloudshift_lab.core.errors import UsageError
+from cloudshift_lab.sim.bench import surroundings
+from cloudshift_lab.sim.bench.rows import Machine
 from cloudshift_lab.sim.log_history import LogHistory, UnfencedLog, run_log_history
 from cloudshift_lab.sim.move_history import run_move_history
 from cloudshift_lab.sim.plants import PLANTS, plant
@@ -43,6 +45,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     (``jobs``) does not change it.
     """
 
+    command: str
+    date: str
+    commit: str
+    machine: Machine
     first_seed: int
     histories: int
     log_histories: int
@@ -204,6 +210,10 @@ def _report(
     from blake3 import blake3
 
     return Report(
+        command=_command(seeds, bug),
+        date=surroundings.date(),
+        commit=surroundings.commit(),
+        machine=surroundings.machine(),
         first_seed=seeds[0],
         histories=len(seeds),
         log_histories=total.log_histories,
@@ -225,6 +235,13 @@ def _report(
         python_hash_seed=os.environ.get("PYTHONHASHSEED", "random"),
         jobs=jobs,
     )
+
+
+def _command(seeds: Sequence[int], bug: str | None) -> str:
+    """What lives the same histories again."""
+    first = f" --first {seeds[0]}" if seeds[0] else ""
+    planted = f" --plant {bug}" if bug is not None else ""
+    return f"python -m cloudshift_lab sim --seeds {len(seeds)}{first}{planted}"
 
 
 def main(argv: list[str]) -> int:

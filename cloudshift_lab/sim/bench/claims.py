@@ -1,4 +1,4 @@
-"""The README's claims about speed, bytes and integrity, written from recorded results alone.
+"""The README's figures, all of them written from recorded results alone.
 
 python -m cloudshift_lab.sim.bench.claims [--check]
 """
@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from cloudshift_lab.core.errors import Corrupt, NotFound, UsageError
+from cloudshift_lab.core.errors import Corrupt, UsageError
 from cloudshift_lab.core.money import format_bytes
-from cloudshift_lab.core.wire import from_json
+from cloudshift_lab.sim.bench.proofs import PLANTED, read_result
 from cloudshift_lab.sim.bench.rows import Goal, Result, Row
 from cloudshift_lab.sim.bench.table import number
 
@@ -25,10 +25,19 @@ BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
 _GOALS = {"at most": "≤", "at least": "≥", "exactly": "exactly"}
 
 
+COMMANDS = {
+    "demo": "make demo && cp build/demo/summary.json {path}",
+    "sim": "python -m cloudshift_lab sim --seeds 10000 --json {path}",
+    "chaos": "python -m cloudshift_lab chaos migration --kills 100 --json {path}",
+}
+"""What writes a result that neither a benchmark nor a planted bug does."""
+
+
 class Claim(NamedTuple):
     """A sentence and the rows that it rests on, the first of which has the goal.
 
-    ``others`` are shown beside it, each with a word of what it is.
+    ``bench`` is the name of the file; ``others`` are shown beside it, each with a word of what it
+    is.
     """
 
     bench: str
@@ -38,6 +47,49 @@ class Claim(NamedTuple):
 
 
 CLAIMS = (
+    Claim("demo", "A moved run equals one that was never moved: largest difference of a loss",
+          "largest difference of a loss", (
+        ("lost steps", "lost steps"),
+        ("final weights and optimizer states that differ", "final states that differ"),
+    )),
+    Claim("demo", "The small move of the demo carries, of the state's bytes",
+          "bytes moved / state",
+          (("moved", "bytes moved"), ("state", "bytes of the state"))),
+    Claim("demo", "... and computes nothing for", "no step anywhere",
+          (("until the first new step was done", "until the first new step was done"),)),
+    Claim("sim", "Killed, cut off and lied to by its stores, a move never makes two owners or "
+          "loses a committed step: violations in random simulated histories", "violations", (
+        ("histories", "histories"),
+        ("injected faults", "injected faults"),
+        ("crashes", "crashes"),
+    )),
+    Claim("sim-ref-before-chunks", "... and the check can fail: a commit written before its "
+          "chunks is found by, of all seeds", "seeds that found it", (("of", "histories"),)),
+    Claim("sim-no-fencing", "... a log without fencing", "seeds that found it",
+          (("of", "histories"),)),
+    Claim("sim-cleanup-after-ambiguous", "... undoing a move whose commit got no answer",
+          "seeds that found it", (("of", "histories"),)),
+    Claim("chaos", "Real processes killed, real links cut while real runs move: violations",
+          "violations", (
+        ("processes killed and links cut", "processes killed and links cut"),
+        ("other faults", "other faults"),
+        ("owners at once", "owners at once"),
+        ("losses compared", "losses compared"),
+    )),
+    Claim("migration", "How long a run of 500 MB stands still in a move over 200 Mbit/s: of the "
+          "better rival's (stop, save, copy, restart)", "500 MB: pause / the better rival's",
+          (("ours", "500 MB: closing replay: no step anywhere"),)),
+    Claim("migration", "... and until its first new step is done: of the better rival's",
+          "500 MB: time until the first new step / the better rival's",
+          (("ours", "500 MB: closing replay: until the first new step was done"),)),
+    Claim("migration", "The pause does not grow with the state: of 2 GB's to 100 MB's",
+          "pause of the largest / of the smallest state"),
+    Claim("migration", "A move carries, of 500 MB of state", "500 MB: bytes on the wire / state"),
+    Claim("migration", "A step beside the copying, all on one machine: of an undisturbed one's",
+          "500 MB: a step during the pre-copy / the control's"),
+    Claim("migration", "A move of 500 MB loses no step", "500 MB: lost steps"),
+    Claim("migration", "... and every loss is as if it had never moved, bit by bit",
+          "500 MB: losses that differ from the control's"),
     Claim("checkpoint", "How long training stands still for a save", "ours: stall p50", (
         ("dcp.async_save", "dcp.async_save: stall p50"),
         ("torch.save + fsync", "torch.save + fsync: stall p50"),
@@ -113,10 +165,9 @@ def main(argv: list[str]) -> int:
 
 
 def read_results(folder: Path) -> dict[str, Result]:
-    """The recorded result of every benchmark that a claim rests on.
+    """The recorded results that claims rest on; those that are not recorded are left out.
 
     Raises:
-        NotFound: One is missing; says how to make it.
         UsageError: One is of a tiny run.
         Corrupt: One is no such file.
     """
@@ -124,24 +175,32 @@ def read_results(folder: Path) -> dict[str, Result]:
     for bench in dict.fromkeys(claim.bench for claim in CLAIMS):
         path = folder / f"{bench}.json"
         if not path.exists():
-            raise NotFound(
-                f"{path} is missing; run: python -m cloudshift_lab bench {bench} --json {path}"
-            )
-        found[bench] = from_json(path.read_bytes(), Result, what=str(path))
+            continue
+        found[bench] = read_result(path, bench)
         if found[bench].size != "full":
             raise UsageError(f"{path} is of a {found[bench].size} run; record a full one")
     return found
 
 
 def claims_table(results: Mapping[str, Result]) -> str:
-    """The table, and below it where and when it was measured.
+    """The table, and below it where and when it was measured, and what was not.
 
     Raises:
         Corrupt: A result lacks a row that a claim rests on.
     """
     lines = ["| claim | measured | goal | |", "|---|---|---|---|"]
-    lines += [_line(claim, results[claim.bench]) for claim in CLAIMS]
-    return "\n".join([*lines, "", *_origins(results), ""])
+    lines += [_line(claim, results.get(claim.bench)) for claim in CLAIMS]
+    return "\n".join([*lines, "", *_origins(results), *_missing(results), ""])
+
+
+def command(bench: str) -> str:
+    """What writes a result file, from the top of a checkout."""
+    path = RESULTS / f"{bench}.json"
+    if bench.startswith(PLANTED):
+        bug = bench.removeprefix(PLANTED)
+        return f"python -m cloudshift_lab sim --seeds 100 --plant {bug} --json {path}"
+    usual = "python -m cloudshift_lab bench {bench} --json {path}"
+    return COMMANDS.get(bench, usual).format(bench=bench, path=path)
 
 
 def rewritten(readme: str, table: str) -> str:
@@ -157,7 +216,9 @@ def rewritten(readme: str, table: str) -> str:
     return f"{head}{BEGIN}\n{table}{END}{tail}"
 
 
-def _line(claim: Claim, result: Result) -> str:
+def _line(claim: Claim, result: Result | None) -> str:
+    if result is None:
+        return f"| {claim.text} | not measured yet |  |  |"
     rows = {row.name: row for row in result.rows}
     first = _row(rows, claim.row, result)
     beside = [f"{what} {_figure(_row(rows, name, result))}" for what, name in claim.others]
@@ -178,7 +239,7 @@ def _figure(row: Row) -> str:
     if row.unit == "bytes":
         return format_bytes(int(row.value))
     unit = "times" if row.unit == "x" else row.unit
-    return f"{number(row.value)} {unit}"
+    return f"{number(row.value)} {unit}".rstrip()
 
 
 def _goal(row: Row) -> str:
@@ -191,21 +252,29 @@ def _goal(row: Row) -> str:
 
 def _origins(results: Mapping[str, Result]) -> list[str]:
     groups: dict[str, list[str]] = {}
-    for name, result in results.items():
+    for result in results.values():
         here = result.machine
         versions = ", ".join(
             f"{k} {result.versions[k]}" for k in ("torch",) if k in result.versions
         )
-        where = (
-            f"at commit `{result.commit}` on {here.num_cpus} CPU cores ({here.cpu}), "
-            f"{versions}, {result.date.split(' ')[0]}"
+        parts = (
+            f"at commit `{result.commit}` on {here.num_cpus} CPU cores ({here.cpu})",
+            versions,
+            result.date.split(" ")[0],
         )
-        groups.setdefault(where, []).append(f"`bench {name}`")
+        where = ", ".join(part for part in parts if part)
+        groups.setdefault(where, []).append(f"`{result.command}`")
     return [
-        f"Measured {where}: {', '.join(names)} (`python -m cloudshift_lab bench NAME`; every "
-        f"sample is in `{RESULTS}`)."
-        for where, names in groups.items()
+        f"Measured {where}, by {', '.join(commands)} (every sample is in `{RESULTS}`)."
+        for where, commands in groups.items()
     ]
+
+
+def _missing(results: Mapping[str, Result]) -> list[str]:
+    """How to measure what is not measured yet."""
+    missing = [b for b in dict.fromkeys(claim.bench for claim in CLAIMS) if b not in results]
+    commands = ", ".join(f"`{command(bench)}`" for bench in missing)
+    return [f"Not measured yet: {commands}."] if missing else []
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -70,8 +69,8 @@ def measure(bench: str, size: Size, say: Say) -> Result:
         rows = untimed(rows)
     return Result(
         bench=bench, size=size, command=f"python -m cloudshift_lab bench {bench} --size {size}",
-        date=datetime.fromtimestamp(REAL_WORLD.now(), UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        commit=surroundings.commit(), machine=machine, versions=surroundings.versions(),
+        date=surroundings.date(), commit=surroundings.commit(), machine=machine,
+        versions=surroundings.versions(),
         seconds=round(REAL_WORLD.monotonic() - began, 1), rows=rows,
     )  # fmt: skip
 

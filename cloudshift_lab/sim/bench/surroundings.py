@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from cloudshift_lab.core.world import REAL_WORLD
 from cloudshift_lab.sim.bench.rows import Machine
 
 PACKAGES = ("cloudshift-lab", "torch", "numpy", "zstandard", "blake3", "fsspec", "s3fs")
 _PROCESSOR = "model name"
+_NOT_MEASURED = (":(top)", ":(top,exclude)tests/bench/results", ":(top,exclude)*.md")
+"""What of the tree decides a figure: not the results of the benches before, nor a text."""
 
 
 def machine() -> Machine:
@@ -43,13 +47,18 @@ def versions() -> dict[str, str]:
     return found
 
 
+def date() -> str:
+    """Now, in words that sort."""
+    return datetime.fromtimestamp(REAL_WORLD.now(), UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
 def commit() -> str:
-    """The commit that is checked out, ``+`` after it when tracked files were changed."""
+    """The commit that is checked out, ``+`` after it when tracked code was changed."""
     here = Path(__file__).parent
     head = _git(here, "rev-parse", "--short=10", "HEAD")
     if not head:
         return "unknown"
-    changed = _git(here, "status", "--porcelain", "--untracked-files=no")
+    changed = _git(here, "status", "--porcelain", "--untracked-files=no", "--", *_NOT_MEASURED)
     return head + ("+" if changed else "")
 
 

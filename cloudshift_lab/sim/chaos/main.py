@@ -6,7 +6,6 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -94,7 +93,7 @@ def _report(campaign: Campaign, kills: int, seed: int, *, seconds: float) -> Rep
         cut=sum(kill.victim == "link cut" for kill in hits),
         others=len(hits) - num_counted(hits), never_killed=NEVER_KILLED,
         command=f"python -m cloudshift_lab chaos migration --kills {kills} --seed {seed}",
-        date=datetime.fromtimestamp(REAL_WORLD.now(), UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        date=surroundings.date(),
         commit=surroundings.commit(), machine=surroundings.machine(),
         by_phase=counted([kill.phase for kill in hits]),
         by_victim=counted([kill.victim for kill in hits]),
