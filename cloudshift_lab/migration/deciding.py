@@ -84,7 +84,9 @@ def decided(saga: Saga, event: Decided) -> Stepped:
     saga = msgspec.structs.replace(saga, approvals=(*saga.approvals, event.decision))
     if _missing(saga) > 0:
         return saga, ()
-    saga = msgspec.structs.replace(saga, decision=event.decision)
+    saga = msgspec.structs.replace(
+        saga, decision=event.decision, approved_micro_usd=saga.plan.limit_micro_usd
+    )
     by = "by " + " and ".join(_approvers(saga))
     if saga.phase == "asking":
         return go_on(saga, event.at, detail=f"the new bill was approved {by}")
@@ -117,7 +119,10 @@ def repriced(saga: Saga, event: EffectDone) -> Stepped | None:
             bill=event.bill,
             verdict="move" if event.bill.total_micro_usd < 0 else "stay",
             created_at=event.at,
-            expires_at=event.at + ASK_AGAIN_S,
+            expires_at=event.at + (ASK_AGAIN_S if event.ask_s is None else event.ask_s),
+            limit_micro_usd=saga.plan.limit_micro_usd
+            if event.limit_micro_usd is None
+            else event.limit_micro_usd,
         )
     )
     saga = msgspec.structs.replace(

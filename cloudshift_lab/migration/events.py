@@ -1,4 +1,8 @@
-"""What can happen to a saga, and what a saga can ask for; every value can go into a journal."""
+"""What can happen to a saga, and what a saga can ask for; every value can go into a journal.
+
+``num_bytes`` of an event that ends the pending effect early is what that effect had carried by
+then: it was paid for, though it came to nothing.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +44,7 @@ class Aborted(msgspec.Struct, frozen=True, tag="aborted"):
 
     at: float
     message: str = ""
+    num_bytes: int = 0
 
 
 class Noticed(msgspec.Struct, frozen=True, tag="noticed"):
@@ -48,6 +53,7 @@ class Noticed(msgspec.Struct, frozen=True, tag="noticed"):
     side: SideName
     at: float
     deadline: float
+    num_bytes: int = 0
 
 
 class Overspent(msgspec.Struct, frozen=True, tag="overspent"):
@@ -55,6 +61,7 @@ class Overspent(msgspec.Struct, frozen=True, tag="overspent"):
 
     at: float
     micro_usd: int
+    num_bytes: int = 0
 
 
 class EffectDone(msgspec.Struct, frozen=True, tag="done"):
@@ -65,8 +72,11 @@ class EffectDone(msgspec.Struct, frozen=True, tag="done"):
     (``drain``), of the last step that was repeated (``catch_up``), of the first step that the run
     had not done yet (``go``, ``resume``). ``num_bytes`` is what crossed between the stores, at
     ``bytes_per_s``. ``step_s``: a rehearsed step's median duration; ``bill``: the plan's bill with
-    what was measured by then. ``lost_steps``: executed after the sealed one, and lost (``drain``,
-    when the source's machine went before it was drained).
+    what was measured by then, ``limit_micro_usd`` what the move may cost if it is approved, None:
+    as before, and ``ask_s`` how long that question stands, None: ten minutes. ``lost_steps``:
+    executed after the sealed one, and lost (``drain``, when the source's machine went before it
+    was drained). ``apart``: the largest relative
+    difference of the losses that a rehearsal compared, at ``apart_step``; None: none differed.
     """
 
     effect: EffectName
@@ -81,6 +91,10 @@ class EffectDone(msgspec.Struct, frozen=True, tag="done"):
     step_s: float | None = None
     bill: Bill | None = None
     lost_steps: int = 0
+    apart: float | None = None
+    apart_step: int | None = None
+    limit_micro_usd: int | None = None
+    ask_s: float | None = None
 
 
 class EffectFailed(msgspec.Struct, frozen=True, tag="failed"):
@@ -97,6 +111,7 @@ class EffectFailed(msgspec.Struct, frozen=True, tag="failed"):
     error_kind: str
     message: str
     nodes_up: int | None = None
+    num_bytes: int = 0
 
 
 Event = Decided | Expired | Aborted | Noticed | Overspent | EffectDone | EffectFailed

@@ -39,7 +39,7 @@ from cloudshift_lab.migration.events import (
     Overspent,
 )
 from cloudshift_lab.migration.route import go_on
-from cloudshift_lab.migration.state import Saga, Stepped, enter, roll_back, start
+from cloudshift_lab.migration.state import Saga, Stepped, enter, pending, roll_back, start
 from cloudshift_lab.migration.trouble import (
     REVERSIBLE,
     aborted,
@@ -80,7 +80,7 @@ def step(saga: Saga, event: Event) -> Stepped:
     if isinstance(event, EffectDone):
         return _done(saga, event)
     if isinstance(event, EffectFailed):
-        return failed(saga, event)
+        return _count_lost(saga, event, failed(saga, event))
     return _told(saga, event)
 
 
@@ -92,11 +92,22 @@ def _told(saga: Saga, event: Decided | Expired | Aborted | Noticed | Overspent) 
         case Expired():
             return expired(saga, event)
         case Aborted():
-            return aborted(saga, event)
+            return _count_lost(saga, event, aborted(saga, event))
         case Noticed():
-            return noticed(saga, event)
+            return _count_lost(saga, event, noticed(saga, event))
         case Overspent():
-            return overspent(saga, event)
+            return _count_lost(saga, event, overspent(saga, event))
+
+
+def _count_lost(
+    before: Saga, event: Aborted | EffectFailed | Noticed | Overspent, stepped: Stepped
+) -> Stepped:
+    """Count what an effect had carried that is not pending any more: it was paid for."""
+    saga, effects = stepped
+    if not event.num_bytes or pending(saga) == pending(before):
+        return stepped
+    bytes_moved = saga.bytes_moved + event.num_bytes
+    return msgspec.structs.replace(saga, bytes_moved=bytes_moved), effects
 
 
 def _done(saga: Saga, event: EffectDone) -> Stepped:

@@ -48,6 +48,7 @@ class Saga(msgspec.Struct, frozen=True):
     at once. ``caught_up_at``: end of the last step that was repeated; ``still_s``: no optimizer
     step ran anywhere for so long. ``partial`` says what did not move. ``repriced`` is the newest
     bill with measured figures, ``overspent_micro_usd`` what was spent when it was too much.
+    ``approved_micro_usd`` is the limit of the plan that was approved last, 0 before the first.
     """
 
     plan: Plan
@@ -83,6 +84,7 @@ class Saga(msgspec.Struct, frozen=True):
     step_s: float | None = None
     repriced: Bill | None = None
     overspent_micro_usd: int | None = None
+    approved_micro_usd: int = 0
 
     @property
     def is_final(self) -> bool:
@@ -97,6 +99,11 @@ class Saga(msgspec.Struct, frozen=True):
     def awaits_decision(self) -> bool:
         """Nothing happens until somebody decides on the plan, or it expires."""
         return self.phase in ("proposed", "asking")
+
+    @property
+    def limit_micro_usd(self) -> int:
+        """What the move may cost by now; while a worse bill is asked about, not yet its limit."""
+        return self.approved_micro_usd or self.plan.limit_micro_usd
 
     @property
     def is_sealed(self) -> bool:

@@ -70,7 +70,7 @@ def overspent(saga: Saga, event: Overspent) -> Stepped:
     if saga.phase not in REVERSIBLE and saga.phase != "committing":
         return saga, ()
     saga = msgspec.structs.replace(saga, overspent_micro_usd=event.micro_usd)
-    spent, limit = format_usd(event.micro_usd), format_usd(saga.plan.limit_micro_usd)
+    spent, limit = format_usd(event.micro_usd), format_usd(saga.limit_micro_usd)
     message = f"the move has cost {spent}, its limit is {limit}; approve a higher one to try again"
     return roll_back(saga, message, event.at, error_kind="Exhausted")
 
