@@ -63,7 +63,9 @@ class Rehearsal:
         self.proven: Restore | None = None
         self._limit: int | None = None
         self._most: int | None = None
-        self._equal: set[int] = set()
+        self._compared: set[int] = set()
+        self._apart: float | None = None
+        self._apart_step: int | None = None
         self._mismatch: Mismatch | None = None
         self._captured: int | None = None
         self._held_at: float | None = None
@@ -111,6 +113,9 @@ class Rehearsal:
     def rehearse(self, order: Order) -> Activity:
         """Repeat steps of the source until enough of their losses were compared.
 
+        Losses that are apart, within the order's tolerance, end it well too; but then the ranks do
+        not stay: what is not repeated bit by bit cannot be caught up with.
+
         Raises:
             Mismatch: A loss differs; names the step and both.
             Conflict: The ranks failed, the source has ended, or the run is ours already.
@@ -124,11 +129,11 @@ class Rehearsal:
         while not self._is_enough(wanted) and not self._is_blind(wanted):
             self._refuse_broken()
             self._refuse_ended_source()
-            detail = f"{len(self._equal)} of {wanted} losses are the source's"
+            detail = f"{len(self._compared)} of {wanted} losses are the source's"
             yield OrderResult(state="running", detail=detail, step=self._attempt.view.step)
         self._refuse_broken()
         done = self._rehearsed()
-        if not order.replay:
+        if not order.replay or done.apart is not None:
             self.back_to_gate()
             while self._attempt.view.state != "gate":
                 self._attempt.refuse_failed()
@@ -152,24 +157,33 @@ class Rehearsal:
         """What was found; a script that tells no loss is said to."""
         assert self.origin is not None
         view = self._attempt.view
-        if self._equal:
-            how = "bit by bit" if self._tolerance == 0 else f"within {self._tolerance:g}"
-            first, last = min(self._equal), max(self._equal)
-            detail = f"{len(self._equal)} losses equal {how}, steps {first} to {last}"
+        if self._compared:
+            first, last = min(self._compared), max(self._compared)
+            how = "equal bit by bit" if self._apart is None else f"compared, {self._how_far()}"
+            detail = f"{len(self._compared)} losses {how}, steps {first} to {last}"
         else:
             detail = (
                 f"ran from step {self.origin.step} to {view.step}; no loss was compared, for the "
                 "script tells none: call session.step(loss=...)"
             )
-        return OrderResult(state="done", step=view.step, step_s=view.step_s, detail=detail)
+        return OrderResult(
+            state="done", step=view.step, step_s=view.step_s, detail=detail,
+            apart=self._apart, apart_step=self._apart_step,
+        )  # fmt: skip
+
+    def _how_far(self) -> str:
+        return (
+            f"not bit by bit: largest relative difference {self._apart:.2g} at step "
+            f"{self._apart_step} (within {self._tolerance:g})"
+        )
 
     def _is_enough(self, wanted: int) -> bool:
         """Whether so many losses were compared, or all there are where few steps tell one."""
-        if len(self._equal) >= wanted:
+        if len(self._compared) >= wanted:
             return True
         num_steps, told = self._num_repeated(), self._told()
         is_sparse = 2 * len(told) <= num_steps
-        return num_steps >= wanted and is_sparse and 0 < len(told) == len(self._equal)
+        return num_steps >= wanted and is_sparse and 0 < len(told) == len(self._compared)
 
     def _is_blind(self, wanted: int) -> bool:
         """Whether enough steps were repeated of a script that tells no (finite) losses at all."""
@@ -217,12 +231,14 @@ class Rehearsal:
         moved = self._where(), self._attempt.world.monotonic()
         while not self._is_staged(sealed.step):
             self._refuse_broken()
+            self._refuse_apart()
             self._refuse_past(sealed.step)
             moved = self._refuse_stuck(*moved)
             detail = f"step {self._attempt.view.step} of {sealed.step}"
             yield OrderResult(state="running", step=self._attempt.view.step, detail=detail)
         self._compare()
         self._refuse_broken()
+        self._refuse_apart()
         if different := self._compare_bytes(prove, sealed.step, checkpoint):
             raise self._differs(sealed.step, different)
         self.proven = sealed
@@ -288,6 +304,13 @@ class Rehearsal:
                 "close the move by copying"
             ) from error
 
+    def _refuse_apart(self) -> None:
+        """Losses that are apart say already that the hashes will be."""
+        if self._apart is not None:
+            told = self._how_far()
+            self.back_to_gate()
+            raise Mismatch(f"the steps are repeated {told}; close the move by copying")
+
     def _refuse_past(self, step: int) -> None:
         view = self._attempt.view
         at = max(view.held_step or 0, view.step or 0)
@@ -325,19 +348,27 @@ class Rehearsal:
             return False
         for step, loss in self._attempt.view.losses:
             theirs = self._watch.losses.get(step)
-            if step <= origin.step or step in self._equal or theirs is None:
+            if step <= origin.step or step in self._compared or theirs is None:
                 continue
-            if not is_same(loss, theirs, self._tolerance):
-                self._mismatch = Mismatch(
-                    f"the loss of step {step} is {loss!r} at the target and {theirs!r} at the "
-                    "source; the run stays where it is: compare machines and libraries, or, if the "
-                    "script is not deterministic, move it with --rehearse 0",
-                    step=step, target=loss, source=theirs,
-                )  # fmt: skip
+            by = apart_by(loss, theirs)
+            if by > self._tolerance:
+                self._mismatch = self._too_far(step, loss, theirs)
                 self._attempt.board.note("rehearsal", self._mismatch.message)
                 return False
-            self._equal.add(step)
+            if by > (self._apart or 0.0):
+                self._apart, self._apart_step = by, step
+            self._compared.add(step)
         return True
+
+    def _too_far(self, step: int, ours: float, theirs: float) -> Mismatch:
+        """What differs, how much of it would have been let pass, and what can be done."""
+        allowed = f"more than {self._tolerance:g} apart" if self._tolerance else "not bit by bit"
+        return Mismatch(
+            f"the loss of step {step} is {ours!r} at the target and {theirs!r} at the source, "
+            f"{allowed}; the run stays where it is: compare machines and libraries, or, if the "
+            "script is not deterministic, move it with --rehearse 0",
+            step=step, target=ours, source=theirs,
+        )  # fmt: skip
 
     def _refuse_broken(self) -> None:
         """Raise what makes all further rehearsing pointless; the ranks go back to the gate."""
@@ -355,10 +386,10 @@ class Rehearsal:
             raise Conflict("the run is this agent's own already; there is nothing to rehearse")
 
 
-def is_same(ours: float, theirs: float, tolerance: float) -> bool:
-    """Whether two losses are the same: exactly, or within a tolerance relative to the larger."""
+def apart_by(ours: float, theirs: float) -> float:
+    """How far two losses are apart, relative to the larger: 0 bit by bit, infinity with one NaN."""
     if ours == theirs or (math.isnan(ours) and math.isnan(theirs)):
-        return True
+        return 0.0
     if not (math.isfinite(ours) and math.isfinite(theirs)):
-        return False
-    return abs(ours - theirs) <= tolerance * max(abs(ours), abs(theirs))
+        return math.inf
+    return abs(ours - theirs) / max(abs(ours), abs(theirs))

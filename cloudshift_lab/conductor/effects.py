@@ -432,6 +432,8 @@ class MoveEffects(TwoSides):
             bytes_per_s=told.bytes_per_s,
             step_s=told.step_s,
             bill=bill,
+            apart=told.apart,
+            apart_step=told.apart_step,
         )
 
     def _done(

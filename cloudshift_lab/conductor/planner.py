@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import msgspec
+
 from cloudshift_lab.conductor.claim import Claim, claim_run
 from cloudshift_lab.conductor.forecast import Carried, Forecaster
 from cloudshift_lab.conductor.moves import Move, Surroundings, target_job
@@ -27,7 +29,7 @@ from cloudshift_lab.core.errors import UsageError
 from cloudshift_lab.core.placement import Cloud, Offer
 from cloudshift_lab.core.plan import PhaseTime, Plan
 from cloudshift_lab.core.views import Series
-from cloudshift_lab.migration import Saga
+from cloudshift_lab.migration import LOSS_TOLERANCE, Saga, with_digest
 from cloudshift_lab.storage.store import Store
 from cloudshift_lab.telemetry.store import TelemetryStore
 
@@ -99,6 +101,7 @@ class MovePlanner:
             now=self._around.world.now(),
             terms=self._terms(owner, ask, ends, rule),
         )
+        draft = _tolerant(draft)
         elsewhere = tuple(offer for _, offer in ends.elsewhere)
         return tender.open(self._opened(tender, draft, target, elsewhere), draft.plan)
 
@@ -289,6 +292,12 @@ def _rehearsal_of(ask: MoveAsk) -> int:
     if ask.rehearse is not None:
         return ask.rehearse
     return REHEARSAL_STEPS if LIVE_BY_DEFAULT or ask.closing == "replay" else 0
+
+
+def _tolerant(draft: Draft) -> Draft:
+    """Nobody asked for equal bits: losses that are near enough are, and are copied after."""
+    plan = msgspec.structs.replace(draft.plan, tolerance=LOSS_TOLERANCE)
+    return draft._replace(plan=with_digest(plan))
 
 
 def _clouds_of(saga: Saga) -> tuple[str, str]:

@@ -133,7 +133,7 @@ class TwoSides:
             step=saga.sealed_step,
             manifest_digest=saga.manifest_digest,
             num_steps=plan.rehearsal_steps if kind in ("precopy", "rehearse") else 0,
-            tolerance=plan.tolerance if kind == "rehearse" else 0.0,
+            tolerance=saga.tolerance if kind == "rehearse" else 0.0,
             replay=saga.shadows,
             to_cloud=saga.target.cloud if pushes else None,
             to_url=saga.target_url if pushes else None,

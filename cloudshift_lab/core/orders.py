@@ -42,7 +42,8 @@ class OrderResult(msgspec.Struct, frozen=True):
 
     ``total_bytes``, ``bytes_per_s`` and ``eta_s`` are of a copy under way, ``bytes_per_s`` also of
     a finished one; ``step_s`` is a rehearsed step's median duration, seconds. ``step_at``: when
-    the last step that was repeated ended, wall-clock seconds.
+    the last step that was repeated ended, wall-clock seconds. ``apart``: the largest relative
+    difference of losses that were compared, at ``apart_step``; None: none differed.
     """
 
     state: Literal["running", "done", "failed"]
@@ -57,6 +58,8 @@ class OrderResult(msgspec.Struct, frozen=True):
     eta_s: float | None = None
     step_s: float | None = None
     step_at: float | None = None
+    apart: float | None = None
+    apart_step: int | None = None
 
 
 AgentState = Literal[

@@ -26,11 +26,12 @@ from cloudshift_lab.migration.receipt import (
     receipt_digest,
 )
 from cloudshift_lab.migration.saga import fold, step
-from cloudshift_lab.migration.state import Saga, effect_key, pending, start
+from cloudshift_lab.migration.state import LOSS_TOLERANCE, Saga, effect_key, pending, start
 from cloudshift_lab.migration.view import view
 
 __all__ = [
     "GENESIS",
+    "LOSS_TOLERANCE",
     "Aborted",
     "Compared",
     "Decided",

@@ -128,7 +128,8 @@ def repriced(saga: Saga, event: EffectDone) -> Stepped | None:
     saga = msgspec.structs.replace(
         saga, plan=plan, decision=None, approvals=(), earlier=(*saga.earlier, *saga.approvals)
     )
-    return enter(saga, "asking", None, event.at, detail=because)
+    told = because if event.apart is None else f"{event.detail}; {because}"
+    return enter(saga, "asking", None, event.at, detail=told)
 
 
 def worse(plan: Plan, bill: Bill) -> str | None:

@@ -27,7 +27,10 @@ class Receipt(msgspec.Struct, frozen=True):
     ``decision`` settled the plan, ``approvals`` are all that counted for it, ``earlier`` those on
     plans before it. ``closing`` is how the gap was closed in the end, ``target`` where the run
     went, None for where the plan says; ``tries``: targets that were given up. ``lost_steps`` were
-    executed and lost by a forced stop; ``partial`` says what did not move.
+    executed and lost by a forced stop; ``partial`` says what did not move. ``tolerance`` is
+    what the rehearsal was held to, None without one; ``apart`` the largest relative difference of
+    its losses, at ``apart_step``, None when it was repeated bit by bit. The plan's own ``closing``
+    is the forecast beside the actual one.
     """
 
     migration_id: str
@@ -58,6 +61,9 @@ class Receipt(msgspec.Struct, frozen=True):
     notice: float | None = None
     partial: str | None = None
     overspent_micro_usd: int | None = None
+    tolerance: float | None = None
+    apart: float | None = None
+    apart_step: int | None = None
 
 
 class Compared(msgspec.Struct, frozen=True):
@@ -129,6 +135,9 @@ def make_receipt(
         notice=saga.notice,
         partial=saga.partial if saga.is_committed else None,
         overspent_micro_usd=saga.overspent_micro_usd,
+        tolerance=saga.tolerance if "rehearse" in saga.done else None,
+        apart=saga.apart,
+        apart_step=saga.apart_step,
     )
     return msgspec.structs.replace(bare, digest=receipt_digest(bare))
 

@@ -129,6 +129,8 @@ def _towards_commit(saga: Saga, event: EffectDone) -> Stepped:
     if event.effect == "release":
         return next_try(saga, event.at)
     saga = msgspec.structs.replace(saga, done=(*saga.done, event.effect))
+    if event.effect == "rehearse" and event.apart is not None:
+        saga = msgspec.structs.replace(saga, closing="copy")  # only equal bits can be repeated
     return repriced(saga, event) or go_on(saga, event.at, detail=_describe(event))
 
 
@@ -151,6 +153,8 @@ def _learn(saga: Saga, event: EffectDone) -> Saga:
         bytes_per_s=_speed(saga, event),
         step_s=saga.step_s if event.step_s is None else event.step_s,
         repriced=saga.repriced if event.bill is None else event.bill,
+        apart=saga.apart if event.apart is None else event.apart,
+        apart_step=saga.apart_step if event.apart is None else event.apart_step,
     )
     match event.effect:
         case "drain":

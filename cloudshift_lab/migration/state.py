@@ -26,6 +26,12 @@ AT_TARGET: frozenset[EffectName] = frozenset(
 )
 """Effects before the commit that need the target's machines."""
 
+LOSS_TOLERANCE = 1e-3
+"""How far a rehearsed loss may be from the source's, relative to the larger one, when nobody said.
+
+Kernels that are not deterministic differ by less within a few steps; a wrong input by far more.
+"""
+
 _ONCE: frozenset[EffectName] = frozenset(
     {"drain", "commit", "retire", "cancel", "resume"}
 )  # whatever the number of tries: these are the source's, or the log's
@@ -46,8 +52,10 @@ class Saga(msgspec.Struct, frozen=True):
     the plan says, ``fallbacks_used`` how many of the plan's were taken.
     ``closing`` is the actual one; ``rushed``: the source's machine will go (at ``notice``), drain
     at once. ``caught_up_at``: end of the last step that was repeated; ``still_s``: no optimizer
-    step ran anywhere for so long. ``partial`` says what did not move. ``repriced`` is the newest
-    bill with measured figures, ``overspent_micro_usd`` what was spent when it was too much.
+    step ran anywhere for so long. ``partial`` says what did not move. ``apart`` is the largest
+    relative difference of this try's rehearsed losses, at ``apart_step``; None: all were equal bit
+    by bit, or none was compared. ``repriced`` is the newest bill with measured figures,
+    ``overspent_micro_usd`` what was spent when it was too much.
     ``approved_micro_usd`` is the limit of the plan that was approved last, 0 before the first.
     """
 
@@ -84,6 +92,8 @@ class Saga(msgspec.Struct, frozen=True):
     step_s: float | None = None
     repriced: Bill | None = None
     overspent_micro_usd: int | None = None
+    apart: float | None = None
+    apart_step: int | None = None
     approved_micro_usd: int = 0
 
     @property
@@ -121,9 +131,30 @@ class Saga(msgspec.Struct, frozen=True):
         return self.plan.target_url if self.moved_to is None else self.moved_to.url
 
     @property
+    def is_like_planned(self) -> bool:
+        """Whether this try computes as the planned target would, or as the source does.
+
+        Judged by what the places say of themselves: machine, nodes and ranks. A fallback with
+        another name for the same machine counts as another one, which costs time and no exactness.
+        """
+        if self.moved_to is None:
+            return True
+        return _kind(self.target) in (_kind(self.plan.source), _kind(self.plan.target))
+
+    @property
+    def tolerance(self) -> float:
+        """How far this try's losses may be from the source's; another machine is never exact."""
+        asked = self.plan.tolerance
+        return asked if self.is_like_planned else max(asked, LOSS_TOLERANCE)
+
+    @property
     def shadows(self) -> bool:
         """Whether the rehearsing ranks stay, to catch up with the sealed step."""
         return self.closing == "replay"
+
+
+def _kind(place: Placement) -> tuple[str, int, int]:
+    return place.instance_type, place.nodes, place.ranks_per_node
 
 
 def start(plan: Plan, at: float | None = None) -> Saga:

@@ -173,8 +173,18 @@ def _give_up_target(saga: Saga, event: EffectFailed, remedy: Remedy) -> Stepped:
         )
         detail = f"to {place.placement.target}: {event.message}"
     kept = tuple(name for name in saga.done if name not in AT_TARGET)
-    saga = msgspec.structs.replace(saga, done=kept)
-    return enter(saga, "provisioning", "release", event.at, detail=detail, anew=True)
+    saga = msgspec.structs.replace(saga, done=kept, apart=None, apart_step=None)
+    saga, why = _choose_closing(saga)
+    return enter(saga, "provisioning", "release", event.at, detail=detail + why, anew=True)
+
+
+def _choose_closing(saga: Saga) -> tuple[Saga, str]:
+    """The next try's closing: as planned, unless that was to repeat steps, and they may differ."""
+    if saga.is_sealed or saga.is_like_planned:
+        return msgspec.structs.replace(saga, closing=saga.plan.closing), ""
+    why = "; the machine is another, so the last step will be copied, not repeated"
+    saga, was = msgspec.structs.replace(saga, closing="copy"), saga.plan.closing
+    return saga, why if was == "replay" else ""
 
 
 def _given_up(saga: Saga, event: EffectFailed) -> Stepped:

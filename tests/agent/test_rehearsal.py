@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cloudshift_lab.agent.protocols import RankError, RanksView, SaveFailed
-from cloudshift_lab.agent.rehearsal import STUCK_S, is_same
+from cloudshift_lab.agent.rehearsal import STUCK_S, apart_by
 from cloudshift_lab.checkpoint import open_checkpoint
 from cloudshift_lab.storage.logstate import log_key
 
@@ -119,12 +119,42 @@ def test_a_loss_within_the_tolerance_is_equal_enough(source: Attempt, standby: S
     assert "within 0.05" in standby.result(order).detail
 
 
-def test_equal_means_bit_by_bit_unless_a_tolerance_is_given() -> None:
+def test_how_far_losses_are_apart_is_relative_to_the_larger() -> None:
     nan, inf = float("nan"), float("inf")
-    assert is_same(nan, nan, 0.0) and is_same(inf, inf, 0.0) and is_same(0.5, 0.5, 0.0)
-    assert not is_same(0.5, 0.5 + 2**-53 * 2, 0.0)
-    assert not is_same(nan, 0.5, 1.0) and not is_same(inf, -inf, 1.0)
-    assert is_same(1.0, 1.009, 0.01) and not is_same(1.0, 1.02, 0.01)
+    assert apart_by(nan, nan) == apart_by(inf, inf) == apart_by(0.5, 0.5) == 0.0
+    assert 0.0 < apart_by(0.5, 0.5 + 2**-53 * 2) < 1e-15
+    assert apart_by(nan, 0.5) == apart_by(inf, -inf) == inf
+    assert apart_by(1.0, 2.0) == apart_by(-2.0, -1.0) == 0.5
+
+
+def test_losses_that_are_near_are_said_to_be_and_end_the_repeating(
+    source: Attempt, standby: Standby
+) -> None:
+    standby.ranks.wrong_from = 12
+    order = rehearsed(standby, num_steps=2, tolerance=0.05, replay=True)
+    standby.tick(20)
+    result = standby.result(order)
+    assert (result.state, result.apart_step) == ("done", 12)
+    assert result.apart == pytest.approx(apart_by(loss_of(12), loss_of(12) + 1e-3))
+    assert f"largest relative difference {result.apart:.2g} at step 12 (within 0.05)" in (
+        result.detail
+    )
+    assert standby.ranks.told[-1] == "start standby"
+    assert standby.ranks.view.state == "gate"
+
+
+def test_losses_that_drift_apart_while_the_source_trains_on_are_not_caught_up_with(
+    source: Attempt, standby: Standby
+) -> None:
+    standby.ranks.wrong_from = 14
+    order = rehearsed(standby, num_steps=2, tolerance=0.05, replay=True)
+    standby.tick(10)
+    assert standby.result(order).apart is None
+    last = standby.order("catch_up", step=15, digest=seal_at(source, 15))
+    standby.tick(20)
+    result = standby.result(last)
+    assert (result.state, result.error_kind) == ("failed", "Mismatch")
+    assert "not bit by bit" in (result.error or "")
 
 
 def test_a_script_without_losses_is_rehearsed_and_said_to_prove_nothing(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
 from cloudshift_lab.core.errors import StaleDecision, UsageError
 from cloudshift_lab.core.plan import Closing
 from cloudshift_lab.migration import (
+    LOSS_TOLERANCE,
     Aborted,
     Decided,
     EffectDone,
@@ -112,6 +115,76 @@ def test_a_replay_that_ends_elsewhere_is_replaced_by_a_copy(kind: str) -> None:
 def test_a_rehearsal_with_another_loss_rolls_back() -> None:
     move = Move(REHEARSED).done("provision", "precopy").fail("rehearse", "Mismatch")
     assert move.way() == ["cancel", "resume", "release"]
+
+
+def rehearsed_apart(wanted: Wanted = REPLAY, **more: Any) -> Move:
+    move = Move(wanted).done("provision", "precopy")
+    told = "not bit by bit: largest relative difference 3e-05 at step 14 (within 0.001)"
+    return move.tell(
+        EffectDone("rehearse", 1_010.0, detail=told, apart=3e-5, apart_step=14, **more)
+    )
+
+
+def test_steps_that_were_not_repeated_bit_by_bit_are_copied() -> None:
+    move = rehearsed_apart()
+    assert (move.saga.closing, move.saga.plan.closing) == ("copy", "replay")
+    assert not move.saga.shadows
+    assert "not bit by bit" in move.saga.timeline[-1].detail
+    assert move.way() == ["drain", "copy", "verify", "commit", "go", "retire"]
+
+
+def test_a_receipt_says_how_far_a_rehearsal_was_apart_and_what_was_forecast() -> None:
+    move = rehearsed_apart()
+    move.way()
+    receipt = make_receipt(move.saga, at=2_000.0)
+    assert (receipt.apart, receipt.apart_step) == (3e-5, 14)
+    assert receipt.tolerance == move.plan.tolerance
+    assert (receipt.plan.closing, receipt.closing) == ("replay", "copy")
+    exact = Move(REPLAY)
+    exact.way()
+    assert make_receipt(exact.saga, at=2_000.0).apart is None
+
+
+def test_a_new_bill_does_not_hide_that_the_losses_were_apart() -> None:
+    move = rehearsed_apart(bill=sample_bill(9_000_000))
+    assert move.saga.phase == "asking"
+    assert "not bit by bit" in move.saga.timeline[-1].detail
+    assert "the bill is" in move.saga.timeline[-1].detail
+
+
+def test_what_a_target_that_was_given_up_computed_says_nothing_of_the_next() -> None:
+    wanted = Wanted(closing="replay", rehearsal_steps=3, missing_nodes="wait", nodes=4)
+    move = rehearsed_apart(wanted)
+    move.tell(EffectFailed("drain", 1_011.0, "NotFound", "gone"))
+    assert move.saga.phase == "rolling_back"
+    again = Move(wanted).done("provision", "precopy").fail("rehearse", "NodesMissing", 3)
+    assert (again.saga.apart, again.saga.closing) == (None, "replay")
+
+
+@pytest.mark.parametrize(
+    ("nodes_up", "closing", "tolerance"), [(1, "replay", 0.0), (2, "copy", LOSS_TOLERANCE)]
+)
+def test_a_shrunk_target_is_held_to_what_its_size_can_do(
+    nodes_up: int, closing: str, tolerance: float
+) -> None:
+    wanted = Wanted(closing="replay", rehearsal_steps=3, missing_nodes="shrink", nodes=4)
+    move = Move(wanted).fail("provision", "NodesMissing", nodes_up)
+    assert move.saga.plan.source.nodes == 1
+    assert (move.saga.closing, move.saga.tolerance) == (closing, tolerance)
+    assert ("copied, not repeated" in move.saga.timeline[-1].detail) == (closing == "copy")
+
+
+def test_a_fallback_of_another_kind_is_not_expected_to_give_equal_bits() -> None:
+    other = sample_fallback("azure-sim")
+    machine = msgspec.structs.replace(other.placement, instance_type="another")
+    places = (msgspec.structs.replace(other, placement=machine), sample_fallback("ovh-sim"))
+    wanted = Wanted(
+        closing="replay", rehearsal_steps=3, missing_nodes="elsewhere", fallbacks=places
+    )
+    move = Move(wanted).fail("provision", "NodesMissing", 0)
+    assert (move.saga.closing, move.saga.tolerance) == ("copy", LOSS_TOLERANCE)
+    move.done("release").fail("provision", "NodesMissing", 0)
+    assert (move.saga.closing, move.saga.tolerance) == ("replay", 0.0)
 
 
 def test_a_plan_cannot_replay_without_a_rehearsal() -> None:
