@@ -40,6 +40,7 @@ _LONGEST_PAUSE_S = 10.0
 SPENT_SHARE = 0.95
 
 Meter = Callable[[Saga], int]
+Carried = Callable[[Saga], int]
 
 
 class Proposed(msgspec.Struct, frozen=True, tag="proposed"):
@@ -69,6 +70,7 @@ class MigrationDriver:
         world: Clock.
         lock: Held while an event is judged and kept, so that a decision and a tick do not race.
         meter: Tells what the move has cost so far, micro-dollars; None: nothing is priced.
+        carried: Tells how many bytes the pending effect has carried so far; None: nobody knows.
 
     Raises:
         Corrupt: The journal is empty or does not begin with a plan.
@@ -82,12 +84,14 @@ class MigrationDriver:
         *,
         lock: contextlib.AbstractContextManager[object] | None = None,
         meter: Meter | None = None,
+        carried: Carried | None = None,
     ) -> None:
         self._journal = journal
         self._effects = effects
         self._world = world
         self._lock = lock or contextlib.nullcontext()
         self._meter = meter
+        self._carried = carried
         self._not_before = float("-inf")
         self.saga = _load(journal)
 
@@ -101,12 +105,13 @@ class MigrationDriver:
         *,
         lock: contextlib.AbstractContextManager[object] | None = None,
         meter: Meter | None = None,
+        carried: Carried | None = None,
     ) -> MigrationDriver:
         """Keep a new plan, once, and drive it."""
         start(plan)
         if not journal.replay():
             journal.append(to_json(Proposed(plan=plan, at=world.now())))
-        return cls(journal, effects, world, lock=lock, meter=meter)
+        return cls(journal, effects, world, lock=lock, meter=meter, carried=carried)
 
     @staticmethod
     def plan_in(journal: EventLog) -> Plan:
@@ -128,11 +133,13 @@ class MigrationDriver:
 
     def abort(self, message: str) -> Saga:
         """Call the move off where that is still possible (it is not once commit began)."""
-        return self._keep_if_news(Aborted(at=self._world.now(), message=message))
+        told = Aborted(at=self._world.now(), message=message, num_bytes=self._num_bytes())
+        return self._keep_if_news(told)
 
     def notice(self, side: SideName, deadline: float) -> Saga:
         """Say that one side's machine will be taken away at ``deadline``, wall-clock seconds."""
-        told = Noticed(side=side, at=self._world.now(), deadline=deadline)
+        now, num_bytes = self._world.now(), self._num_bytes()
+        told = Noticed(side=side, at=now, deadline=deadline, num_bytes=num_bytes)
         before = self.saga.effect
         saga = self._keep_if_news(told)
         if saga.effect != before:
@@ -151,6 +158,9 @@ class MigrationDriver:
             return False
         for effect in pending(self.saga):
             outcome = self._effects.run(effect, self.saga)
+            if isinstance(outcome, EffectFailed):
+                num_bytes = max(outcome.num_bytes, self._num_bytes())
+                outcome = msgspec.structs.replace(outcome, num_bytes=num_bytes)
             if outcome is not None:
                 self._settle(outcome)
                 return True
@@ -166,14 +176,19 @@ class MigrationDriver:
 
     def _stop_spending(self) -> bool:
         """Undo a move before it costs more than was approved; what undoing costs is kept back."""
-        limit = self.saga.plan.limit_micro_usd
+        limit = self.saga.limit_micro_usd
         if self._meter is None or not limit or self.saga.overspent_micro_usd is not None:
             return False
         spent = self._meter(self.saga)
         if spent < limit * SPENT_SHARE:
             return False
-        before = self.saga
-        return self._keep_if_news(Overspent(at=self._world.now(), micro_usd=spent)) != before
+        before, now = self.saga, self._world.now()
+        told = Overspent(at=now, micro_usd=spent, num_bytes=self._num_bytes())
+        return self._keep_if_news(told) != before
+
+    def _num_bytes(self) -> int:
+        """What the pending effect has carried: paid for, also when it comes to nothing."""
+        return 0 if self._carried is None else self._carried(self.saga)
 
     def _settle(self, outcome: EffectDone | EffectFailed) -> None:
         """Keep an outcome; an effect that has just failed is left alone for a while."""

@@ -8,12 +8,18 @@ from pathlib import Path
 
 import msgspec
 
+from cloudshift_lab.conductor.asking import (
+    Held,
+    in_quiet_hours,
+    outlives_quiet_hours,
+    question_s,
+)
 from cloudshift_lab.conductor.driver import MigrationDriver
 from cloudshift_lab.conductor.effects import MoveEffects
 from cloudshift_lab.conductor.fares import Fares, ends_of
 from cloudshift_lab.conductor.journal import Journal
 from cloudshift_lab.conductor.places import Places
-from cloudshift_lab.conductor.pricing import move_lines, price_source, reprice
+from cloudshift_lab.conductor.pricing import limit_of, move_lines, price_source, reprice
 from cloudshift_lab.conductor.receipts import Receipts
 from cloudshift_lab.conductor.records import (
     AttemptEnded,
@@ -37,7 +43,7 @@ from cloudshift_lab.core.world import World
 from cloudshift_lab.engines.engine import Engine
 from cloudshift_lab.market.bill import MoveInputs, price_move
 from cloudshift_lab.market.lines import for_duration
-from cloudshift_lab.migration import Effect, EffectDone, EffectFailed, Saga
+from cloudshift_lab.migration import Effect, EffectDone, EffectFailed, Saga, pending
 from cloudshift_lab.storage.store import Store
 
 _EVENTS_PER_TICK = 20
@@ -101,14 +107,16 @@ class Move:
             source, opened.target_job, around.engine, around.places.store, around.world,
             reprice=None if opened.inputs is None else self._reprice,
         )  # fmt: skip
+        self._going_of: str | None = None
         self._is_written = self.receipt_key() is not None
         self._rule = parse(record.spec.approve)
         self._fares = Fares(opened, around.places)
         self.judgement: Judgement | None = None
         self.futures: Futures | None = None
         self.driver = MigrationDriver.propose(
-            plan, journal, self, around.world, lock=lock, meter=self.spent_micro_usd
-        )
+            plan, journal, self, around.world, lock=lock,
+            meter=self.spent_micro_usd, carried=self.carried_bytes,
+        )  # fmt: skip
 
     @property
     def saga(self) -> Saga:
@@ -186,7 +194,7 @@ class Move:
         if not self.saga.awaits_decision or self._has_judged(self.plan):
             return False
         now = self._around.world.now()
-        found = self._judged(now)
+        found = self._within_limit(self._judged(now), now)
         is_news = self.judgement is None or found.because != self.judgement.because
         self.judgement = found
         if found.verdict not in ("approve", "refuse"):
@@ -197,13 +205,23 @@ class Move:
                     decision_id=f"policy-{self.plan.digest[:16]}",
                     plan_digest=self.plan.digest,
                     verdict="approve" if found.verdict == "approve" else "reject",
-                    by=_by_rule(self._rule, found),
+                    by=_by_rule(self._rule, found, is_refused=found.verdict == "refuse"),
                     at=now,
                 )
             )
         except StaleDecision:
             return False  # somebody was faster, or it has just expired: the next tick sees it
         return True
+
+    def _within_limit(self, found: Judgement, now: float) -> Judgement:
+        """Let a target wait through quiet hours only where that is paid for."""
+        saga = self.saga
+        is_held = found.verdict == "later" and saga.phase == "asking"
+        if not is_held or not outlives_quiet_hours(self._rule, saga, now):
+            return found
+        started = self._record.attempts[self.generations[-1]].started
+        held = Held(started.price_micro_usd_per_h, self.spent_micro_usd(saga))
+        return in_quiet_hours(found, saga, held, now)
 
     def _judged(self, now: float) -> Judgement:
         """What the rule says to the place it likes least, of all where the move may end."""
@@ -242,9 +260,8 @@ class Move:
         Its targets' time until one trains, the source's while nobody did, bytes and requests.
         """
         now = saga.timeline[-1].at if saga.is_final else self._around.world.now()
-        going = self._effects.going
         clouds = {cloud.name: cloud for cloud in self._around.places.clouds().clouds}
-        carried = saga.bytes_moved + (0 if going is None else going.done_bytes)
+        carried = saga.bytes_moved + self.carried_bytes(saga)
         lines = move_lines(
             msgspec.structs.replace(saga, bytes_moved=carried),
             clouds,
@@ -254,6 +271,12 @@ class Move:
         )
         carrying = sum(line.amount_micro_usd for line in lines)
         return carrying + self._targets_micro_usd(saga, now) + self._pause_micro_usd(saga, now)
+
+    def carried_bytes(self, saga: Saga) -> int:
+        """What the pending effect has carried so far, as was last heard of it."""
+        going = self._effects.going
+        keys = [effect.key for effect in pending(saga)]
+        return going.done_bytes if going is not None and keys == [self._going_of] else 0
 
     def _pause_micro_usd(self, saga: Saga, now: float) -> int:
         """The source's time while nobody trains."""
@@ -303,14 +326,27 @@ class Move:
     def run(self, effect: Effect, saga: Saga) -> EffectDone | EffectFailed | None:
         """Push an effect on; a target that came up elsewhere brings the bill of its own place."""
         outcome = self._effects.run(effect, saga)
-        is_new_place = effect.name == "provision" and saga.moved_to is not None
-        if not (is_new_place and isinstance(outcome, EffectDone) and self.opened.inputs):
+        self._going_of = effect.key
+        if not isinstance(outcome, EffectDone) or self.opened.inputs is None:
             return outcome
         try:
-            bill = price_move(self._inputs_of(saga))
+            if effect.name == "provision" and saga.moved_to is not None:
+                outcome = msgspec.structs.replace(outcome, bill=price_move(self._inputs_of(saga)))
+            return outcome if outcome.bill is None else self._to_be_asked(outcome, outcome.bill)
         except UsageError as error:
             return EffectFailed(effect.name, outcome.at, "UsageError", error.message)
-        return msgspec.structs.replace(outcome, bill=bill)
+
+    def _to_be_asked(self, outcome: EffectDone, bill: Bill) -> EffectDone:
+        """Say what approving a new bill would allow, and how long it may be approved.
+
+        A limit that a person gave stays; one that came from a bill comes from the new one, and
+        never takes back what was approved.
+        """
+        saga, limit = self.saga, None
+        if not self.opened.limit_given:
+            limit = max(saga.limit_micro_usd, limit_of(bill, self._inputs_of(saga)))
+        ask_s = question_s(self._rule, outcome.at)
+        return msgspec.structs.replace(outcome, limit_micro_usd=limit, ask_s=ask_s)
 
     def _bill_target(self) -> None:
         """The target costs money from before it is asked for: the journal knows it first.
@@ -374,8 +410,10 @@ class Move:
             self._record.keep(AttemptEnded(generation=generation, at=at))
 
 
-def _by_rule(rule: ApprovalRule, found: Judgement) -> str:
+def _by_rule(rule: ApprovalRule, found: Judgement, *, is_refused: bool) -> str:
     """Who decided: the rule as it is written, with the figures that it was about."""
+    if is_refused:
+        return f"{rule.by} ({found.because})"
     figures = found.because.partition(": ")[2]
     return f"{rule.by} ({figures})" if rule.has_conditions else rule.by
 

@@ -150,7 +150,9 @@ def plan_move(
         missing_nodes=terms.missing_nodes,
         min_nodes=terms.min_nodes,
         fallbacks=tuple(Fallback(place.placement, place.url) for place in terms.elsewhere),
-        limit_micro_usd=_limit(bill, terms, inputs),
+        limit_micro_usd=limit_of(bill, inputs)
+        if terms.limit_micro_usd is None
+        else terms.limit_micro_usd,
         approvals_needed=terms.approvals_needed,
         carrier=terms.carrier,
     )
@@ -239,9 +241,8 @@ def _choose(closings: tuple[Closing, ...], terms: Terms) -> Closing:
     return closing
 
 
-def _limit(bill: Bill, terms: Terms, inputs: MoveInputs) -> int:
-    if terms.limit_micro_usd is not None:
-        return terms.limit_micro_usd
+def limit_of(bill: Bill, inputs: MoveInputs) -> int:
+    """What a move may cost by its own bill, where nobody gave a limit; 0 when nothing is priced."""
     if not (inputs.target_micro_usd_per_h or bill.one_off_micro_usd):
         return 0
     waiting = round(inputs.target_micro_usd_per_h * _LIMIT_WAIT_S / HOUR_S)

@@ -185,6 +185,11 @@ def zone_of(at: float) -> str:
     return f"UTC{offset[:3]}:{offset[3:5]}"
 
 
+def clock_at(at: float) -> str:
+    """The local time of the day of a wall-clock time, as in ``07:10``."""
+    return _clock(int(second_of_day(at) // 60))
+
+
 def planned_pause_s(plan: Plan) -> float:
     """Until the first new step at the target: the chosen closing's, else the bill's."""
     chosen = (way.pause_s for way in plan.closings if way.kind == plan.closing)

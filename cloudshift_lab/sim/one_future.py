@@ -135,7 +135,7 @@ class Future:
 
     def _overspent(self) -> Event | None:
         """Say that the limit is passed, where the saga can still go back."""
-        limit, spent = self.saga.plan.limit_micro_usd, self.cost_micro_usd()
+        limit, spent = self.saga.limit_micro_usd, self.cost_micro_usd()
         if not limit or spent < limit * SPENT_SHARE or not self._can_go_back():
             return None
         return Overspent(at=self.now, micro_usd=spent)

@@ -5,16 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pytest
 
+from cloudshift_lab.conductor.pricing import limit_of
 from cloudshift_lab.core.asks import MoveAsk
 from cloudshift_lab.core.home import save_clouds
+from cloudshift_lab.core.orders import OrderResult
 from cloudshift_lab.core.placement import Clouds, EgressTier
 from cloudshift_lab.core.plan import MigrationView
 
 from .bench import AWS, GCP, Bench, bench
+from .test_live_service import THIRD, add_third, local_seconds
 
 __all__ = ["bench"]
 EGRESS_USED = 10**12
+GB = 10**9
+EGRESS_MICRO_USD_PER_GB = 90_000
 
 
 def offered(bench: Bench, run_id: str, **ask: Any) -> MigrationView:
@@ -126,3 +132,183 @@ def test_a_rule_with_a_break_even_judges_the_worse_bill_itself(bench: Bench) -> 
     view = slow_rehearsal(bench, approve="auto if break-even < 4h")
     assert view.phase == "asking", view.error
     assert "it never pays for itself" in view.waiting
+
+
+# -- bytes that came to nothing --------------------------------------------------------------
+
+
+def copying(bench: Bench, run_id: str, **ask: Any) -> tuple[MigrationView, Any, str]:
+    """A move whose target has copied 5 GB and says no more; its target and its order."""
+    bench.engine.prepare = lambda puppet: puppet.mute.add("precopy")
+    view = bench.approve(offered(bench, run_id, **ask))
+    assert bench.settle(view.migration_id, "precopying").phase == "precopying"
+    target, order_id = begun(bench, view)
+    say(target, order_id, OrderResult(state="running", num_bytes=5 * GB))
+    return view, target, order_id
+
+
+def begun(bench: Bench, view: MigrationView) -> tuple[Any, str]:
+    """The present target and its order to copy, once it has one."""
+    for _ in range(60):
+        target = bench.engine.puppets[view.run_id, move_of(bench, view).generations[-1]]
+        orders = [order.order_id for order in target.orders if order.kind == "precopy"]
+        if orders and not target.is_gone:
+            return target, orders[0]
+        bench.step()
+    raise AssertionError("nothing is copied")
+
+
+def say(target: Any, order_id: str, result: OrderResult) -> None:
+    target.say(results={**target.status.results, order_id: result})
+
+
+def failed(*, num_bytes: int = 0) -> OrderResult:
+    return OrderResult(state="failed", error_kind="Corrupt", error="no", num_bytes=num_bytes)
+
+
+def test_a_try_that_failed_cost_what_it_had_carried(bench: Bench) -> None:
+    run_id = bench.train()
+    view, target, order_id = copying(bench, run_id, limit_micro_usd=10**9)
+    bench.step()
+    say(target, order_id, failed())
+    ended = bench.settle(view.migration_id)
+    bench.step()
+    assert (ended.phase, ended.bytes_moved) == ("rolled_back", 5 * GB)
+    receipt = bench.service.receipts(run_id)[-1]
+    assert receipt.bytes_moved == 5 * GB
+    assert receipt.actual_micro_usd is not None
+    assert receipt.actual_micro_usd >= 5 * GB * EGRESS_MICRO_USD_PER_GB / 2**30
+    assert any("egress" in line.label for line in bench.service.cost(run_id).lines)
+
+
+def test_a_move_that_is_called_off_cost_what_it_had_carried(bench: Bench) -> None:
+    run_id = bench.train()
+    view, *_ = copying(bench, run_id, limit_micro_usd=10**9)
+    bench.step()
+    bench.service.stop(run_id)
+    assert bench.settle(view.migration_id).bytes_moved == 5 * GB
+
+
+def test_bytes_of_a_pending_effect_are_counted_once_however_it_ends(bench: Bench) -> None:
+    run_id = bench.train()
+    view, target, order_id = copying(bench, run_id, limit_micro_usd=10**9)
+    bench.step()
+    move = move_of(bench, view)
+    spent = move.spent_micro_usd(move.saga)
+    say(target, order_id, failed())
+    move.tick()
+    assert move.saga.phase.startswith("roll")
+    after = move.spent_micro_usd(move.saga)
+    assert abs(after - spent) < EGRESS_MICRO_USD_PER_GB
+
+
+def test_the_limit_is_for_all_tries_together(bench: Bench, tmp_path: Any) -> None:
+    add_third(bench, tmp_path)
+    run_id = bench.train()
+    limit = 8 * EGRESS_MICRO_USD_PER_GB
+    view, target, order_id = copying(
+        bench, run_id, limit_micro_usd=limit, missing_nodes="elsewhere", elsewhere=(THIRD,)
+    )
+    bench.step()
+    target.is_gone = True
+    say(target, order_id, OrderResult(state="failed", error_kind="NodesMissing", error="no"))
+    bench.step()
+    second, order_id = begun(bench, view)
+    say(second, order_id, OrderResult(state="running", num_bytes=4 * GB))
+    ended = bench.settle(view.migration_id)
+    bench.step()
+    assert ended.phase == "rolled_back", ended.error
+    assert "its limit is $0.72" in str(ended.error)
+    assert ended.bytes_moved == 9 * GB
+
+
+# -- a worse bill ------------------------------------------------------------------------------
+
+
+def dearer_elsewhere(bench: Bench, root: Any, **ask: Any) -> MigrationView:
+    """A move that goes elsewhere, at ten times the price, and asks about that."""
+    add_third(bench, root)
+    run_id = bench.train()
+    clouds = tuple(
+        msgspec.structs.replace(
+            each,
+            offers=tuple(
+                msgspec.structs.replace(
+                    offer, price_micro_usd_per_h=10 * offer.price_micro_usd_per_h
+                )
+                for offer in each.offers
+            ),
+        )
+        if each.name == THIRD.partition(":")[0]
+        else each
+        for each in bench.service.places.clouds().clouds
+        if each.name != "local"
+    )
+    save_clouds(root, Clouds(clouds=clouds))
+
+    def prepare(puppet: Any) -> None:
+        puppet.is_gone = puppet.job.placement.cloud == "gcp-sim"
+
+    bench.engine.prepare = prepare
+    view = bench.approve(
+        offered(bench, run_id, missing_nodes="elsewhere", elsewhere=(THIRD,), **ask)
+    )
+    return bench.settle(view.migration_id, "asking")
+
+
+def test_the_limit_of_a_new_bill_follows_from_it_and_counts_once_approved(
+    bench: Bench, tmp_path: Any
+) -> None:
+    view = dearer_elsewhere(bench, tmp_path)
+    assert view.phase == "asking", view.error
+    move = move_of(bench, view)
+    rule = limit_of(view.plan.bill, move._inputs_of(move.saga))
+    assert view.plan.limit_micro_usd == rule
+    assert move.saga.limit_micro_usd < rule
+    assert bench.approve_again(view).plan.limit_micro_usd == rule
+    assert move.saga.limit_micro_usd == rule
+
+
+def test_a_limit_that_a_person_gave_is_not_raised_by_a_new_bill(
+    bench: Bench, tmp_path: Any
+) -> None:
+    view = dearer_elsewhere(bench, tmp_path, limit_micro_usd=3_000_000)
+    assert (view.phase, view.plan.limit_micro_usd) == ("asking", 3_000_000)
+    bench.approve_again(view)
+    assert move_of(bench, view).saga.limit_micro_usd == 3_000_000
+
+
+def asked_at_night(bench: Bench, **ask: Any) -> MigrationView:
+    """A move whose worse bill comes up at half past eleven, when nobody may be asked."""
+    run_id = bench.train(approve="ask quiet 23:00-07:00")
+    bench.step(local_seconds(bench, "23:30"))
+    bench.engine.puppets[run_id, 1].say(step_s=0.05)
+    bench.step()
+    bench.approve(offered(bench, run_id, rehearse=3, **ask))
+    view = bench.settle(bench.service.migrations(run_id)[0].migration_id, "asking")
+    bench.step()
+    return bench.service.migration(view.migration_id)
+
+
+def test_a_question_that_comes_up_at_night_stands_until_people_were_awake(bench: Bench) -> None:
+    view = asked_at_night(bench, limit_micro_usd=10**9)
+    left_s = local_seconds(bench, "07:00")
+    assert view.phase == "asking", view.error
+    assert view.plan.expires_at - bench.world.now() == pytest.approx(left_s + 600.0, abs=2.0)
+    assert "nobody is asked before 07:00" in view.waiting
+    assert "waits at $1.80/h, the question stands until 07:10" in view.waiting
+    bench.step(left_s + 590.0)
+    assert bench.service.migration(view.migration_id).phase == "asking"
+    assert bench.settle(bench.approve_again(view).migration_id).phase == "source_retired"
+
+
+def test_a_target_is_not_held_through_the_night_for_more_than_the_limit(bench: Bench) -> None:
+    view = asked_at_night(bench)
+    view = bench.settle(view.migration_id)
+    assert view.phase == "rolled_back"
+    assert "nobody is asked before 07:00" in str(view.error)
+    assert "propose it again when somebody can be asked" in str(view.error)
+    bench.step()
+    assert bench.service.run(view.run_id).state == "running"
+    cost = bench.service.receipts(view.run_id)[-1].actual_micro_usd
+    assert cost is not None and cost < 100_000
