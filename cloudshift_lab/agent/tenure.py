@@ -142,9 +142,13 @@ class Tenure:
         """How long the log is; asked when a save begins, it is that save's ``since``.
 
         Raises:
+            Fenced: The run is not ours any more: a save could only fail, again and again.
             Unavailable: The store does not answer.
         """
-        return self._log.sync().next_seq
+        state = self._log.sync()
+        if not self._holds(state):
+            raise self._fenced(state)
+        return state.next_seq
 
     def commit(
         self, saved: Saved, nonce: str, *, since: int | None, is_last: bool

@@ -130,3 +130,15 @@ def test_ranks_that_end_with_a_step_that_was_given_up_have_failed(source: Attemp
     status = source.tick(200)
     assert status.state == "failed"
     assert FULL in (status.error or "")
+
+
+def test_a_newer_owner_ends_a_drain_whose_step_can_never_be_saved(source: Attempt) -> None:
+    """Its chunks are gone: the newer owner has forgotten what this one builds on."""
+    source.tick()
+    source.log.acquire(generation=7, owner="somebody", nonce="n")
+    source.saver.failures = [SaveFailed(14, "NotFound", "the step before it is gone")] * 100
+    source.order("drain")
+    source.drain_to(14)
+    status = source.tick(8)
+    assert status.state == "fenced"
+    assert "generation 7" in (status.error or "")
