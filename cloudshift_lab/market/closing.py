@@ -88,9 +88,18 @@ def _copy(inputs: ClosingInputs) -> Closing:
         num_bytes=inputs.copied_bytes,
         basis=f"finish a step {format_duration(inputs.step_s)} + save it "
         f"{format_duration(save_s)} ({save}) + {carry.basis} + prove, commit and restore "
-        f"{format_duration(rest_s)} ({rest})",
+        f"{format_duration(rest_s)} ({rest}){_carried_before(inputs)}",
     )
     return _with(closing, inputs.why_no_replay)
+
+
+def _carried_before(inputs: ClosingInputs) -> str:
+    """What a copied last step costs beside itself: the step that was rehearsed from."""
+    before = inputs.copied_bytes - inputs.within_bytes
+    if before <= 0:
+        return ""
+    total = format_bytes(inputs.copied_bytes)
+    return f"; {format_bytes(before)} are carried before, {total} in all"
 
 
 def _replay(inputs: ClosingInputs) -> Closing:
@@ -112,7 +121,8 @@ def _replay(inputs: ClosingInputs) -> Closing:
         basis=f"{format_bytes(inputs.before_bytes)} are copied and restored while the source "
         f"trains about {steps} steps ({format_duration(behind_s)}; {carry.basis}); the target "
         f"repeats them in {format_duration(replay_s)}, then proves the result by its hashes, "
-        f"commits and goes on {format_duration(rest_s)} ({rest})",
+        f"commits and goes on {format_duration(rest_s)} ({rest}); if what is rehearsed is not equal "
+        f"bit by bit, the last step is copied after all: {format_bytes(inputs.copied_bytes)} in all",
     )
 
 

@@ -48,7 +48,7 @@ class Puppet:
     """One attempt's agent. ``fail`` names order kinds that fail, ``mute`` ones never answered.
 
     ``fail_as`` is how they fail; ``nodes_up`` of its nodes are there. ``saves_late``: it trains for
-    a while before its first commit.
+    a while before its first commit. ``apart``: how far its rehearsed losses are, and at which step.
     """
 
     job: JobSpec
@@ -59,6 +59,7 @@ class Puppet:
     fail_as: str = "Corrupt"
     nodes_up: int | None = None
     saves_late: bool = False
+    apart: tuple[float | None, int | None] = (None, None)
     orders: list[Order] = field(default_factory=list)
     is_gone: bool = False
     is_frozen: bool = False
@@ -137,7 +138,10 @@ class Puppet:
         if order.kind == "save":
             return self._save(order)
         if order.kind == "rehearse":
-            return OrderResult(state="done", step=self.step, step_s=1.0, detail="equal")
+            by, at = self.apart
+            return OrderResult(
+                state="done", step=self.step, step_s=1.0, detail="equal", apart=by, apart_step=at
+            )
         if order.kind == "catch_up":
             return OrderResult(state="done", step=order.step, step_at=self.world.now())
         if order.kind == "drain":

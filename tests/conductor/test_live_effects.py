@@ -91,6 +91,21 @@ def prepare_mismatch(puppet: Any) -> None:
     puppet.fail_as = "Mismatch"
 
 
+def test_losses_that_are_near_are_closed_by_a_copy(replayed: Scene) -> None:
+    replayed.engine.prepare = prepare_near
+    saga = replayed.play()
+    assert (saga.phase, saga.closing, saga.plan.closing) == ("source_retired", "copy", "replay")
+    assert (saga.apart, saga.apart_step) == (3e-5, 14)
+    assert "catch_up" not in replayed.puppet(2).obeyed
+    last = replayed.log("gcp-sim").sync().last_commit
+    assert last is not None
+    assert last.nonce.endswith(":step"), "the sealed step was carried over"
+
+
+def prepare_near(puppet: Any) -> None:
+    puppet.apart = (3e-5, 14)
+
+
 def test_a_rehearsal_that_differs_brings_the_move_back(two_clouds: Any) -> None:
     scene = Scene(two_clouds, rehearsal_steps=3)
 

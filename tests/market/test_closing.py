@@ -43,6 +43,14 @@ def test_a_small_change_of_a_large_state_is_carried() -> None:
     assert best.kind == "copy"
 
 
+def test_a_copy_after_a_rehearsal_counts_the_step_that_was_rehearsed_from() -> None:
+    both = msgspec.structs.replace(DENSE, copied_bytes=800_000_000)
+    closings = {closing.kind: closing for closing in weigh_closings(both)}
+    assert closings["copy"].num_bytes == 800_000_000
+    assert closings["copy"].basis.endswith("; 400.0 MB are carried before, 800.0 MB in all")
+    assert "copied after all: 800.0 MB in all" in closings["replay"].basis
+
+
 def test_without_a_measured_step_nothing_is_repeated() -> None:
     (only,) = weigh_closings(msgspec.structs.replace(DENSE, step_s=0.0))
     assert only.kind == "copy"
