@@ -57,6 +57,27 @@ class Offer(msgspec.Struct, frozen=True):
     hardware: str = ""
 
 
+NoticeDialect = Literal["none", "aws", "gcp", "azure"]
+
+
+class Notices(msgspec.Struct, frozen=True):
+    """How a machine of a cloud hears that it will be taken away.
+
+    ``dialect``: whose metadata service is asked; ``none``: nobody's. ``url``: where that is; empty:
+    as the provider's own tools find it. ``{machine}`` in it becomes the machine's name, for an
+    emulator that plays several. ``every_s``: seconds between two looks, None: as the provider
+    advises. ``lead_s``: seconds from the word to the end where the service names no time, None: the
+    provider's. ``signals``: seconds that are left after a signal, ``{"SIGTERM": 30}`` under
+    Kubernetes or Slurm; a signal that is not named keeps its own meaning.
+    """
+
+    dialect: NoticeDialect = "none"
+    url: str = ""
+    every_s: float | None = None
+    lead_s: float | None = None
+    signals: dict[str, float] = {}
+
+
 class Cloud(msgspec.Struct, frozen=True):
     """A place that can run ranks and keep objects.
 
@@ -64,7 +85,8 @@ class Cloud(msgspec.Struct, frozen=True):
     the memory of processes that read that file, and is never put into a spec, log or telemetry.
     ``public_store_options``: how the store is reached from outside of the cloud (the conductor,
     the agents of other clouds) where that differs, None otherwise. ``log_url``: where the runs'
-    logs are kept when it is not the store itself.
+    logs are kept when it is not the store itself. ``notices``: how its machines hear of their end,
+    None: not at all.
     """
 
     name: str
@@ -79,6 +101,7 @@ class Cloud(msgspec.Struct, frozen=True):
     get_micro_usd_per_1000: int = 0
     simulated: bool = False
     note: str = ""
+    notices: Notices | None = None
 
     @property
     def regions(self) -> tuple[str, ...]:
