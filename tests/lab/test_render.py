@@ -158,6 +158,12 @@ def test_the_timeline_shows_how_long_each_phase_took(make_move) -> None:
     assert "approve mig-1" not in text
 
 
+def test_the_end_of_a_move_is_ticked_off_and_not_under_way(make_move) -> None:
+    timeline = (PhaseTime("resumed", 1.0), PhaseTime("source_retired", 2.0))
+    shown = words(move.timeline_html(make_move(phase="source_retired", timeline=timeline)))
+    assert "✓ source retired" in shown
+
+
 def test_a_phase_that_came_twice_is_shown_twice(make_move) -> None:
     names = ("provisioning", "provisioning", "precopying")
     timeline = tuple(PhaseTime(name, float(at)) for at, name in enumerate(names))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import nbformat
@@ -162,13 +164,38 @@ class LabServer:
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory, state_dir: Path) -> Iterator[LabServer]:
-    server = LabServer(tmp_path_factory.mktemp("lab"), state_dir)
-    try:
+def start_lab(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[Path], LabServer]]:
+    """Start JupyterLab over a state directory; it is ended with the tests."""
+    started: list[LabServer] = []
+
+    def start(state_dir: Path) -> LabServer:
+        server = LabServer(tmp_path_factory.mktemp("lab"), state_dir)
+        started.append(server)
         wait_for("JupyterLab to answer", server.answers)
-        yield server
-    finally:
+        return server
+
+    yield start
+    for server in started:
         server.close()
+
+
+@pytest.fixture(scope="session")
+def lab(start_lab: Callable[[Path], LabServer], state_dir: Path) -> LabServer:
+    return start_lab(state_dir)
+
+
+@pytest.fixture(scope="session")
+def scripted() -> ModuleType:
+    """The conductor of ``tests/server``: the real HTTP layer over a service that is a script."""
+    path = HERE.parent / "server" / "scripted_conductor.py"
+    spec = importlib.util.spec_from_file_location("scripted_conductor", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")
@@ -190,11 +217,41 @@ def strangers() -> list[str]:
     return []
 
 
-class Notebook:
-    """An open notebook page and what a person does in it."""
+class Desktop:
+    """JupyterLab's page and what a person does around the notebooks."""
+
+    PANEL = "cloudshift-lab:panel"
 
     def __init__(self, page: Page) -> None:
         self.page = page
+
+    def open_side_panel(self) -> Locator:
+        panel = self.page.locator(f"[id='{self.PANEL}']")
+        if not panel.is_visible():
+            self.page.locator(f'.jp-SideBar [data-id="{self.PANEL}"]').click()
+        panel.wait_for()
+        return panel
+
+    def toast(self, text: str) -> Locator:
+        return self.page.locator(".Toastify__toast").filter(has_text=text)
+
+    def choose_theme(self, name: str) -> None:
+        """``Light`` or ``Dark``, by the menu."""
+        menu = self.page.locator(".lm-Menu")
+        self.page.get_by_role("menuitem", name="Settings").first.click()
+        menu.get_by_text("Theme", exact=True).hover()
+        menu.get_by_text(f"JupyterLab {name}", exact=True).click()
+        light = "true" if name == "Light" else "false"
+        self.page.locator(f"body[data-jp-theme-light='{light}']").wait_for(state="attached")
+
+    def shoot(self, name: str) -> None:
+        """Keep a picture."""
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=SHOTS / f"{name}.png")
+
+
+class Notebook(Desktop):
+    """An open notebook and what a person does in it."""
 
     def run_cell(self, number: int) -> None:
         """Run the selected cell, the notebook's ``number``-th, and wait until it has ended."""
@@ -217,10 +274,11 @@ class Notebook:
             what, reached, deadline_s=deadline_s, pause=lambda: self.page.wait_for_timeout(200)
         )
 
-    def shoot(self, name: str) -> None:
-        """Keep a picture."""
-        SHOTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=SHOTS / f"{name}.png")
+
+@pytest.fixture(scope="session")
+def desktop_of() -> Callable[[Page], Desktop]:
+    """JupyterLab's page as a person uses it."""
+    return Desktop
 
 
 @pytest.fixture(scope="session")
@@ -229,8 +287,8 @@ def notebook(lab: LabServer, browser: Browser, strangers: list[str]) -> Iterator
     cells = [
         "%load_ext cloudshift_lab",
         "%cloudshift clouds up",
-        "%%cloudshift train --name ui --on aws-sim:us-east-1 --checkpoint-every 200 --seed 7\n"
-        + (HERE / "tiny_training.py").read_text(),
+        "%%cloudshift train --name ui --on aws-sim:us-east-1 --checkpoint-every 200 --seed 7"
+        " --approve 'auto if pause < 0.001s'\n" + (HERE / "tiny_training.py").read_text(),
         "%cloudshift migrate --to gcp-sim:us-central1",
         BUSY_CELL,
     ]
@@ -265,7 +323,7 @@ def note_stranger(url: str, strangers: list[str]) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Any:
     """Keep a picture of what went wrong."""
     report = yield
-    notebook = getattr(item, "funcargs", {}).get("notebook")
-    if report.failed and notebook is not None:
-        notebook.shoot(f"failed-{item.name}")
+    for seen in getattr(item, "funcargs", {}).values():
+        if report.failed and isinstance(seen, Desktop):
+            seen.shoot(f"failed-{item.name}")
     return report

@@ -18,18 +18,6 @@ def step_of(conductor: Client) -> int:
     return conductor.run(RUN).step or 0
 
 
-def toast(page: Page, text: str) -> Any:
-    return page.locator(".Toastify__toast").filter(has_text=text)
-
-
-def open_side_panel(page: Page) -> Any:
-    panel = page.locator("[id='cloudshift-lab:panel']")
-    if not panel.is_visible():
-        page.locator('.jp-SideBar [data-id="cloudshift-lab:panel"]').click()
-    panel.wait_for()
-    return panel
-
-
 @pytest.fixture
 def training(notebook: Any, conductor: Client) -> None:
     """The run makes steps and has a checkpoint."""
@@ -44,7 +32,7 @@ def test_approve_works_while_the_kernel_is_busy_and_the_run_arrives(
     approve = page.locator(".jp-OutputArea-output").get_by_role("button", name="Approve")
     approve.wait_for()
     (move,) = conductor.migrations(RUN)
-    toast(page, f"Move {RUN} to {TARGET}?").wait_for()
+    notebook.toast(f"Move {RUN} to {TARGET}?").wait_for()
     notebook.start_cell()
     notebook.prompt(5).get_by_text("[*]:").wait_for()
     page.locator(".jp-StatusBar-Widget").get_by_text("| Busy").wait_for()
@@ -52,8 +40,8 @@ def test_approve_works_while_the_kernel_is_busy_and_the_run_arrives(
 
     approve.click()
     notebook.wait_for("the decision", lambda: conductor.migration(move.migration_id).decision)
-    toast(page, f"Move {RUN} to {TARGET}?").wait_for(state="detached")
-    panel = open_side_panel(page)
+    notebook.toast(f"Move {RUN} to {TARGET}?").wait_for(state="detached")
+    panel = notebook.open_side_panel()
     panel.get_by_role("status").filter(has_text=f"→ {TARGET}").wait_for()
     notebook.shoot("2-moving")
     notebook.wait_for(
@@ -79,20 +67,30 @@ def test_approve_works_while_the_kernel_is_busy_and_the_run_arrives(
     notebook.prompt(5).get_by_text("[5]:").wait_for()
 
 
-def test_a_rejection_in_the_side_panel_takes_the_toast_away(
+def test_one_of_two_approvals_decides_nothing_and_a_rejection_takes_the_toast_away(
     notebook: Any, conductor: Client, training: None
 ) -> None:
-    page: Page = notebook.page
-    panel = open_side_panel(page)
+    panel = notebook.open_side_panel()
     here = conductor.run(RUN).placement.target
     there = SOURCE if here == TARGET else TARGET
-    move = conductor.migrate(RUN, there)
+    move = conductor.migrate(RUN, there, approvals=2)
     question = f"Move {RUN} to {there}?"
-    toast(page, question).wait_for()
+    notebook.toast(question).wait_for()
     card = panel.get_by_role("group", name=question)
     expect(card).to_contain_text("Answer within")
     expect(card).to_contain_text("simulated")
     card.get_by_text("Itemised bill").click()
+    expect(card.locator(".jp-cloudshift-bill li").first).to_contain_text("$")
+    expect(card).to_contain_text("its rule: ask: pause")
+    expect(card.get_by_role("row").filter(has_text="copy bytes")).to_contain_text(" s")
+    expect(card.get_by_role("row").filter(has_text="repeat steps")).to_contain_text(" s")
+    expect(card).to_contain_text("1,000 futures of this click")
+    expect(card.get_by_role("row").filter(has_text="over after")).to_contain_text(" s")
+    expect(card).to_contain_text("0 of 2 approvals")
+    card.get_by_role("button", name="Approve").click()
+    expect(card).to_contain_text("1 of 2 approvals")
+    expect(card).to_contain_text("(side panel)")
+    expect(notebook.toast(question)).to_be_visible()
     notebook.shoot("4-side-panel")
     card.get_by_role("button", name="Reject").click()
     notebook.wait_for(
@@ -101,7 +99,7 @@ def test_a_rejection_in_the_side_panel_takes_the_toast_away(
     decision = conductor.migration(move.migration_id).decision
     assert decision is not None
     assert decision.by.endswith(" (side panel)")
-    toast(page, question).wait_for(state="detached")
+    notebook.toast(question).wait_for(state="detached")
     card.wait_for(state="detached")
     assert conductor.run(RUN).placement.target == here
 
@@ -109,7 +107,7 @@ def test_a_rejection_in_the_side_panel_takes_the_toast_away(
 def test_the_side_panel_shows_the_run_as_the_conductor_knows_it(
     notebook: Any, conductor: Client, training: None
 ) -> None:
-    panel = open_side_panel(notebook.page)
+    panel = notebook.open_side_panel()
     card = panel.get_by_role("listitem", name=RUN)
     expect(card).to_contain_text("running")
     expect(card).to_contain_text(conductor.run(RUN).placement.target)
@@ -122,8 +120,8 @@ def test_the_dashboard_tab_draws_the_run_in_both_themes(
     notebook: Any, conductor: Client, training: None, theme: str
 ) -> None:
     page: Page = notebook.page
-    choose_theme(page, f"JupyterLab {theme}")
-    open_side_panel(page).get_by_role("button", name="Open dashboard").click()
+    notebook.choose_theme(theme)
+    notebook.open_side_panel().get_by_role("button", name="Open dashboard").click()
     wanted = "dark" if theme == "Dark" else "default"
     frame = page.frame_locator(f"iframe[src*='cloudshift/dashboard'][src*='theme={wanted}']")
     curves = frame.locator(".js-plotly-plot .scatterlayer .trace")
@@ -139,19 +137,10 @@ def test_the_dashboard_tab_draws_the_run_in_both_themes(
     notebook.shoot(f"5-dashboard-{theme.lower()}")
 
 
-def choose_theme(page: Page, name: str) -> None:
-    page.get_by_role("menuitem", name="Settings").first.click()
-    page.locator(".lm-Menu").get_by_text("Theme", exact=True).hover()
-    page.locator(".lm-Menu").get_by_text(name, exact=True).click()
-    light = "true" if name.endswith("Light") else "false"
-    page.locator(f"body[data-jp-theme-light='{light}']").wait_for(state="attached")
-
-
 def test_a_lost_conductor_is_said_and_can_be_started_from_the_panel(
     notebook: Any, conductor: Client, training: None
 ) -> None:
-    page: Page = notebook.page
-    panel = open_side_panel(page)
+    panel = notebook.open_side_panel()
     before = step_of(conductor)
     conductor.shutdown()
     state = panel.get_by_role("status").first

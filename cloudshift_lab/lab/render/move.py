@@ -116,11 +116,11 @@ def timeline_html(view: MigrationView) -> Markup:
     reached = {entry.phase for entry, _ in entries}
     is_over = view.phase in FINAL_PHASES or view.phase == "rolling_back"
     ahead = [] if is_over else [phase for phase in path_of(view.plan) if phase not in reached]
-    last = len(entries) - 1
+    current = None if view.phase in FINAL_PHASES else len(entries) - 1
     steps = [
         tag(
             "li",
-            f"{'▸' if at == last else '✓'} {phase_title(entry.phase)} {took}".rstrip(),
+            f"{'▸' if at == current else '✓'} {phase_title(entry.phase)} {took}".rstrip(),
             title=entry.detail or None,
         )
         for at, (entry, took) in enumerate(entries)

@@ -84,7 +84,9 @@ export function ApprovalCard(props: IApprovalProps): JSX.Element {
                 formatCountdown(left),
                 formatClock(expires_at)
               )
-          : trans.__('Expired at %1; it stays where it is.', formatClock(expires_at))}
+          : again
+            ? trans.__('Expired at %1; it is rolled back.', formatClock(expires_at))
+            : trans.__('Expired at %1; it stays where it is.', formatClock(expires_at))}
       </div>
       <div className="jp-cloudshift-buttons">
         <button

@@ -26,10 +26,14 @@ export function formatAge(seconds: number): string {
   return whole < 10 ? `${whole} s` : formatDuration(whole);
 }
 
-/** `9:05` until a deadline. */
+/** `9:05` until a deadline, `2:09:05` from an hour on. */
 export function formatCountdown(seconds: number): string {
   const whole = Math.max(0, Math.ceil(seconds));
-  return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, '0')}`;
+  const two = (part: number) => String(part % 60).padStart(2, '0');
+  const minutes = Math.floor(whole / 60);
+  return minutes < 60
+    ? `${minutes}:${two(whole)}`
+    : `${Math.floor(minutes / 60)}:${two(minutes)}:${two(whole)}`;
 }
 
 export function formatClock(at: number): string {

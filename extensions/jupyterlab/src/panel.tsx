@@ -80,7 +80,11 @@ function PanelBody(props: IBodyProps): JSX.Element {
         aria-label={trans.__('Runs')}
         className={online ? '' : 'jp-cloudshift-stale'}
       >
-        <h3>{trans.__('Runs')}</h3>
+        <h3>
+          {online || state.fetchedAt === 0
+            ? trans.__('Runs')
+            : trans.__('Runs as seen at %1', formatClock(state.fetchedAt))}
+        </h3>
         <ul>
           {sorted(state.runs).map(run => (
             <RunCard

@@ -47,7 +47,14 @@ export function RunCard(props: IRunProps): JSX.Element {
       {run.notice_until !== null && (
         <div className="jp-cloudshift-notice">{runNotice(run, now, trans)}</div>
       )}
-      {move && <MoveLine move={move} now={now} trans={trans} />}
+      {move && (
+        <MoveLine
+          move={move}
+          noticed={run.notice_until !== null}
+          now={now}
+          trans={trans}
+        />
+      )}
       {run.error && (
         <div className="jp-cloudshift-error">
           {run.error_rank === null
@@ -69,23 +76,25 @@ function facts(
     run.checkpoint_step === null
       ? trans.__('none yet')
       : final || run.checkpoint_at === null
-        ? trans.__('step %1', run.checkpoint_step)
+        ? trans.__('step %1', run.checkpoint_step.toLocaleString('en-US'))
         : trans.__('%1 old', formatAge(now - run.checkpoint_at));
   return [
-    [trans.__('step'), run.step === null ? '–' : String(run.step)],
+    [trans.__('step'), run.step === null ? '–' : run.step.toLocaleString('en-US')],
     [trans.__('loss'), run.loss === null ? '–' : run.loss.toPrecision(4)],
-    [trans.__('price'), `${formatUsd(run.price_micro_usd_per_h)}/h`],
+    [trans.__('price'), final ? '–' : `${formatUsd(run.price_micro_usd_per_h)}/h`],
     [trans.__('spent'), formatUsd(run.spent_micro_usd)],
     [trans.__('checkpoint'), checkpoint]
   ];
 }
 
+/** `noticed`: the run's own line counts its machine's time down already. */
 function MoveLine(props: {
   move: IMigrationView;
+  noticed: boolean;
   now: number;
   trans: TranslationBundle;
 }): JSX.Element {
-  const { move, now, trans } = props;
+  const { move, noticed, now, trans } = props;
   const moved = move.bytes_moved ? ` · ${formatBytes(move.bytes_moved)}` : '';
   return (
     <div className="jp-cloudshift-move">
@@ -93,7 +102,12 @@ function MoveLine(props: {
         {trans.__('→ %1: %2', target(move.plan.target), move.phase.replace(/_/g, ' '))}
         {moved}
       </div>
-      <Standing view={move} now={now} trans={trans} />
+      <Standing
+        view={move}
+        countdown={!noticed}
+        now={now}
+        trans={trans}
+      />
       {move.error && <div className="jp-cloudshift-error">{move.error}</div>}
     </div>
   );

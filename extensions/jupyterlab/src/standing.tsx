@@ -6,13 +6,15 @@ import { awaitsDecision, IMigrationView, IRunView } from './types';
 
 interface IProps {
   view: IMigrationView;
+  /** Whether a notice is to be counted down here. */
+  countdown: boolean;
   now: number;
   trans: TranslationBundle;
 }
 
 /** What is to be said of a move under way: who decided, notice, rehearsal, progress, pause. */
 export function Standing(props: IProps): JSX.Element {
-  const { view, now, trans } = props;
+  const { view, countdown, now, trans } = props;
   const going = view.going;
   const lines = [
     ...deciders(view, trans),
@@ -24,7 +26,9 @@ export function Standing(props: IProps): JSX.Element {
   return (
     <>
       {view.notice_s !== null && (
-        <div className="jp-cloudshift-notice">{notice(view, now, trans)}</div>
+        <div className="jp-cloudshift-notice">
+          {notice(view, countdown ? now : null, trans)}
+        </div>
       )}
       {lines.map(line => (
         <div key={line} className="jp-cloudshift-sub">
@@ -78,18 +82,22 @@ export function runNotice(
   return run.notice ? `${goes}: ${run.notice}` : goes;
 }
 
+/** Without a time: only what becomes of the step. */
 function notice(
   view: IMigrationView,
-  now: number,
+  now: number | null,
   trans: TranslationBundle
 ): string {
-  const left = Math.max(0, (view.notice_s ?? 0) - Math.max(0, now - view.as_of));
-  const goes = trans.__("Notice: the source's machine goes in %1.", whole(left));
   const saved =
     view.sealed_step === null
       ? trans.__('Its newest step is saved first;')
       : trans.__('Step %1 is saved;', view.sealed_step);
-  return `${goes} ${saved} ${trans.__("the rest needs only the source's store.")}`;
+  const words = `${saved} ${trans.__("the rest needs only the source's store.")}`;
+  if (now === null) {
+    return words;
+  }
+  const left = Math.max(0, (view.notice_s ?? 0) - Math.max(0, now - view.as_of));
+  return `${trans.__("Notice: the source's machine goes in %1.", whole(left))} ${words}`;
 }
 
 function rehearsed(view: IMigrationView, trans: TranslationBundle): string {

@@ -8,6 +8,19 @@ import { CloudshiftModel } from './model';
 import { plannedPause } from './outlook';
 import { IMigrationView, target } from './types';
 
+/** What JupyterLab shows of a toast's words. */
+const LONGEST_MESSAGE = 140;
+const SHORTEST_NAME = 8;
+
+/** A name's beginning and end: seeds and sizes stand there. */
+function shortened(name: string, room: number): string {
+  if (name.length <= room) {
+    return name;
+  }
+  const tail = Math.floor((room - 1) / 2);
+  return `${name.slice(0, room - 1 - tail)}…${name.slice(name.length - tail)}`;
+}
+
 /**
  * One toast per pending approval, naming the deadline; dismissed as soon as the move is decided or
  * expired, wherever that happened.
@@ -53,37 +66,59 @@ export class ApprovalToasts implements IDisposable {
   }
 
   private _show(view: IMigrationView): string {
+    return Notification.emit(this._message(view), 'warning', {
+      autoClose: false,
+      actions: [
+        {
+          label: this._trans.__('Approve'),
+          displayType: 'accent',
+          callback: () => void this._approve(view)
+        },
+        { label: this._trans.__('Review'), callback: this._review }
+      ]
+    });
+  }
+
+  /** JupyterLab cuts what is longer: a long name gives way, the deadline does not. */
+  private _message(view: IMigrationView): string {
+    const words =
+      view.phase === 'asking' ? this._again(view) : this._question(view);
+    const room = LONGEST_MESSAGE - words('').length;
+    return words(shortened(view.run_name, Math.max(room, SHORTEST_NAME)));
+  }
+
+  private _question(view: IMigrationView): (name: string) => string {
+    const trans = this._trans;
     const { bill, expires_at } = view.plan;
     const saving = bill.saving_micro_usd_per_h;
     const amount = formatUsd(Math.abs(saving));
     const place = target(view.plan.target);
-    const message = [
-      view.phase === 'asking'
-        ? this._trans.__('The bill got worse. Go on moving %1 to %2?', view.run_name, place)
-        : this._trans.__('Move %1 to %2?', view.run_name, place),
-      saving >= 0
-        ? this._trans.__('Saves %1 per hour,', amount)
-        : this._trans.__('Costs %1 more per hour,', amount),
-      this._trans.__('pause about %1.', formatDuration(plannedPause(view.plan))),
-      view.phase === 'asking'
-        ? this._trans.__('Answer by %1, else it is rolled back.', formatClock(expires_at))
-        : this._trans.__('Answer by %1, else it stays.', formatClock(expires_at))
-    ].join(' ');
-    return Notification.emit(
-      bill.simulated ? `${message} ${this._trans.__('(simulated)')}` : message,
-      'warning',
-      {
-        autoClose: false,
-        actions: [
-          {
-            label: this._trans.__('Approve'),
-            displayType: 'accent',
-            callback: () => void this._approve(view)
-          },
-          { label: this._trans.__('Review'), callback: this._review }
-        ]
-      }
-    );
+    const pause = formatDuration(plannedPause(view.plan));
+    return name =>
+      [
+        trans.__('Move %1 to %2?', name, place),
+        saving >= 0
+          ? trans.__('Saves %1/h,', amount)
+          : trans.__('Costs %1/h more,', amount),
+        trans.__('pause ≈ %1.', pause),
+        trans.__('Answer by %1, else it stays.', formatClock(expires_at)),
+        ...(bill.simulated ? [trans.__('(simulated)')] : [])
+      ].join(' ');
+  }
+
+  private _again(view: IMigrationView): (name: string) => string {
+    const trans = this._trans;
+    const { bill, expires_at } = view.plan;
+    const total = formatUsd(bill.total_micro_usd);
+    const place = target(view.plan.target);
+    const until = formatClock(expires_at);
+    return name =>
+      [
+        trans.__('The bill got worse: %1.', total),
+        trans.__('Go on moving %1 to %2?', name, place),
+        trans.__('Answer by %1, else it is rolled back.', until),
+        ...(bill.simulated ? [trans.__('(simulated)')] : [])
+      ].join(' ');
   }
 
   private async _approve(view: IMigrationView): Promise<void> {
