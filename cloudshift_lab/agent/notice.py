@@ -7,7 +7,7 @@ from collections.abc import Callable
 from cloudshift_lab.agent.attempt import Activity, Attempt
 from cloudshift_lab.core.errors import UsageError
 from cloudshift_lab.core.orders import Order, OrderResult
-from cloudshift_lab.migration.grace import GraceFacts, plan_grace
+from cloudshift_lab.migration.grace import GraceFacts, assumed_words, plan_grace
 
 ASSUMED_STEP_S = 1.0
 ASSUMED_SAVE_S = 10.0
@@ -78,8 +78,9 @@ def _until(attempt: Attempt, within_s: float) -> float:
 def facts_of(attempt: Attempt) -> GraceFacts:
     """What has been measured of this attempt; careful guesses where nothing was."""
     view, status = attempt.view, attempt.board.status
+    told_s = status.saves.save_s
     step_s = ASSUMED_STEP_S if view.step_s is None else view.step_s
-    save_s = ASSUMED_SAVE_S if status.saves.save_s is None else status.saves.save_s
+    save_s = ASSUMED_SAVE_S if told_s is None else told_s
     newest = attempt.saves.newest
     at = view.step or 0
     is_owed = attempt.saves.is_owed(view) and view.staged_step is not None
@@ -89,4 +90,8 @@ def facts_of(attempt: Attempt) -> GraceFacts:
         last_commit_age_steps=at - (0 if newest is None else newest.step) + 1,
         staged_age_steps=at - view.staged_step + 1 if is_owed and view.staged_step else None,
         staged_left_s=max(0.0, save_s - attempt.saves.saving_for_s) if is_owed else 0.0,
+        assumed=assumed_words(
+            step_s=step_s if view.step_s is None else None,
+            save_s=save_s if told_s is None else None,
+        ),
     )

@@ -10,6 +10,7 @@ from cloudshift_lab.core.orders import AgentStatus
 from cloudshift_lab.market.closing import ASSUMED_RESTORE_S
 from cloudshift_lab.market.estimate import ASSUMED_BYTES_PER_S, estimate_transfer_s
 from cloudshift_lab.migration import GraceFacts, Saga, plan_grace
+from cloudshift_lab.migration.grace import assumed_words
 
 _ASSUMED_STEP_S = 1.0
 _ASSUMED_PROVISION_S = 20.0
@@ -81,12 +82,14 @@ def _back(saga: Saga) -> str:
 def _facts(status: AgentStatus | None, saga: Saga | None) -> GraceFacts:
     """What the agent said last; what it did not say is assumed."""
     if status is None:
-        return GraceFacts(step_s=_ASSUMED_STEP_S, save_s=0.0, last_commit_age_steps=0)
-    save_s = status.saves.save_s
-    if save_s is None:
-        save_s = status.state_bytes / ASSUMED_BYTES_PER_S
+        assumed = assumed_words(step_s=_ASSUMED_STEP_S, save_s=0.0)
+        return GraceFacts(
+            step_s=_ASSUMED_STEP_S, save_s=0.0, last_commit_age_steps=0, assumed=assumed
+        )
+    told_s, step_s = status.saves.save_s, status.step_s
+    save_s = status.state_bytes / ASSUMED_BYTES_PER_S if told_s is None else told_s
     return GraceFacts(
-        step_s=_ASSUMED_STEP_S if status.step_s is None else status.step_s,
+        step_s=_ASSUMED_STEP_S if step_s is None else step_s,
         save_s=save_s,
         last_commit_age_steps=_age(status, status.committed_step or 0),
         staged_age_steps=None if (staged := _staged(status)) is None else _age(status, staged),
@@ -94,6 +97,10 @@ def _facts(status: AgentStatus | None, saga: Saga | None) -> GraceFacts:
         provision_s=_provision_s(saga),
         copy_s=_copy_s(saga),
         restore_s=ASSUMED_RESTORE_S,
+        assumed=assumed_words(
+            step_s=_ASSUMED_STEP_S if step_s is None else None,
+            save_s=save_s if told_s is None else None,
+        ),
     )
 
 
@@ -117,5 +124,6 @@ def _provision_s(saga: Saga | None) -> float | None:
 def _copy_s(saga: Saga | None) -> float | None:
     if saga is None:
         return None
-    num_bytes = saga.plan.bill.transfer_bytes - saga.bytes_moved
+    carried = 0 if saga.tries else saga.bytes_moved  # what went to a target that was given up
+    num_bytes = saga.plan.bill.transfer_bytes - carried
     return estimate_transfer_s(max(0, num_bytes), saga.bytes_per_s).seconds

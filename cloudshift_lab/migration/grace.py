@@ -16,7 +16,7 @@ class GraceFacts:
     ``staged_age_steps``: the same since the newest complete staged state, None without one, and
     ``staged_left_s`` until that one is committed. ``provision_s``: until a target is ready, 0 when
     it is, None when no move is wanted. ``copy_s``: until the target has the sealed step and has
-    proved it. ``restore_s``: from there to its first step.
+    proved it. ``restore_s``: from there to its first step. ``assumed``: what nobody has measured.
     """
 
     step_s: float
@@ -27,6 +27,7 @@ class GraceFacts:
     provision_s: float | None = None
     copy_s: float | None = None
     restore_s: float = 0.0
+    assumed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,16 @@ def plan_grace(within_s: float, facts: GraceFacts) -> GracePlan:
     later_s = None if resumes_s is None else max(0.0, resumes_s - within_s)
     if later_s == 0.0:
         does = (*does, "move")
-    words = f"{_seal_words(within_s, drain_s, lost_steps)}; {_move_words(later_s)}"
+    said = (_seal_words(within_s, drain_s, lost_steps), _move_words(later_s), *facts.assumed)
+    words = "; ".join(said)
     return GracePlan(does, finishes, lost_steps, later_s, words)
+
+
+def assumed_words(*, step_s: float | None = None, save_s: float | None = None) -> tuple[str, ...]:
+    """What is said of durations that nobody has measured; None: it was."""
+    step = () if step_s is None else (f"a step's time is unknown, {step_s:g} s assumed",)
+    save = () if save_s is None else (f"a save's time is unknown, {save_s:.3g} s assumed",)
+    return (*step, *save)
 
 
 def _resumes_s(sealed_s: float, facts: GraceFacts) -> float | None:

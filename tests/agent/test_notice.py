@@ -54,6 +54,14 @@ def test_a_notice_that_leaves_time_says_that_nothing_is_lost(source: Attempt) ->
     assert "enough to save the newest step" in words(source)
 
 
+def test_what_this_agent_has_not_measured_is_said_to_be_assumed(source: Attempt) -> None:
+    source.tick()
+    source.order("notice", within_s=120.0)
+    source.tick()
+    assert "a step's time is unknown, 1 s assumed" in words(source)
+    assert "a save's time is unknown, 10 s assumed" in words(source)
+
+
 def test_a_notice_that_is_too_short_says_beforehand_how_many_steps_are_lost(
     source: Attempt,
 ) -> None:

@@ -52,8 +52,24 @@ def test_a_staged_step_that_is_nearly_saved_counts() -> None:
     assert look(11.0, status(staged_step=90)).lost_steps == 11
 
 
-def test_nothing_known_of_the_agent_is_no_reason_to_fail() -> None:
+def test_nothing_known_of_the_agent_is_no_reason_to_fail_and_is_said() -> None:
     assert look(30.0, None).finishes
+    assert "a step's time is unknown, 1 s assumed" in look(30.0, None).words
+
+
+def test_what_nobody_has_measured_is_said_to_be_assumed_and_nothing_else_is() -> None:
+    assert "assumed" not in look(30.0, status()).words
+    assert look(30.0, status(step_s=None)).words.endswith("a step's time is unknown, 1 s assumed")
+    words = look(30.0, status(saves=SaveStats())).words
+    assert "a save's time is unknown, 20 s assumed" in words
+    assert "a step's time" not in words
+
+
+def test_bytes_that_went_to_a_target_that_was_given_up_are_still_to_be_copied() -> None:
+    saga = msgspec.structs.replace(approved(), bytes_moved=10**12, bytes_per_s=1.0)
+    assert "before the machine goes" in look(60.0, status(), saga).words
+    again = msgspec.structs.replace(saga, tries=1)
+    assert "after the machine went" in look(60.0, status(), again).words
 
 
 def test_an_unmeasured_save_is_assumed_from_the_size() -> None:
