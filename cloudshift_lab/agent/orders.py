@@ -140,6 +140,9 @@ class Orders:
 
     def _report(self, order: Order, result: OrderResult) -> None:
         board = self._attempt.board
+        known = board.status.results.get(order.order_id)
+        if result.state == "failed" and known is not None:  # what it had carried was paid for
+            result = msgspec.structs.replace(result, num_bytes=known.num_bytes)
         board.update(results={**board.status.results, order.order_id: result})
         if result.state != "running":
             self._attempt.active.pop(order.order_id, None)

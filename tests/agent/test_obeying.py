@@ -10,7 +10,7 @@ from cloudshift_lab.agent.board import WATCHED_EVERY_S
 from cloudshift_lab.agent.protocols import RankError, RanksView, SaveFailed
 from cloudshift_lab.checkpoint import KnownChunks, open_checkpoint, seal, stage_arrays, write_rank
 from cloudshift_lab.checkpoint.pins import list_holds
-from cloudshift_lab.core.orders import AgentStatus, status_key
+from cloudshift_lab.core.orders import AgentStatus, OrderResult, status_key
 from cloudshift_lab.core.wire import from_json
 from cloudshift_lab.storage.log import RunLog
 from cloudshift_lab.storage.store import Store
@@ -292,6 +292,23 @@ def test_a_later_order_ends_a_copy_that_is_under_way(source: Attempt, target: At
     target.order("copy", step=10, digest="0" * 64)
     target.tick()
     assert target.result(precopy).error_kind == "Conflict"
+
+
+def test_an_order_that_failed_still_says_what_it_had_carried(
+    source: Attempt, target: Attempt
+) -> None:
+    source.tick()
+    source.run_to(10, staged=10)
+    source.tick()
+    target.tick()
+    source.store.is_down = True
+    precopy = target.order("precopy", replay=True)
+    target.tick()
+    board = target.agent._board
+    board.update(results={precopy: OrderResult(state="running", num_bytes=7)})
+    target.order("copy", step=10, digest="0" * 64)
+    target.tick()
+    assert (target.result(precopy).state, target.result(precopy).num_bytes) == ("failed", 7)
 
 
 # -- what others see -------------------------------------------------------------------------------
