@@ -24,7 +24,7 @@ from cloudshift_lab.conductor.registry import Registry, Ticker
 from cloudshift_lab.conductor.starting import RunStarter
 from cloudshift_lab.conductor.tending import RunTender
 from cloudshift_lab.core.approval import parse
-from cloudshift_lab.core.asks import MoveAsk, NoticeAsk, NoticeView
+from cloudshift_lab.core.asks import MoveAsk, NoticeAsk, NoticeView, refuse_unused_places
 from cloudshift_lab.core.errors import Corrupt, NotFound, UsageError
 from cloudshift_lab.core.placement import Cloud, Offer
 from cloudshift_lab.core.plan import Decision, Futures, MigrationView
@@ -304,6 +304,7 @@ class ConductorService:
 
     def _ends(self, tender: RunTender, ask: MoveAsk) -> Ends:
         """Where the run may go, all of it known and none of it where the run is."""
+        refuse_unused_places(ask.to, ask.elsewhere, ask.missing_nodes)
         target = self.places.resolve(ask.to)
         tender.refuse_immovable()
         elsewhere = tuple(self.places.resolve(name) for name in ask.elsewhere)

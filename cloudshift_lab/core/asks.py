@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from cloudshift_lab.core.errors import UsageError
 from cloudshift_lab.core.plan import ClosingKind, MissingNodesPolicy, Plan
 
 ClosingWish = Literal["auto"] | ClosingKind
@@ -32,6 +33,22 @@ class MoveAsk(msgspec.Struct, frozen=True, kw_only=True):
     approvals: int | None = None
     limit_micro_usd: int | None = None
     carrier: Carrier = "pull"
+
+
+def refuse_unused_places(to: str, elsewhere: tuple[str, ...], policy: str | None) -> None:
+    """Raise UsageError for other places that a policy for missing nodes would never try.
+
+    Args:
+        to: The first place.
+        elsewhere: The others.
+        policy: What happens when nodes are missing; None: the others are tried.
+    """
+    if elsewhere and policy not in (None, "elsewhere"):
+        places = ", ".join((to, *elsewhere))
+        raise UsageError(
+            f"with missing nodes '{policy}' only the first of {places} would be tried; "
+            "name one place, or choose 'elsewhere'"
+        )
 
 
 class NoticeAsk(msgspec.Struct, frozen=True, kw_only=True):

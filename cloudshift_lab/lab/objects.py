@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from cloudshift_lab.core.asks import Carrier, ClosingWish, Noticed
-from cloudshift_lab.core.errors import CloudshiftError, UsageError
+from cloudshift_lab.core.asks import Carrier, ClosingWish, Noticed, refuse_unused_places
+from cloudshift_lab.core.errors import CloudshiftError
 from cloudshift_lab.core.money import to_micro_usd
 from cloudshift_lab.core.plan import FINAL_PHASES, MigrationView, MissingNodesPolicy
 from cloudshift_lab.core.run import FINAL_STATES, RunView
@@ -181,12 +181,7 @@ class Run(Displayed):
                 never try them, or something else that cannot be.
             Conflict: Another move of this run is open.
         """
-        if elsewhere and missing_nodes not in (None, "elsewhere"):
-            places = ", ".join((to, *elsewhere))
-            raise UsageError(
-                f"with missing nodes '{missing_nodes}' only the first of {places} would be tried; "
-                "name one place, or choose 'elsewhere'"
-            )
+        refuse_unused_places(to, tuple(elsewhere), missing_nodes)
         view = self._desk.client().migrate(
             self.run_id,
             to,

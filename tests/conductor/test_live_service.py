@@ -116,6 +116,11 @@ def test_machines_of_other_names_but_equal_hardware_count_as_equal(
         ({"limit_micro_usd": 0}, "must be above 0"),
         ({"expires_s": 0.0}, "expires_s must be above 0"),
         ({"missing_nodes": "elsewhere"}, "name at least one"),
+        (
+            {"missing_nodes": "wait", "elsewhere": (AWS,)},
+            "with missing nodes 'wait' only the first of gcp-sim:us-central1, aws-sim:us-east-1 ",
+        ),
+        ({"elsewhere": (AWS,)}, "with missing nodes 'roll-back' only the first of"),
         ({"missing_nodes": "elsewhere", "elsewhere": (AWS,)}, "is at aws-sim:us-east-1 already"),
     ],
 )
