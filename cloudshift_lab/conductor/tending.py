@@ -45,6 +45,7 @@ _REPLAY_EVERY_S = 20.0
 _SILENCE_S = 45.0
 _STOP_GRACE_S = 15.0
 _LEFTOVER_S = 90.0
+_FOLLOW_S = 20.0
 _OUTCOMES: dict[str, Outcome] = {"stopped": "stopped", "finished": "finished", "failed": "failed"}
 
 
@@ -453,15 +454,21 @@ class RunTender:
                 self.record.keep(Settled(at=self._around.world.now()))
 
     def _sweep(self) -> None:
-        """See that nothing is left of attempts that ended; what does not go is ended."""
+        """See that nothing is left of attempts that ended; what does not go is ended.
+
+        Of several nodes only the leader is seen: the others have a while to follow it, then
+        whatever is left of them is ended, before the attempt counts as gone.
+        """
         now = self._around.world.now()
         for generation, attempt in self.record.attempts.items():
             if attempt.ended_at is None or generation in self._swept:
                 continue
             side = self.side(attempt.started)
-            if not side.is_gone() and now - attempt.ended_at > _LEFTOVER_S:
+            over_s, has_followers = now - attempt.ended_at, attempt.job.placement.nodes > 1
+            if over_s > _LEFTOVER_S or (has_followers and side.is_gone() and over_s > _FOLLOW_S):
                 side.stop(_STOP_GRACE_S)
-            if side.is_gone():
+                has_followers = False
+            if side.is_gone() and not has_followers:
                 self._swept.add(generation)
                 self._replay_at = float("-inf")
 

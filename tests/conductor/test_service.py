@@ -252,6 +252,29 @@ def test_stopping_asks_the_agent_and_stopping_twice_changes_nothing(bench: Bench
     assert bench.service.stop(run_id).state == "stopped"
 
 
+@pytest.mark.parametrize(("nodes", "is_ended"), [(1, False), (2, True)])
+def test_nodes_that_do_not_follow_their_leader_are_ended(
+    bench: Bench, nodes: int, is_ended: bool
+) -> None:
+    run_id = bench.train(nodes=nodes)
+    ended: list[int] = []
+    stop = bench.engine.stop
+    bench.engine.stop = lambda handle, grace_s: (
+        ended.append(handle.generation) or stop(handle, grace_s)
+    )
+    bench.service.stop(run_id)
+    bench.step()
+    bench.step()
+    assert bench.service.run(run_id).state == "stopped"
+    bench.engine.puppets[run_id, 1].is_gone = True
+    bench.step()
+    bench.step()
+    assert not ended, "they have a while to follow"
+    bench.step(30.0)
+    bench.step(30.0)
+    assert bool(ended) == is_ended
+
+
 def test_a_stopped_run_is_resumed_where_it_was_under_a_new_generation(bench: Bench) -> None:
     run_id = bench.train()
     moved = bench.move(run_id)
