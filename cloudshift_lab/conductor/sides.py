@@ -114,9 +114,10 @@ class TwoSides:
         if status is not None and result is not None:
             if result.state == "done":
                 return status, result
+            if result.state == "running" or result.num_bytes:
+                self.going = _going(result)
             if result.state == "failed":
                 raise error_of(result, f"{kind} failed at {side.name}")
-            self.going = _going(result)
         self._expect_alive(side, status)
         if side is self._target:
             self._expect_nodes(status)

@@ -181,6 +181,16 @@ def test_a_try_that_failed_cost_what_it_had_carried(bench: Bench) -> None:
     assert any("egress" in line.label for line in bench.service.cost(run_id).lines)
 
 
+def test_a_try_that_failed_while_no_conductor_looked_cost_what_it_had_carried(
+    bench: Bench,
+) -> None:
+    run_id = bench.train()
+    view, target, order_id = copying(bench, run_id, limit_micro_usd=10**9)
+    say(target, order_id, failed(num_bytes=6 * GB))
+    bench.restart()
+    assert bench.settle(view.migration_id).bytes_moved == 6 * GB
+
+
 def test_a_move_that_is_called_off_cost_what_it_had_carried(bench: Bench) -> None:
     run_id = bench.train()
     view, *_ = copying(bench, run_id, limit_micro_usd=10**9)
