@@ -15,7 +15,13 @@ from cloudshift_lab.core.plan import (
     Spread,
 )
 from cloudshift_lab.lab.render import card, move
-from cloudshift_lab.lab.render.outlook import promises, range_svg, share
+from cloudshift_lab.lab.render.outlook import (
+    futures_html,
+    futures_text,
+    promises,
+    range_svg,
+    share,
+)
 from cloudshift_lab.lab.render.standing import going_line, standing_lines, state_line
 from tests.lab.test_render import Tags, words
 
@@ -189,10 +195,30 @@ def test_what_did_not_move_is_said(make_move) -> None:
         assert f"not moved: {partial}" in shown
 
 
+def test_where_no_future_arrives_no_pause_is_shown(make_move) -> None:
+    none_arrived = msgspec.structs.replace(FUTURES, pause_s=None, rolled_back=1.0)
+    view = msgspec.structs.replace(make_move(), futures=none_arrived)
+    for shown in both(view):
+        assert "none of them arrived" in shown
+        assert "100 % are rolled back" in shown
+    assert "0.0 s" not in "".join(futures_text(none_arrived))
+    assert str(futures_html(none_arrived)).count("<svg") == 2
+
+
 def test_the_pause_tells_how_long_nothing_was_computed(make_move) -> None:
     moved = make_move(phase="source_retired", pause_s=2.6, still_s=0.9)
     assert "pause 2.6 s (0.9 s of it nothing was computed)" in state_line(moved)
     assert state_line(make_move(pause_s=2.6, still_s=2.6)).count("2.6 s") == 1
+
+
+def test_a_run_that_moves_under_notice_counts_down_once(make_run, make_move) -> None:
+    view = make_run(notice_until=NOW + 24, notice="the newest step will be saved")
+    moving = make_move(phase="draining", notice_s=24.0)
+    for shown in (card.run_text(view, "%cloudshift", moving), words(card.run_html(view, moving))):
+        assert shown.count("24 s") == 1
+        assert "its newest step is saved first, the rest needs only the source's store" in shown
+    calm = words(card.run_html(make_run(), moving))
+    assert "notice: the source's machine goes in 24 s; its newest step is saved first" in calm
 
 
 def test_a_run_under_notice_says_when_its_machine_goes_and_what_will_be_saved(make_run) -> None:

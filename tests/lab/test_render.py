@@ -158,6 +158,15 @@ def test_the_timeline_shows_how_long_each_phase_took(make_move) -> None:
     assert "approve mig-1" not in text
 
 
+def test_a_wide_table_scrolls_in_its_box_and_keeps_short_words_whole(make_run) -> None:
+    html = card.runs_html([make_run(name="a name that is much too long " * 4)], [])
+    assert "overflow-x:auto" in html
+    where = html.index("aws-sim:us-east-1")
+    assert "white-space:nowrap" in html[html.rindex("<td", 0, where) : where]
+    name = html.index("a name that is")
+    assert "white-space:nowrap" not in html[html.rindex("<td", 0, name) : name]
+
+
 def test_the_end_of_a_move_is_ticked_off_and_not_under_way(make_move) -> None:
     timeline = (PhaseTime("resumed", 1.0), PhaseTime("source_retired", 2.0))
     shown = words(move.timeline_html(make_move(phase="source_retired", timeline=timeline)))

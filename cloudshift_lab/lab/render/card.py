@@ -58,7 +58,7 @@ def run_text(view: RunView, prompt: str, move: MigrationView | None = None) -> s
     ]
     if move is not None:
         lines += [f"  move to {move.plan.target.target}: {state_line(move)}"]
-        lines += [f"    {line}" for line in standing_lines(move)]
+        lines += [f"    {line}" for line in _moment(view, move)]
     if view.error:
         lines += [f"  {_failure(view)}"]
     if view.traceback:
@@ -85,7 +85,7 @@ def run_html(view: RunView, move: MigrationView | None = None) -> str:
     return box(
         f"run {view.name}", _headline(view), facts,
         tag("div", _notice(view), role="alert") if view.notice_until is not None else None,
-        _move_html(move), _trouble_html(view),
+        _move_html(view, move), _trouble_html(view),
         *(dim(line) for line in saves_lines(view.saves)), dim(_as_of(view)),
         *(next_command(line) for line in _next(view, "%cloudshift")),
     )  # fmt: skip
@@ -138,11 +138,16 @@ def _trouble_html(view: RunView) -> Markup | None:
     )
 
 
-def _move_html(move: MigrationView | None) -> Markup | None:
+def _moment(view: RunView, move: MigrationView) -> list[str]:
+    """What is to be said of the run's move; the run's own notice counts its time down already."""
+    return standing_lines(move, counts_down=view.notice_until is None)
+
+
+def _move_html(view: RunView, move: MigrationView | None) -> Markup | None:
     if move is None:
         return None
     told = tag("div", f"move to {move.plan.target.target}: {state_line(move)}", role="status")
-    more = (tag("div", line) for line in standing_lines(move))
+    more = (tag("div", line) for line in _moment(view, move))
     return tag("div", told, *more, None if move.phase == "proposed" else timeline_html(move))
 
 

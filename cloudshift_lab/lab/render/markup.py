@@ -47,9 +47,12 @@ MONO = "font-family:var(--jp-code-font-family,ui-monospace,monospace);font-size:
 BOX = (
     f"{FONT}{INK}background:var(--jp-layout-color1,#fff);max-width:820px;margin:4px 0;"
     "border:1px solid var(--jp-border-color2,#d0d7de);border-radius:6px;padding:10px 14px;"
+    "overflow-x:auto;"
 )
 CELL = "padding:2px 12px 2px 0;text-align:left;vertical-align:top;background:transparent;"
 NUMBER = CELL + "text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap;"
+WHOLE = "white-space:nowrap;"
+LONGEST_WHOLE = 32
 ERROR = "color:var(--jp-error-color1,#b3261e);"
 
 
@@ -89,12 +92,18 @@ def next_command(command: str) -> Markup:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], numeric: frozenset[int]) -> Markup:
-    """A table; ``numeric`` columns are aligned right."""
+    """A table; ``numeric`` columns are aligned right, and short cells stay on one line."""
     styles = [NUMBER if index in numeric else CELL for index in range(len(head))]
     top = tag("tr", *(tag("th", word, scope="col", style=style + DIM)
                       for word, style in zip(head, styles, strict=True)))  # fmt: skip
     body = (
-        tag("tr", *(tag("td", cell, style=style) for cell, style in zip(row, styles, strict=True)))
+        tag(
+            "tr",
+            *(
+                tag("td", cell, style=style + (WHOLE if len(cell) <= LONGEST_WHOLE else ""))
+                for cell, style in zip(row, styles, strict=True)
+            ),
+        )
         for row in rows
     )
     style = f"border-collapse:collapse;margin:6px 0;{FONT}{INK}"

@@ -37,13 +37,16 @@ def state_line(view: MigrationView) -> str:
     return " · ".join(words)
 
 
-def standing_lines(view: MigrationView) -> list[str]:
-    """What else is to be said of this moment, a line each."""
+def standing_lines(view: MigrationView, *, counts_down: bool = True) -> list[str]:
+    """What else is to be said of this moment, a line each.
+
+    Without ``counts_down`` a notice says only what becomes of the step: its time stands elsewhere.
+    """
     return [
         line
         for line in (
             _asked_again(view),
-            _notice(view),
+            _notice(view, counts_down=counts_down),
             _rehearsed(view),
             going_line(view),
             f"not moved: {view.partial}" if view.partial else "",
@@ -113,13 +116,13 @@ def _asked_again(view: MigrationView) -> str:
     return f"asked again: {view.timeline[-1].detail or 'the bill is worse than approved'}"
 
 
-def _notice(view: MigrationView) -> str:
+def _notice(view: MigrationView, *, counts_down: bool) -> str:
     if view.notice_s is None:
         return ""
-    goes = f"notice: the source's machine goes in {format_duration(view.notice_s)}"
-    if view.sealed_step is not None:
-        return f"{goes}; step {view.sealed_step} is saved, the rest needs only the source's store"
-    return f"{goes}; its newest step is saved first, the rest needs only the source's store"
+    goes = f"notice: the source's machine goes in {format_duration(view.notice_s)}; "
+    is_sealed = view.sealed_step is not None
+    saved = f"step {view.sealed_step} is saved" if is_sealed else "its newest step is saved first"
+    return f"{goes if counts_down else ''}{saved}, the rest needs only the source's store"
 
 
 def _rehearsed(view: MigrationView) -> str:
