@@ -83,6 +83,8 @@ class CheckpointManager:
         self.last_restore: RestoreReport | None = None
         self._works: Works | None = None
         self._newest: SaveHandle | None = None
+        self._last_step = -1
+        self._decided = (-1, False)
 
     def __enter__(self) -> CheckpointManager:
         return self
@@ -108,6 +110,23 @@ class CheckpointManager:
         self._optimizers = optimizers
         self._model = next((p for p in parts if isinstance(p, nn.Module)), None)
 
+    def should_save(self, step: int) -> bool:
+        """Whether ``save`` would save this step by the policy; asking changes nothing.
+
+        For what is only worth its time when the step is saved, a validation loss for example::
+
+            if manager.should_save(step):
+                manager.save(step, state, metric=validate())
+
+        Every rank asks at every step, as every rank would call ``save``: a policy of time or
+        ``"auto"`` is agreed upon by all of them. False for a step that was saved or restored, and
+        for earlier ones.
+        """
+        is_due = self._is_due(step)
+        if self._works is not None:
+            self._works.capture.settle()
+        return is_due and step > self._last_step
+
     def save(
         self, step: int, app_state: Mapping[str, Any], *, metric: float | None = None,
         force: bool = False,
@@ -116,7 +135,7 @@ class CheckpointManager:
 
         A save that is still under way is waited for. What went wrong with an earlier one is
         raised here, once, and the other ranks do not save this step either; the call after that
-        saves again.
+        saves again. A save that one rank refuses is refused on all, with that rank's words.
 
         Args:
             step: Its number; greater than any saved before.
@@ -136,8 +155,7 @@ class CheckpointManager:
             raise UsageError(
                 "keep='best=...' needs a figure of each step: pass metric=loss to save"
             )
-        is_due = self._pace.is_due(step, is_busy=self._is_busy())
-        if not (is_due or force):
+        if not (self._is_due(step) or force):
             self._raise_failure()
             return self._skipped(step)
         began = time.perf_counter()
@@ -145,12 +163,11 @@ class CheckpointManager:
         share = self._agreed_share(app_state, step)
         if share is None:
             return self._skipped(step)
-        works = self._works = self._works or self._begin(share)
-        works.check_step(step)
+        works = self._works = self._works or self._begin(step, share)
         handle = SaveHandle(step)
         works.capture.begin(step, share)
         works.background.submit(Work(handle, works.staged(), metric))
-        self._newest = handle
+        self._newest, self._last_step = handle, step
         self._pace.saved(time.perf_counter() - began, handle)
         if not self._is_async:
             self.wait_until_finished()
@@ -182,6 +199,7 @@ class CheckpointManager:
                 return -1
         checkpoint = open_run(self._store, self._run_id, found)
         self.last_restore = put_back(checkpoint, app_state, rank=self._ranks.rank, strict=strict)
+        self._last_step, self._decided = checkpoint.step, (-1, False)
         return checkpoint.step
 
     def all_steps(self) -> list[int]:
@@ -236,7 +254,13 @@ class CheckpointManager:
 
     # -- one save ---------------------------------------------------------------------------------
 
-    def _begin(self, share: Share) -> Works:
+    def _is_due(self, step: int) -> bool:
+        """What the policy says of a step; it is asked once for each."""
+        if self._decided[0] != step:
+            self._decided = step, self._pace.is_due(step, is_busy=self._is_busy())
+        return self._decided[1]
+
+    def _begin(self, step: int, share: Share) -> Works:
         """On the first save: take the run, the memory and a saver process."""
         self._ranks.check_same(spec.name for spec in share.catalog)
         parts: list[torch.optim.Optimizer | nn.Module] = [*self._optimizers]
@@ -246,6 +270,11 @@ class CheckpointManager:
             self._store, self._run_id, self._ranks, keep=self._keep, options=self._options,
             attached=parts,
         )  # fmt: skip
+        try:
+            self._ranks.fail_together(_refusal(works, step, share))
+        except BaseException:
+            works.close()
+            raise
         atexit.register(self._close_quietly)
         return works
 
@@ -255,20 +284,24 @@ class CheckpointManager:
             self.close()
 
     def _agreed_share(self, app_state: Mapping[str, Any], step: int) -> Share | None:
-        """This rank's share, or None: another rank cannot save now, and says why there.
+        """This rank's share; None when an earlier save failed on another rank, and says so there.
 
         A value that cannot be held is found before anything is taken.
         """
-        failure, share = self._take_failure(), None
+        earlier, share = self._take_failure(), None
+        refusal: CloudshiftError | None = None
         try:
-            if failure is None:
+            if earlier is None:
                 share = self._shares().share(app_state, step)
         except CloudshiftError as error:
-            failure = error
-        has_failed = self._ranks.any(failure is not None)
-        if failure is not None:
-            raise failure
-        return None if has_failed else share
+            refusal = error
+        if self._works is not None and share is not None:
+            refusal = _refusal(self._works, step, share)
+        if earlier is not None:
+            with contextlib.suppress(CloudshiftError):
+                self._ranks.fail_together(None, skip=True)
+            raise earlier
+        return None if self._ranks.fail_together(refusal) else share
 
     def _shares(self) -> ShareMaker:
         if self._share_maker is None:
@@ -300,3 +333,12 @@ class CheckpointManager:
         handle.staging_completion.set_result(None)
         handle.upload_completion.set_result(step)
         return handle
+
+
+def _refusal(works: Works, step: int, share: Share) -> CloudshiftError | None:
+    """Why this rank cannot save a step; None if it can."""
+    try:
+        works.check(step, share)
+    except CloudshiftError as error:
+        return error
+    return None

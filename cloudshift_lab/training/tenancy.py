@@ -10,7 +10,13 @@ import torch
 import torch.distributed as dist
 from blake3 import blake3
 
-from cloudshift_lab.core.errors import CloudshiftError, Conflict, NotFound, UsageError
+from cloudshift_lab.core.errors import (
+    CloudshiftError,
+    Conflict,
+    NotFound,
+    UsageError,
+    error_from_wire,
+)
 from cloudshift_lab.core.world import REAL_WORLD, World
 from cloudshift_lab.storage.lease import TTL_S, heartbeat_key
 from cloudshift_lab.storage.log import LogState
@@ -42,13 +48,50 @@ class Ranks:
         dist.broadcast(told, src=0, group=self._group)
         return int(told.item())
 
-    def any(self, value: bool) -> bool:  # noqa: FBT001 - its only argument
-        """Whether it is true on any rank."""
+    def fail_together(self, failure: CloudshiftError | None, *, skip: bool = False) -> bool:
+        """Come to one decision: every rank fails if one does, with the words of that one.
+
+        Args:
+            failure: Why this rank refuses; None if it does not.
+            skip: This rank wants all to leave it, although none refuses.
+
+        Returns:
+            Whether any rank wants to skip.
+
+        Raises:
+            CloudshiftError: Of the refusing rank's kind, on all ranks.
+        """
+        mine = self.rank + 2 if failure is not None else int(skip)
+        worst = self._largest(mine)
+        if worst < 2:
+            return worst == 1
+        told = self._told_by(worst - 2, failure)
+        if failure is not None:
+            raise failure
+        kind, _, message = told.partition("\n")
+        raise error_from_wire(
+            kind, f"rank {worst - 2} cannot go on, and so no rank does: {message}"
+        )
+
+    def _largest(self, value: int) -> int:
         if self._group is None:
             return value
-        told = torch.tensor([value], dtype=torch.int32)
+        told = torch.tensor([value], dtype=torch.int64)
         dist.all_reduce(told, op=dist.ReduceOp.MAX, group=self._group)
-        return bool(told.item())
+        return int(told.item())
+
+    def _told_by(self, rank: int, failure: CloudshiftError | None) -> str:
+        """What one rank has to say about its failure, on all ranks."""
+        if self._group is None:
+            return ""
+        words = b"" if failure is None else f"{type(failure).__name__}\n{failure.message}".encode()
+        size = torch.tensor([len(words)], dtype=torch.int64)
+        dist.broadcast(size, src=rank, group=self._group)
+        text = torch.zeros(int(size.item()), dtype=torch.uint8)
+        if rank == self.rank:
+            text = torch.frombuffer(bytearray(words), dtype=torch.uint8)
+        dist.broadcast(text, src=rank, group=self._group)
+        return bytes(text.tolist()).decode()
 
     def check_same(self, names: Iterable[str]) -> None:
         """Make sure that all ranks give a state of the same tensors.
@@ -81,11 +124,10 @@ class Tenancy:
 
 
 def take_run(store: Store, run_id: str, ranks: Ranks, world: World = REAL_WORLD) -> Tenancy:
-    """Rank 0 takes the run; all ranks learn of it.
+    """Rank 0 takes the run; all ranks learn of it, or why it could not.
 
     Raises:
         Conflict: Another process saves this run.
-        CloudshiftError: On other ranks: rank 0 could not take it, and says why itself.
     """
     owned: Ownership | None = None
     failure: CloudshiftError | None = None
@@ -98,13 +140,9 @@ def take_run(store: Store, run_id: str, ranks: Ranks, world: World = REAL_WORLD)
             last_step = -1 if last is None or last.step is None else last.step
         except CloudshiftError as error:
             failure = error
+    ranks.fail_together(failure)
     generation = ranks.same(generation)
-    last_step = ranks.same(last_step)
-    if failure is not None:
-        raise failure
-    if generation < 0:
-        raise CloudshiftError(f"rank 0 could not take run '{run_id}'; see what it says")
-    return Tenancy(owned, generation, f"g{generation}", last_step)
+    return Tenancy(owned, generation, f"g{generation}", ranks.same(last_step))
 
 
 def _take(store: Store, run_id: str, world: World) -> tuple[Ownership, LogState]:

@@ -19,12 +19,13 @@ from cloudshift_lab.training.arena import Arena
 from cloudshift_lab.training.background import Background
 from cloudshift_lab.training.capture import Capture
 from cloudshift_lab.training.flight import Flight
+from cloudshift_lab.training.parts import Share
 from cloudshift_lab.training.place import Place
 from cloudshift_lab.training.tenancy import Ranks, take_run
 
 
 class Works:
-    """Made at the first save and closed at the end.
+    """Made at the first save and closed at the end; all ranks make theirs, or none does.
 
     Args:
         store: Where to.
@@ -44,7 +45,7 @@ class Works:
         options: Mapping[str, object], attached: Sequence[torch.optim.Optimizer | nn.Module],
     ) -> None:  # fmt: skip
         self._run_id = run_id
-        self._place = Place(store.url, run_id, ranks.rank)
+        self._place = _place_of(store.url, run_id, ranks)
         try:
             self._tenancy = take_run(store, run_id, ranks)
             saver = self._start_saver(store, ranks, options)
@@ -68,11 +69,12 @@ class Works:
         """The saver's process id; None while there is none."""
         return self.background.saver_pid
 
-    def check_step(self, step: int) -> None:
-        """Refuse a step that could not be committed; call it when no save is under way.
+    def check(self, step: int, share: Share) -> None:
+        """Refuse a save that cannot succeed, and take its memory; call it when none is under way.
 
         Raises:
-            UsageError: It, or a later one, was saved before.
+            UsageError: The step, or a later one, was saved before.
+            Exhausted: No room in the shared memory.
         """
         last = max(self._tenancy.last_step, self.background.saved_step)
         if step <= last:
@@ -80,6 +82,7 @@ class Works:
                 f"run '{self._run_id}' has step {last} already and steps never go back: "
                 f"save a later one than {step}, or save under another run id"
             )
+        self._arena.reserve(share)
 
     def staged(self) -> Callable[[], bool]:
         """Call after ``capture.begin``: what tells, or raises, whether that copy is complete.
@@ -112,6 +115,29 @@ class Works:
         )
         place = self._place.path
         return SaverProcess(job, place, place / "saver.log")
+
+
+def _place_of(url: str, run_id: str, ranks: Ranks) -> Place:
+    """This rank's shared memory, once every rank has its own.
+
+    Raises:
+        Conflict: Another process of some rank's machine saves this run.
+        Denied: A place belongs to another user.
+    """
+    place: Place | None = None
+    failure: CloudshiftError | None = None
+    try:
+        place = Place(url, run_id, ranks.rank)
+    except CloudshiftError as error:
+        failure = error
+    try:
+        ranks.fail_together(failure)
+    except BaseException:
+        if place is not None:
+            place.remove()
+        raise
+    assert place is not None, "a rank without a place has failed"
+    return place
 
 
 def _has_landed(flight: Flight) -> bool:

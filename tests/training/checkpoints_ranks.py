@@ -13,8 +13,10 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from cloudshift_lab.core.errors import CloudshiftError, UsageError
+from cloudshift_lab.core.errors import CloudshiftError, Exhausted, UsageError
+from cloudshift_lab.storage.store import open_store
 from cloudshift_lab.training.checkpoints import CheckpointManager, PerRank
+from cloudshift_lab.training.place import Place
 
 ROWS = 31
 
@@ -128,6 +130,80 @@ def stumble(kind: str, url: str) -> None:
     assert 8 not in saved and manager.all_steps() == saved
 
 
+def refused(kind: str, url: str) -> None:
+    """Rank 1 alone has no place, a step too early, no room: no rank saves, and each says why."""
+    model, optimizer = build(kind, 0)
+    state: dict[str, Any] = {"model": model, "optimizer": optimizer}
+    alone = dist.get_rank() == 1
+    taken = Place(open_store(url).url, "ranks", 1) if alone else None
+    manager = CheckpointManager(url, "ranks", save_policy="1")
+    manager.attach(optimizer, model)
+    train(model, optimizer)
+    told: list[str] = []
+
+    def try_to_save(step: int) -> None:
+        try:
+            manager.save(step, state)
+        except CloudshiftError as error:
+            told.append(f"{type(error).__name__}: {error.message}")
+
+    try_to_save(1)
+    if taken is not None:
+        taken.remove()
+    try_to_save(2)
+    manager.wait_until_finished()
+    try_to_save(2)
+    if alone:
+        state["bad"] = object()
+    try_to_save(3)
+    state.pop("bad", None)
+    if alone:
+        arena = manager._works._arena  # type: ignore[union-attr]
+        whole, arena.reserve = arena.reserve, full  # type: ignore[method-assign]
+    try_to_save(4)
+    if alone:
+        arena.reserve = whole  # type: ignore[method-assign]
+    try_to_save(5)
+    manager.close()
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, told)
+    assert manager.all_steps() == [2, 5], manager.all_steps()
+    kinds = [[line.partition(":")[0] for line in lines] for lines in everyone]
+    assert kinds == [["Conflict", "UsageError", "UsageError", "Exhausted"]] * len(everyone), kinds
+    for who, step in (("rank 1", 0), ("rank 1", 2), ("rank 1", 3)):
+        assert who in everyone[0][step], everyone[0]
+    assert "has step 2 already" in everyone[1][1], everyone[1]
+
+
+def full(share: object) -> None:
+    del share
+    raise Exhausted("no space left in shared memory; enlarge it", num_bytes=1)
+
+
+def asked(kind: str, url: str) -> None:
+    """Whether to save is asked first, by a policy of time; all ranks hear the same."""
+    model, optimizer = build(kind, 0)
+    manager = CheckpointManager(url, "ranks", save_policy="1s", keep="all")
+    answers: list[bool] = []
+    step, stop = 0, torch.zeros(1)
+    while not stop.item():
+        step += 1
+        train(model, optimizer)
+        answers.append(manager.should_save(step))
+        if answers[-1]:
+            assert manager.should_save(step)
+            manager.save(step, {"model": model, "optimizer": optimizer})
+            assert not manager.should_save(step)
+        time.sleep(0.05 * (1 + dist.get_rank()))
+        stop.fill_(float(dist.get_rank() == 0 and sum(answers) >= 2))
+        dist.broadcast(stop, 0)
+    manager.close()
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, answers)
+    assert everyone == [answers] * len(everyone), everyone
+    assert manager.all_steps() == [n for n, due in enumerate(answers, start=1) if due]
+
+
 def odd(kind: str, url: str) -> None:
     del kind
     manager = CheckpointManager(url, "ranks", save_policy="1")
@@ -140,7 +216,13 @@ def odd(kind: str, url: str) -> None:
 if __name__ == "__main__":
     action, kind, url = sys.argv[1:]
     dist.init_process_group("gloo")
-    {"save": save, "check": check, "timed": timed, "odd": odd, "stumble": stumble}[action](
-        kind, url
-    )
+    {
+        "save": save,
+        "check": check,
+        "timed": timed,
+        "odd": odd,
+        "stumble": stumble,
+        "refused": refused,
+        "asked": asked,
+    }[action](kind, url)
     dist.destroy_process_group()

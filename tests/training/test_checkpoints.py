@@ -400,6 +400,41 @@ def test_the_best_steps_are_kept_by_the_metric_given_with_each(manage: Manage) -
         manager.save(6, job.state)
 
 
+def test_whether_to_save_can_be_asked_first_and_asking_changes_nothing(manage: Manage) -> None:
+    job, manager = Job(), manage(save_policy="3", keep="all")
+    for step in range(1, 8):
+        job.step(step)
+        answers = {manager.should_save(step) for _ in range(3)}
+        assert answers == {step % 3 == 0}
+        if manager.should_save(step):
+            manager.save(step, job.state)
+            assert not manager.should_save(step)
+    assert not manager.should_save(3)
+    manager.save(7, job.state, force=True)
+    manager.wait_until_finished()
+    assert manager.all_steps() == [3, 6, 7]
+    fresh = manage(save_policy="3")
+    manager.close()
+    assert fresh.restore(6, Job(seed=4).state) == 6
+    assert not fresh.should_save(6) and fresh.should_save(9)
+
+
+@pytest.mark.parametrize("policy", ["1s", "auto"])
+def test_a_policy_of_time_is_asked_once_for_a_step(
+    manage: Manage, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    monkeypatch.setattr("cloudshift_lab.core.save_policy.FIRST_SAVE_S", 1.0)
+    job, manager = Job(), manage(save_policy=policy)
+    step = 1
+    while not manager.should_save(step):
+        assert manager.save(step, job.state).is_skipped
+        step += 1
+        time.sleep(0.02)
+    assert step > 2
+    assert manager.should_save(step) and not manager.save(step, job.state).is_skipped
+    assert not manager.should_save(step) and not manager.should_save(step + 1)
+
+
 def test_a_step_is_deleted_but_never_the_newest(manage: Manage) -> None:
     job, manager = Job(), manage(keep="all")
     for step in (1, 2, 3):
@@ -595,3 +630,11 @@ def test_ranks_with_different_states_are_told(url: str) -> None:
 
 def test_ranks_stay_in_step_when_one_of_them_hears_of_a_failure_and_goes_on(url: str) -> None:
     ranks(2, "stumble", "ddp", url)
+
+
+def test_what_one_rank_refuses_no_rank_saves_and_each_says_why(url: str) -> None:
+    ranks(2, "refused", "ddp", url)
+
+
+def test_ranks_that_ask_before_they_save_hear_the_same(url: str) -> None:
+    ranks(2, "asked", "ddp", url)
