@@ -121,8 +121,9 @@ def _replay(inputs: ClosingInputs) -> Closing:
         basis=f"{format_bytes(inputs.before_bytes)} are copied and restored while the source "
         f"trains about {steps} steps ({format_duration(behind_s)}; {carry.basis}); the target "
         f"repeats them in {format_duration(replay_s)}, then proves the result by its hashes, "
-        f"commits and goes on {format_duration(rest_s)} ({rest}); if what is rehearsed is not equal "
-        f"bit by bit, the last step is copied after all: {format_bytes(inputs.copied_bytes)} in all",
+        f"commits and goes on {format_duration(rest_s)} ({rest}); if what is rehearsed is not "
+        "equal bit by bit, the last step is copied after all: "
+        f"{format_bytes(inputs.copied_bytes)} in all",
     )
 
 

@@ -10,7 +10,7 @@ from cloudshift_lab.core.errors import CloudshiftError
 from cloudshift_lab.core.placement import Placement
 from cloudshift_lab.core.plan import MissingNodesPolicy, Verdict
 from cloudshift_lab.core.run import JobSpec
-from cloudshift_lab.migration import Saga, with_digest
+from cloudshift_lab.migration import LOSS_TOLERANCE, Saga, with_digest
 from cloudshift_lab.sim.faulty_store import CALM
 from cloudshift_lab.sim.fleet import FOREVER_S, TTL_S, NodeFate
 from cloudshift_lab.sim.forced import Warner
@@ -36,6 +36,7 @@ class Director:
         self.random = scene.random
         self.world = SimWorld(scene.scheduler, "director")
         self.generation = 1
+        self.strictness = derived_random(scene.history.seed, "strictness")
 
     def body(self) -> None:
         """The whole history."""
@@ -105,9 +106,20 @@ class Director:
             "steps lost with a machine": saga.lost_steps > 0,
             "overspent": saga.overspent_micro_usd is not None,
             "two approvals": len(saga.approvals) > 1,
+            "near, so copied": saga.apart is not None and saga.is_committed,
+            "ranks failed after the handover": saga.is_committed and self._failed_held(saga),
         }
         history.events.update(name for name, happened in seen.items() if happened)
         history.events.update("rehearsed" for entry in saga.timeline if entry.phase == "rehearsing")
+
+    def _failed_held(self, saga: Saga) -> bool:
+        """Whether the ranks that had proved the step failed before they were let go on."""
+        return self.scene.engine.failed_held(self._heir(saga), self.scene.handed_at_s)
+
+    def _heir(self, saga: Saga) -> int:
+        """The generation of the saga's last try."""
+        assert self.scene.move is not None
+        return self.scene.move.target.generation + saga.tries
 
     def _check_outcome(self, saga: Saga) -> None:
         """What the saga says must be what the logs say."""
@@ -121,6 +133,10 @@ class Director:
             self.scene.report(
                 "the outcome of a move is the log's", f"{saga.phase}, handover in log: {handed}"
             )
+        if saga.error_kind == "Mismatch" and saga.phase == "rolled_back" and saga.tolerance:
+            drifts = self.scene.engine.drifts(self._heir(saga))
+            if "loud" not in drifts:
+                self.scene.report("near losses do not undo a move", f"{drifts}: {saga.error}")
         nodes = self._owner_job().placement.nodes
         if handed and saga.partial is not None and nodes != saga.target.nodes:
             self.scene.report("a partial move says what moved", f"{saga.partial}, but {nodes} run")
@@ -163,6 +179,7 @@ class Director:
         return Wanted(
             closing="replay" if steps and draw() < 0.8 else "copy",
             rehearsal_steps=steps,
+            tolerance=0.0 if self.strictness.random() < 0.2 else LOSS_TOLERANCE,
             missing_nodes=self.random.choice(policies),
             nodes=nodes,
             min_nodes=self.random.randrange(1, nodes + 1),
@@ -274,7 +291,11 @@ class Director:
         """A run ends when all its steps are committed, or when its script failed."""
         script, log = self.scene.script, self.scene.judge.log
         step = log.commits[-1][1].step if log.commits else 0
-        has_reason = script.fail > 0.0 or self.scene.engine.loses_nodes(log.generation)
+        engine, handed_at_s = self.scene.engine, self.scene.handed_at_s
+        has_failed = script.fail > 0.0 or engine.failed_held(log.generation, handed_at_s)
+        has_reason = has_failed or engine.loses_nodes(log.generation)
+        if log.commits and log.commits[-1][0] != log.home_url:
+            self.scene.report("a run ends where its newest step is", f"step {step}")
         if step != script.total_steps and not has_reason:
             self.scene.report("a run ends for a reason", f"at step {step} of {script.total_steps}")
 

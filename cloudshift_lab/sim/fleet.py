@@ -12,7 +12,7 @@ from cloudshift_lab.agent.node import NodeAgent
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.engines.engine import Handle, Observation
 from cloudshift_lab.sim.mischief import Mischief, MischiefRates
-from cloudshift_lab.sim.ranks import Executed, Script, SimRanks, SimSaver
+from cloudshift_lab.sim.ranks import Drift, Executed, Script, SimRanks, SimSaver
 from cloudshift_lab.sim.scheduler import Actor, Scheduler, SimWorld, derived_random
 from cloudshift_lab.storage.store import Store
 
@@ -155,6 +155,15 @@ class SimEngine:
         """The newest ranks of an attempt."""
         lives = self._lives.get(generation)
         return lives[-1].ranks if lives else None
+
+    def drifts(self, generation: int) -> set[Drift]:
+        """How what an attempt repeated differed from its source, in all its lives."""
+        return {drift for life in self._lives.get(generation, []) for drift in life.ranks.drifted}
+
+    def failed_held(self, generation: int, since_s: float) -> bool:
+        """Whether ranks of an attempt failed while they held, at or after that virtual second."""
+        found = (life.ranks.failed_held_at_s for life in self._lives.get(generation, []))
+        return any(at_s is not None and at_s >= since_s for at_s in found)
 
     def jobs(self) -> dict[int, JobSpec]:
         """Every attempt that was ever started, by its generation."""

@@ -43,6 +43,7 @@ class Wanted:
 
     closing: ClosingKind = "copy"
     rehearsal_steps: int = 0
+    tolerance: float = 0.0
     missing_nodes: MissingNodesPolicy = "roll-back"
     nodes: int = 1
     min_nodes: int = 1
@@ -80,6 +81,7 @@ def sample_plan(
             expires_at=expires_at,
             closing=wanted.closing,
             rehearsal_steps=wanted.rehearsal_steps,
+            tolerance=wanted.tolerance,
             missing_nodes=wanted.missing_nodes,
             min_nodes=wanted.min_nodes,
             fallbacks=wanted.fallbacks,

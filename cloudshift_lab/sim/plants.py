@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
+
 from cloudshift_lab.agent.attempt import Activity
 from cloudshift_lab.agent.node import NodeAgent
 from cloudshift_lab.agent.protocols import Saved
 from cloudshift_lab.agent.rehearsal import Prove, Rehearsal
 from cloudshift_lab.agent.tenure import Tenure
 from cloudshift_lab.checkpoint.gc import mark
+from cloudshift_lab.checkpoint.reader import Checkpoint
 from cloudshift_lab.checkpoint.tombs import tombstone_key
 from cloudshift_lab.conductor.effects import MoveEffects
 from cloudshift_lab.core.errors import Conflict, Fenced, NotFound, Unavailable, UsageError
-from cloudshift_lab.core.orders import Order
+from cloudshift_lab.core.orders import Order, OrderResult
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.wire import to_json
 from cloudshift_lab.core.world import World
@@ -153,6 +156,29 @@ class _TrustingEngine(SimEngine):
     agent_type = _TrustingAgent
 
 
+class _GenerousRehearsal(Rehearsal):
+    """Says of losses that are near what is true of equal ones, and proves nothing after them."""
+
+    def _rehearsed(self) -> OrderResult:
+        return msgspec.structs.replace(super()._rehearsed(), apart=None)
+
+    def _refuse_apart(self) -> None:
+        """Near is near enough."""
+
+    def _compare_bytes(self, prove: Prove, step: int, sealed: Checkpoint) -> tuple[str, ...]:
+        return super()._compare_bytes(prove, step, sealed) if self._apart is None else ()
+
+
+class _GenerousAgent(NodeAgent):
+    """'near-is-equal': repeats and goes on where the losses were within the tolerance only."""
+
+    rehearsal_type = _GenerousRehearsal
+
+
+class _GenerousEngine(SimEngine):
+    agent_type = _GenerousAgent
+
+
 class _EagerRehearsal(Rehearsal):
     """Lets the ranks go on as soon as they are proved, whoever owns the run."""
 
@@ -205,6 +231,7 @@ PLANTS: dict[str, Bug] = {
     "gc-no-grace": Bug(collector=HastyCollector),
     "gc-deaf-save": Bug(engine=_DeafEngine),
     "replay-without-proof": Bug(engine=_TrustingEngine),
+    "near-is-equal": Bug(engine=_GenerousEngine),
     "lift-limit-before-commit": Bug(engine=_EagerEngine),
     "resume-after-handover": Bug(engine=_StubbornEngine, effects=_StubbornEffects),
     "spend-past-limit": Bug(is_metered=False),

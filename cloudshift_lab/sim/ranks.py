@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from cloudshift_lab.agent.protocols import (
     RankError,
@@ -24,6 +25,8 @@ from cloudshift_lab.sim.scheduler import EPOCH_S, Actor, Scheduler, derived_rand
 from cloudshift_lab.storage.store import Store
 
 Executed = Callable[[JobSpec, int, model.Weights], None]
+Drift = Literal["silent", "loud", "close"]
+_CLOSE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,11 @@ class Script:
 
     ``slow`` is the probability of a step that takes about ``slow_s`` (an evaluation),
     ``slow_first`` that of the first step after a start (compilation), ``fail`` that of
-    a start whose ranks raise an error sooner or later. ``drift`` is the probability that a
-    rehearsal computes something else than the source did, in half of these without another loss.
-    Steps are repeated at the source's speed, or up to six times as fast.
+    a start whose ranks raise an error sooner or later, ``fail_held`` of one whose ranks do so
+    within seconds after they have staged the step that they hold at: about when it is handed over.
+    ``drift`` is the probability that a rehearsal computes something else than the source did: with
+    another loss, with the same, or with one that is only near. Steps are repeated at the source's
+    speed, or up to six times as fast.
     """
 
     total_steps: int = 1_000_000
@@ -43,6 +48,7 @@ class Script:
     slow: float = 0.05
     slow_first: float = 0.3
     fail: float = 0.0
+    fail_held: float = 0.0
     slow_s: float = 12.0
     drift: float = 0.0
     tells_loss: bool = True
@@ -86,6 +92,9 @@ class SimRanks:
         self._rehearsed = rehearsed
         self._nodes_up = nodes_up
         self._random = derived_random(scheduler.seed, "ranks", job.generation)
+        self._chance = derived_random(scheduler.seed, "chance", job.generation)
+        self.drifted: set[Drift] = set()
+        self.failed_held_at_s: float | None = None
         self._every = fixed_steps(job.save_policy)
         self._actor: Actor | None = None
         self._starts = 0
@@ -100,7 +109,8 @@ class SimRanks:
         self._losses: list[tuple[int, float]] = []
         self._step: int | None = None
         self._loss: float | None = None
-        self._drifts: str | None = None
+        self._drifts: Drift | None = None
+        self._held_until_s: float | None = None
         self._speed = 1.0
         self._first_step_at: float | None = None
         self._last_step_at: float | None = None
@@ -238,7 +248,7 @@ class SimRanks:
         self._drifts = self._draw_drift()
         self._speed = self._random.choice([1.0, 3.0, 6.0])
         self._hold(step, weights)
-        while not self._drain and step < self._script.total_steps:
+        while not self._drain and self._error is None and step < self._script.total_steps:
             is_rehearsed = self._limit is not None
             self._pause(self._draw_step_s() / (self._speed if is_rehearsed else 1.0))
             if self._fails_at is not None and step >= self._fails_at:
@@ -253,6 +263,8 @@ class SimRanks:
             else:
                 self._count(step, weights)
             self._hold(step, weights)
+        if self._error is not None:
+            return
         self._pause(0.2)
         self.staged[step] = _Stage(step, weights)
         self._last_staged = True
@@ -263,19 +275,23 @@ class SimRanks:
         slow = self._script.slow_first if is_first else self._script.slow
         return self._script.slow_s if self._random.random() < slow else self._script.step_s
 
-    def _draw_drift(self) -> str | None:
+    def _draw_drift(self) -> Drift | None:
         """How this rehearsal differs from the source; a run's own steps never do."""
         if self._limit is None or self._random.random() >= self._script.drift:
             return None
-        return self._random.choice(["silent", "loud"])
+        found: Drift = self._random.choice(["silent", "loud"])
+        drift: Drift = "close" if self._chance.random() < 0.4 else found
+        self.drifted.add(drift)
+        return drift
 
     def _compute(self, weights: model.Weights, step: int) -> model.Weights:
         weights = model.next_weights(weights, step)
-        loss = model.loss_of(weights)
         if self._drifts is not None:
             weights = model.drifted(weights)
-        if self._drifts == "loud":
-            loss = model.loss_of(weights)
+        told = weights if self._drifts in (None, "loud") else model.weights_after(step)
+        loss = model.loss_of(told)
+        if self._drifts == "close":
+            loss *= 1.0 + _CLOSE * self._chance.random()
         if self._script.tells_loss:
             self._loss = loss
             self._losses = [*self._losses, (step, loss)][-64:]
@@ -296,8 +312,18 @@ class SimRanks:
             self._state = "held"
             if self._is_wanted:
                 self._stage(step, weights)
+                self._draw_failure()
+            if self._held_until_s is not None and self._scheduler.clock_s >= self._held_until_s:
+                self.failed_held_at_s = self._scheduler.clock_s
+                self._fail("an illegal memory access while the ranks held")
+                return
             self._scheduler.pause(0.25)
         self._state = "running"
+
+    def _draw_failure(self) -> None:
+        """Whether these ranks live to see what they have just staged handed over."""
+        if self._chance.random() < self._script.fail_held:
+            self._held_until_s = self._scheduler.clock_s + 6.0 * self._chance.random()
 
     def _stage(self, step: int, weights: model.Weights) -> None:
         self._is_wanted = False

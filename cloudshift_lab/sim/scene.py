@@ -163,6 +163,7 @@ class Scene:
             fail=0.3 if self.random.random() < 0.15 else 0.0,
             drift=0.6 if self.random.random() < 0.25 else 0.0,
             tells_loss=self.random.random() < 0.9,
+            fail_held=0.7 if derived_random(seed, "fail held").random() < 0.2 else 0.0,
         )
         self.engine = bug.engine(
             self.scheduler, self.open_store,
@@ -171,6 +172,7 @@ class Scene:
         )  # fmt: skip
         self.tidying = Tidying(self.scheduler, self.mischief, RUN_ID, collector_type=bug.collector)
         self.move: Move | None = None
+        self.handed_at_s = 0.0
         self.jobs: dict[int, JobSpec] = {}
         self._conductor_lives = 0
 
@@ -214,6 +216,7 @@ class Scene:
     def _check_handover(self, handover: LogRecord) -> None:
         """In the moment of a handover: no step is lost, and its heir lives and has the state."""
         assert self.move is not None
+        self.handed_at_s = self.scheduler.clock_s
         sealed = self.judge.log.commits[-1][1]
         if not self._was_forced(self.move.source.generation):
             self.judge.sealed_is_newest(sealed.step or 0)
@@ -221,6 +224,9 @@ class Scene:
         ended_s = self.engine.ended_for_s(heir)
         if ended_s > 5.0:
             self.report("a run is given to the living", f"the target ended {ended_s:.0f} s ago")
+        saga = self.move.saga
+        if saga is not None and saga.closing == "replay" and saga.apart is not None:
+            self.report("only equal losses close by replay", f"g{heir} is {saga.apart:g} apart")
         if self.engine.is_alive(heir) and not self._is_proved(heir, handover.to_url or "", sealed):
             self.report(
                 "only a proved state is handed over", f"step {sealed.step} is not at g{heir}"

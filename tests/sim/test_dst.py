@@ -31,6 +31,21 @@ def test_a_history_that_once_showed_a_bug_stays_clean(seed: int) -> None:
     assert run_move_history(seed).violations == []
 
 
+@pytest.mark.parametrize(
+    ("seed", "event"),
+    [
+        (203, "near, so copied"),
+        (226, "near, so copied"),
+        (259, "ranks failed after the handover"),
+        (383, "ranks failed after the handover"),
+    ],
+)
+def test_what_is_rare_happens_and_harms_nothing(seed: int, event: str) -> None:
+    history = run_move_history(seed)
+    assert history.events[event] == 1
+    assert history.violations == []
+
+
 FOUND = [
     ("ref-before-chunks", range(3), "a committed step is whole"),
     ("no-fencing", range(40), "commit by the owner only"),
@@ -38,6 +53,7 @@ FOUND = [
     ("gc-no-grace", range(40), "what a commit names stays"),
     ("gc-deaf-save", range(60, 90), "a committed step is whole"),
     ("replay-without-proof", range(3020, 3040), "only a proved state is handed over"),
+    ("near-is-equal", range(324, 330), "only a proved state is handed over"),
     ("lift-limit-before-commit", range(3005, 3040), "only the owner runs"),
     ("resume-after-handover", range(3030, 3040), "exactly one owner runs at the end"),
     ("spend-past-limit", range(40), "money is never spent beyond the limit"),
