@@ -162,12 +162,13 @@ class Spread(msgspec.Struct, frozen=True):
 class Futures(msgspec.Struct, frozen=True):
     """What happened in ``num`` simulated futures of a plan, before anybody decides on it.
 
+    ``pause_s`` is of those that arrived, None when none did.
     ``rolled_back`` and ``lost_steps`` are shares of futures, 0 to 1. ``basis`` says what was drawn
     from what. Always simulated, and shown so.
     """
 
     num: int
-    pause_s: Spread
+    pause_s: Spread | None
     cost_micro_usd: Spread
     finish_s: Spread
     rolled_back: float

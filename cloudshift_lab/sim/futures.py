@@ -38,7 +38,7 @@ def simulate(ask: FuturesAsk, *, hazards: Hazards | None = None, spread: float =
     moved = sum(each.moved for each in endings)
     return Futures(
         num=ask.num,
-        pause_s=_spread(pauses or [0.0]),
+        pause_s=_spread(pauses) if pauses else None,
         cost_micro_usd=_spread([float(each.cost_micro_usd) for each in endings]),
         finish_s=_spread([each.finish_s for each in endings]),
         rolled_back=1.0 - moved / ask.num,

@@ -181,7 +181,10 @@ def test_a_policy_for_missing_nodes_saves_moves(policy: MissingNodesPolicy) -> N
 
 def test_a_limit_that_is_passed_ends_the_move() -> None:
     cheap = make_plan(limit_micro_usd=3_000)
-    assert simulate(make_ask(cheap), hazards=CALM).rolled_back == 1.0
+    none_arrived = simulate(make_ask(cheap), hazards=CALM)
+    assert (none_arrived.rolled_back, none_arrived.pause_s) == (1.0, None)
+    assert "none arrived, so no pause is known" in none_arrived.basis
+    assert from_json(to_json(none_arrived), Futures) == none_arrived
     enough = make_plan(limit_micro_usd=3_000_000)
     assert simulate(make_ask(enough), hazards=CALM).rolled_back == 0.0
 

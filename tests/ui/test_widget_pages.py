@@ -266,6 +266,16 @@ def test_a_decision_rests_on_closings_rehearsal_and_futures(desktop: Desktop) ->
     expect(page.get_by_text("simulated", exact=True)).to_have_count(2)
 
 
+def test_where_no_future_arrives_no_pause_is_shown(desktop: Desktop) -> None:
+    drawn = live().futures
+    assert drawn is not None
+    none_arrived = msgspec.structs.replace(drawn, pause_s=None, rolled_back=1.0)
+    desktop.show(Approval._esm, live(futures=none_arrived), jupyter=False)
+    row = desktop.page.get_by_role("row").filter(has_text="none of them arrived")
+    expect(row).to_contain_text("pause")
+    expect(desktop.page.get_by_text("100 % are rolled back")).to_be_visible()
+
+
 def test_futures_that_come_later_are_added_to_what_is_shown(desktop: Desktop) -> None:
     desktop.show(Approval._esm, live(futures=None), jupyter=False)
     expect(desktop.page.get_by_text("futures of this click")).to_have_count(0)

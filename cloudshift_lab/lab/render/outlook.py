@@ -19,6 +19,7 @@ CLOSING_HEAD = ("closing", "pause", "nothing computed", "on the wire", "repeats"
 CLOSING_NUMERIC = frozenset({1, 2, 3})
 FUTURES_NUMERIC = frozenset({1, 2, 3})
 BAR_WIDTH, BAR_HEIGHT = 120, 12
+NO_PAUSE = "none of them arrived"
 
 
 def closings_text(plan: Plan) -> list[str]:
@@ -63,13 +64,17 @@ def futures_html(futures: Futures | None) -> Markup | None:
         return None
     spreads = (futures.pause_s, futures.cost_micro_usd, futures.finish_s)
     rows = [
-        (*row, range_svg(spread, f"{row[0]}: {row[1]} to {row[3]}, half below {row[2]}"))
+        (*row, "" if spread is None else range_svg(spread, _range_label(row)))
         for row, spread in zip(_futures_rows(futures), spreads, strict=True)
     ]
     title = tag("div", _title(futures), simulated_badge(simulated=True))
     shares = tag("div", _shares(futures))
     parts = [table((*_futures_head(futures), ""), rows, FUTURES_NUMERIC), shares]
     return tag("div", join([title, *parts, dim(futures.basis)]))
+
+
+def _range_label(row: tuple[str, ...]) -> str:
+    return f"{row[0]}: {row[1]} to {row[3]}, half below {row[2]}"
 
 
 def range_svg(spread: Spread, label: str) -> Markup:
@@ -160,10 +165,16 @@ def _futures_head(futures: Futures) -> tuple[str, ...]:
 def _futures_rows(futures: Futures) -> list[tuple[str, ...]]:
     pause, cost, finish = futures.pause_s, futures.cost_micro_usd, futures.finish_s
     return [
-        ("pause", *(format_duration(each) for each in (pause.p10, pause.p50, pause.p90))),
+        ("pause", *((NO_PAUSE, "-", "-") if pause is None else _durations(pause))),
         ("cost of the move", *(format_usd(round(each)) for each in (cost.p10, cost.p50, cost.p90))),
-        ("over after", *(format_duration(each) for each in (finish.p10, finish.p50, finish.p90))),
+        ("over after", *_durations(finish)),
     ]
+
+
+def _durations(spread: Spread) -> tuple[str, str, str]:
+    return (
+        format_duration(spread.p10), format_duration(spread.p50), format_duration(spread.p90)
+    )  # fmt: skip
 
 
 def _shares(futures: Futures) -> str:

@@ -184,7 +184,7 @@ function futuresTable(futures) {
   const rows = [
     ["pause", futures.pause_s, duration], ["cost of the move", futures.cost_micro_usd, usd],
     ["over after", futures.finish_s, duration],
-  ].map(([name, spread, words]) => [
+  ].map(([name, spread, words]) => spread === null ? [name, "none of them arrived", "-", "-", ""] : [
     name, words(spread.p10), words(spread.p50), words(spread.p90), range(spread, name + ": 1 in 10 below " +
       words(spread.p10) + ", half below " + words(spread.p50) + ", 9 in 10 below " + words(spread.p90)),
   ]);

@@ -76,7 +76,7 @@ function Futures(props: {
 }): JSX.Element {
   const { futures, trans } = props;
   const usd = (value: number) => formatUsd(Math.round(value));
-  const rows: [string, ISpread, (value: number) => string][] = [
+  const rows: [string, ISpread | null, (value: number) => string][] = [
     [trans.__('pause'), futures.pause_s, formatDuration],
     [trans.__('cost'), futures.cost_micro_usd, usd],
     [trans.__('over after'), futures.finish_s, formatDuration]
@@ -105,9 +105,13 @@ function Futures(props: {
           {rows.map(([label, spread, words]) => (
             <tr key={label}>
               <td>{label}</td>
-              <td>{words(spread.p10)}</td>
-              <td>{words(spread.p50)}</td>
-              <td>{words(spread.p90)}</td>
+              {spread === null ? (
+                <td colSpan={3}>{trans.__('none of them arrived')}</td>
+              ) : (
+                [spread.p10, spread.p50, spread.p90].map((value, index) => (
+                  <td key={index}>{words(value)}</td>
+                ))
+              )}
             </tr>
           ))}
         </tbody>

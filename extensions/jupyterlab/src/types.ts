@@ -93,7 +93,8 @@ export interface ISpread {
 /** What happened in many simulated futures; never measured. */
 export interface IFutures {
   num: number;
-  pause_s: ISpread;
+  /** Of those that arrived; null when none did. */
+  pause_s: ISpread | null;
   cost_micro_usd: ISpread;
   finish_s: ISpread;
   rolled_back: number;
