@@ -14,6 +14,7 @@ from cloudshift_lab.agent.nodes import (
     follower_key,
     lead_key,
 )
+from cloudshift_lab.agent.notice import OUTLIVED_S
 from cloudshift_lab.agent.protocols import RanksView
 from cloudshift_lab.agent.torchrun import Meeting, TorchrunRanks
 from cloudshift_lab.checkpoint.saver_process import SaverProcess
@@ -83,6 +84,23 @@ class Follower:
         """End at once: the machine wants us gone, and the others cannot go on without us."""
         self._end("stopped", None)
 
+    def notice(self, _name: str, within_s: float, says: str) -> bool:
+        """Tell the leader that this machine goes; of several notices the earliest counts."""
+        known, until = self.status.notice_until, self._world.now() + within_s
+        if known is None or until < known:
+            self.status = msgspec.structs.replace(
+                self.status, notice_until=until, notice_from=says
+            )  # fmt: skip
+        return True
+
+    def has_heeded(self, _name: str) -> bool:
+        """Whether all is saved: the leader alone knows, so never."""
+        return False
+
+    def leave(self) -> None:
+        """As ``stop``: only a leader hears when all is saved."""
+        self.stop()
+
     def note(self, _topic: str, message: str) -> None:
         """Show a warning in the status."""
         kept = tuple(line for line in self.status.warnings if line != message)
@@ -100,6 +118,7 @@ class Follower:
                     part()
                 except CloudshiftError as error:
                     self.note("store", error.message)
+        self._outlive()
         self._show(self._ranks.poll())
 
     # -- following --------------------------------------------------------------------------------
@@ -156,6 +175,12 @@ class Follower:
             self._ranks.launch(Meeting(word.address, word.port))
         elif word.start == self.status.start:
             self._ranks.mirror(word.control)
+
+    def _outlive(self) -> None:
+        """Forget a notice once this machine is still there though its time is long over."""
+        until = self.status.notice_until
+        if until is not None and self._world.now() >= until + OUTLIVED_S:
+            self.status = msgspec.structs.replace(self.status, notice_until=None)
 
     # -- saving -----------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from cloudshift_lab.agent.follower import Follower
 from cloudshift_lab.agent.leading import LedRanks, LedSaver, prove_with
 from cloudshift_lab.agent.node import NodeAgent
 from cloudshift_lab.agent.nodes import Line
+from cloudshift_lab.agent.notices import MachineNotices, notices_of
 from cloudshift_lab.agent.rows import ConductorPost, RowReceiver, RowShipper
 from cloudshift_lab.agent.shm import NodeDir
 from cloudshift_lab.agent.stores import open_job_store, open_other_store, open_source_store
@@ -65,6 +66,7 @@ class AgentProcess:
         leads_others = job.node == 0 and job.placement.nodes > 1
         self._line = Line(store, job, world) if leads_others else None
         self._agent = self._follower(store) if job.node > 0 else self._leader(store)
+        self._notices = self._listener()
         self._asked_to_stop = False
 
     def _leader(self, store: Store) -> NodeAgent:
@@ -91,10 +93,21 @@ class AgentProcess:
             prove=self._prove_told,
         )  # fmt: skip
 
+    def _listener(self) -> MachineNotices:
+        """What says that this machine goes; settings that make no sense are a warning."""
+        followers = None if self._line is None else self._line.followers
+        try:
+            return notices_of(self._job, os.environ, self._world, followers=followers)
+        except UsageError as error:
+            self._agent.note("metadata", error.message)
+            return MachineNotices({}, None, self._world, followers=followers)
+
     def run(self) -> int:
         """Tick until the attempt has ended; 0 unless it failed or was fenced."""
-        signal.signal(signal.SIGTERM, self._on_signal)
+        for number in (signal.SIGTERM, *self._notices.signals):
+            signal.signal(number, self._on_signal)
         _make_findable(self._job)
+        self._notices.start()
         try:
             while not self._agent.finished:
                 if self._asked_to_stop:
@@ -102,8 +115,12 @@ class AgentProcess:
                 if (complaint := self._shipper.complaint()) is not None:
                     self._agent.note("telemetry", complaint)
                 self._agent.tick()
+                self._notices.tick(self._agent)
+                if self._notices.may_leave(self._agent):
+                    self._agent.leave()
                 self._world.sleep(TICK_S)
         finally:
+            self._notices.close()
             self._ranks.kill()
             if self._line is not None:
                 self._line.close()
@@ -139,8 +156,10 @@ class AgentProcess:
         self._receiver.drain()
         self._shipper.flush()
 
-    def _on_signal(self, _number: int, _frame: object) -> None:
-        self._asked_to_stop = True
+    def _on_signal(self, number: int, _frame: object) -> None:
+        """A notice where the cloud says so; else somebody asks for a last save and the end."""
+        if not self._notices.signalled(number):
+            self._asked_to_stop = True
 
 
 def _make_findable(job: JobSpec) -> None:

@@ -121,6 +121,40 @@ class NodeAgent:
         """Ask, as an order would, for a last commit and the end (the machine wants us gone)."""
         self._orders.accept(Order(order_id="signal", kind="stop", at=self._world.now()))
 
+    def notice(self, name: str, within_s: float, says: str) -> bool:
+        """Heed, as an order would, that the machine goes; it heard that itself.
+
+        Args:
+            name: Names the notice; one that is known already changes nothing.
+            within_s: Seconds that are left.
+            says: Who said so, for people.
+
+        Returns:
+            False while there is no attempt yet that could heed it: say it again.
+        """
+        if not self._begun:
+            return False
+        if self._attempt.ended_at is None:
+            now = self._world.now()
+            self._board.update(notice_from=says)
+            self._orders.accept(
+                Order(order_id=name, kind="notice", at=now, within_s=within_s)
+            )  # fmt: skip
+        return True
+
+    def has_heeded(self, name: str) -> bool:
+        """Whether what a notice asked for is done: then the machine may go."""
+        result = self.status.results.get(name)
+        return result is not None and result.state == "done"
+
+    def leave(self) -> None:
+        """End as what we are, and keep the run: the machine goes, and all is saved."""
+        if self._attempt.ended_at is not None:
+            return
+        self._attempt.end(self.status.state)
+        self._saver.close()
+        self._orders.close()
+
     def note(self, topic: str, message: str) -> None:
         """Show a warning in the status that is not about the ranks; one per topic."""
         self._board.note(topic, message)

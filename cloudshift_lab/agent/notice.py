@@ -52,6 +52,8 @@ def heed(attempt: Attempt, order: Order, sealing: Callable[[], Activity]) -> Act
 def outlive(attempt: Attempt) -> bool:
     """Notice that the machine is still there though its time is over, and forget the notice.
 
+    Of several nodes all must be there: without one of them the ranks could not go on.
+
     Returns:
         Whether the ranks wait for nothing but the machine's end: then they should go on. A drain
         that a move or a person asked for stands.
@@ -59,7 +61,8 @@ def outlive(attempt: Attempt) -> bool:
     until = attempt.board.status.notice_until
     if until is None or attempt.is_obeying("notice"):
         return False
-    if attempt.world.now() < until + OUTLIVED_S:
+    has_gone = attempt.view.nodes_up < attempt.job.placement.nodes
+    if has_gone or attempt.world.now() < until + OUTLIVED_S:
         return False
     attempt.board.update(notice_until=None)
     attempt.board.note("notice", "this machine was to go, and is still here")

@@ -76,7 +76,8 @@ class AgentStatus(msgspec.Struct, frozen=True):
     ``last_step_at`` that of its newest. ``losses``: the newest steps of rank 0 with their exact
     losses, oldest first, at most 64; of a standby those that it rehearses. ``step_s``: a step's
     median duration. ``nodes_up``: nodes whose ranks are ready or running. ``notice_until``:
-    wall-clock time at which the machine goes, once that was said.
+    wall-clock time at which the machine goes, once that was said, and ``notice_from`` by what, when
+    the machine heard it itself.
     """
 
     run_id: str
@@ -103,6 +104,7 @@ class AgentStatus(msgspec.Struct, frozen=True):
     step_s: float | None = None
     nodes_up: int = 1
     notice_until: float | None = None
+    notice_from: str = ""
 
 
 def inbox_key(run_id: str, generation: int, number: int) -> str:
