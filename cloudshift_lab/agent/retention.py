@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Protocol
 
 from cloudshift_lab.agent.board import Board
+from cloudshift_lab.agent.protocols import Restore
 from cloudshift_lab.agent.tenure import Tenure
 from cloudshift_lab.checkpoint.collecting import Collected
+from cloudshift_lab.checkpoint.figures import Figures
 from cloudshift_lab.checkpoint.keep import KeepAll, parse_keep, steps_to_forget
 from cloudshift_lab.checkpoint.layout import Manifest, ObjectRef, fetch_verified, parse_document
 from cloudshift_lab.checkpoint.pins import list_pins
@@ -73,19 +75,21 @@ class Retention:
         self._forget_at = float("-inf")
         self._collect_at: float | None = None
         self._collected_at = float("-inf")
-        self._is_news = False
+        self._is_news = self._is_unnoted = False
+        self._note_at = float("-inf")
         self._commits: tuple[LogRecord, ...] = ()
-        self._losses: dict[int, float] = {}
+        self._figures = Figures(store, job.run_id)
         self._packs: dict[str, tuple[ObjectRef, ...]] = {}
         self._count_at = float("-inf")
         self._damaged: dict[str, float] = {}
         self._interruptions = 0
 
-    def committed(self, step: int, loss: float | None) -> None:
+    def committed(self, step: Restore, loss: float | None) -> None:
         """A step was committed; ``loss`` is what ``best=`` goes by."""
         self._is_news = True
-        if loss is not None:
-            self._losses[step] = loss
+        if loss is not None and self._needs_metrics:
+            self._figures.learn(step.manifest_digest, loss)
+            self._is_unnoted = True
 
     def tick(self, *, is_quiet: bool, is_saving: bool) -> None:
         """Do the next small thing if it is time.
@@ -104,7 +108,11 @@ class Retention:
         self._collect(now)
         if is_saving:
             return
-        if self._is_news and now >= self._forget_at:
+        if self._is_unnoted and now >= self._note_at:
+            self._note_at = now + FORGET_EVERY_S  # unless it succeeds
+            self._figures.note(self._tenure.commits())
+            self._is_unnoted, self._note_at = False, now
+        elif self._is_news and now >= self._forget_at:
             self._forget_at = now + FORGET_EVERY_S
             self._forget()
             self._is_news = False
@@ -141,21 +149,23 @@ class Retention:
     def _forget(self) -> None:
         commits = self._tenure.commits()
         spared = {pin.step for pin in list_pins(self._store, self._run_id)}
-        if self._needs_metrics:  # what an earlier attempt had measured is not known here
-            spared |= {c.step for c in commits if c.step is not None} - set(self._losses)
-            self._ask_for_losses(len(commits))
-        steps = steps_to_forget(commits, self._policy, pinned=spared, metrics=self._losses)
+        losses: dict[int, float] = {}
+        if self._needs_metrics:
+            self._figures.note(commits)
+            losses = self._figures.per_step(commits)
+            spared |= {c.step for c in commits if c.step is not None} - set(losses)
+            self._ask_for_losses(len(losses), len(commits))
+        steps = steps_to_forget(commits, self._policy, pinned=spared, metrics=losses)
         if steps:
             self._tenure.forget(steps, self._world.new_id("forget"))
             self._collect_at = self._collect_at or self._collected_at + COLLECT_EVERY_S
         gone = set(steps)
         self._commits = tuple(c for c in commits if c.step not in gone)
-        self._losses = {s: v for s, v in self._losses.items() if s not in gone}
         self._show()
 
-    def _ask_for_losses(self, num_steps: int) -> None:
+    def _ask_for_losses(self, num_losses: int, num_steps: int) -> None:
         """``best=`` cannot choose among steps without a figure, and so keeps them all."""
-        if not self._losses and num_steps > 1:
+        if not num_losses and num_steps > 1:
             self._board.note(
                 "losses",
                 "best= needs a loss and none was reported, so no step is forgotten: "

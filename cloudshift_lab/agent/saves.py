@@ -239,7 +239,7 @@ class Saves:
             new_bytes=saved.new_bytes,
             save_s=self._since_staged(saved),
         )
-        self._retention.committed(saved.step, self._losses.get(saved.step))
+        self._retention.committed(self.newest, self._losses.get(saved.step))
 
     def _since_staged(self, saved: Saved) -> float:
         """Seconds from the copy to the commit."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from cloudshift_lab.checkpoint.figures import Figures
 from cloudshift_lab.checkpoint.gc import collect, list_pins
 from cloudshift_lab.checkpoint.keep import KeepPolicy, goes_by_metric, steps_to_forget
 from cloudshift_lab.checkpoint.saver_process import SaverProcess
@@ -86,7 +87,7 @@ class Background:
         self._beat_at = float("-inf")
         self._learnt: str | None = None
         self._collect_at = world.monotonic() + _COLLECT_EVERY_S
-        self._metrics: dict[int, float] = {}
+        self._figures = Figures(store, run_id)
         self._work: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self.released_step = self.saved_step = -1
         self.failure: CloudshiftError | None = None
@@ -139,12 +140,12 @@ class Background:
 
     def _carry(self, work: Work) -> None:
         handle = work.handle
-        if work.metric is not None:
-            self._metrics[handle.step] = work.metric
         while not work.is_staged():
             self._pause()
         handle.staging_completion.set_result(None)
         self._save_despite_sweeps(handle.step)
+        if self._owned is not None and work.metric is not None and self._learnt is not None:
+            self._figures.learn(self._learnt, work.metric)
         self.released_step = handle.step
         if self._owned is not None:  # elsewhere a share is stored, and rank 0 may fail to commit
             self.saved_step = handle.step
@@ -211,11 +212,12 @@ class Background:
         try:
             pinned = {pin.step for pin in list_pins(self._store, self._run_id)}
             commits = self._owned.look().commits
+            metrics: dict[int, float] = {}
             if goes_by_metric(self._keep):  # what was never measured may be the best
-                pinned |= {c.step for c in commits if c.step is not None} - set(self._metrics)
-            self._owned.forget(
-                steps_to_forget(commits, self._keep, pinned=pinned, metrics=self._metrics)
-            )
+                self._figures.note(commits)
+                metrics = self._figures.per_step(commits)
+                pinned |= {c.step for c in commits if c.step is not None} - set(metrics)
+            self._owned.forget(steps_to_forget(commits, self._keep, pinned=pinned, metrics=metrics))
             if self._world.monotonic() >= self._collect_at:
                 self._collect_at = self._world.monotonic() + _COLLECT_EVERY_S
                 collect(self._store, world=self._world)

@@ -51,8 +51,10 @@ class InlineCollector:
 class Kept(Attempt):
     """An attempt with a collector, that commits step after step."""
 
-    def __init__(self, world: ManualWorld, **changes: object) -> None:
-        store = SwitchableStore("memory://source")
+    def __init__(
+        self, world: ManualWorld, store: SwitchableStore | None = None, **changes: object
+    ) -> None:
+        store = store or SwitchableStore("memory://source")
         super().__init__(world, store, make_job(**changes))
         self.collector = InlineCollector(store, world)
         self.agent = NodeAgent(
@@ -120,6 +122,33 @@ def test_the_best_step_stays_and_what_was_not_measured_is_not_called_worse(
     attempt.commit(30, loss=3.0)
     attempt.commit(40, loss=2.0)
     assert attempt.steps == [10, 20, 40]
+
+
+def test_an_agent_that_is_started_again_still_knows_the_best_steps(world: ManualWorld) -> None:
+    first = Kept(world, keep="1,best=1")
+    first.commit(10, loss=1.0)
+    first.commit(20, loss=3.0)
+    assert first.steps == [10, 20]
+    again = Kept(world, first.store, keep="1,best=1")
+    again.commit(30, loss=2.0)
+    assert again.steps == [10, 30]
+    again.commit(40, loss=0.5)
+    assert again.steps == [40]
+
+
+def test_a_loss_is_noted_at_once_and_a_damaged_note_costs_nothing_but_room(
+    world: ManualWorld,
+) -> None:
+    first = Kept(world, keep="1,best=1")
+    first.commit(10, loss=1.0, apart_s=0)
+    first.commit(20, loss=3.0, apart_s=0)
+    note = f"runs/{first.job.run_id}/figures.json"
+    assert first.store.get(note).count(b":") == 3
+    first.store.put(note, b"{")
+    again = Kept(world, first.store, keep="1,best=1")
+    again.commit(30, 40, loss=2.0)
+    assert again.steps == [10, 20, 40]
+    assert any("figures.json" in line for line in again.published.warnings)
 
 
 def test_what_was_forgotten_is_deleted_a_grace_later(world: ManualWorld) -> None:

@@ -400,6 +400,18 @@ def test_the_best_steps_are_kept_by_the_metric_given_with_each(manage: Manage) -
         manager.save(6, job.state)
 
 
+def test_the_best_steps_are_known_to_the_process_that_goes_on(manage: Manage) -> None:
+    job = Job()
+    for number, metrics in enumerate(((1.0, 5.0), (3.0, 2.0))):
+        manager = manage(keep="1,best=1")
+        for step, loss in enumerate(metrics, start=1 + 2 * number):
+            job.step(step)
+            manager.save(step, job.state, metric=loss)
+            manager.wait_until_finished()
+        manager.close()
+    assert manager.all_steps() == [1, 4]
+
+
 def test_whether_to_save_can_be_asked_first_and_asking_changes_nothing(manage: Manage) -> None:
     job, manager = Job(), manage(save_policy="3", keep="all")
     for step in range(1, 8):
