@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections import deque
@@ -18,6 +17,7 @@ import msgspec
 
 from cloudshift_lab.agent.bootstrap import ERRORS, LOGS
 from cloudshift_lab.agent.failures import first_failure
+from cloudshift_lab.agent.ports import PortClaim
 from cloudshift_lab.agent.progress import Progress
 from cloudshift_lab.agent.protocols import RankError, RanksState, RanksView, Restore
 from cloudshift_lab.core.run import JobSpec
@@ -42,7 +42,6 @@ from cloudshift_lab.core.world import World
 T = TypeVar("T", bound=msgspec.Struct)
 FAILURE_GRACE_S = 2.0
 LAUNCHER_LOG = "torchrun.log"
-_FIRST_PORT, _NUM_PORTS = 15000, 15000
 _LOOPBACK = "127.0.0.1"
 _BOOTSTRAP = "cloudshift_lab.agent.bootstrap"
 
@@ -90,6 +89,7 @@ class TorchrunRanks:
         self._ship_rows = ship_rows
         self._are_rows_shipped = False
         self._failing_since: float | None = None
+        self._ports = PortClaim(_LOOPBACK, world.random)
 
     @property
     def control(self) -> Control:
@@ -218,19 +218,8 @@ class TorchrunRanks:
         return {**os.environ, **ours, **self._job.env, **mandatory}
 
     def free_port(self) -> int:
-        """A port outside the range from which the system takes its own.
-
-        A port that the system chose could be given to an outgoing connection between our look and
-        torchrun's bind.
-        """
-        while True:
-            port = _FIRST_PORT + int(self._world.random() * _NUM_PORTS)
-            with socket.socket() as probe:
-                try:
-                    probe.bind((_LOOPBACK, port))
-                except OSError:
-                    continue
-            return port
+        """A port that is free, and that no other agent here takes before torchrun listens."""
+        return self._ports.take()
 
     def _forget(self) -> None:
         """Nothing of an earlier start may be taken for one of this start."""
