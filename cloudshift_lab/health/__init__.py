@@ -1,0 +1,1 @@
+"""What is wrong with a run and its machines: pure functions from windows to findings."""

@@ -1,0 +1,331 @@
+"""Ranks and nodes that are slower than they were while the others are not, step by step.
+
+The step time of a synchronous run is the same on all ranks, so only the time a rank spends on its
+own work (all sections but waiting for the others) tells who is slow. It is compared twice: across
+ranks at each step, which takes out what slows the whole job, and with the rank's own past, which
+takes out that no two ranks are equally fast.
+
+Across ranks the reference is the lower quartile, not the median: it stays with the healthy ranks
+when half of them (one of two nodes) are slow. Spikes are clipped, so that a rank that stutters
+once in a hundred steps is not slow. What is left is noise around zero with a known spread, and the
+mean of the last w steps is tested for being above zero for several w at once: short ones see a
+large slow-down at once, long ones a small one after more steps. A node is tested as the mean of its
+ranks, which sees a slow-down that none of them shows alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cloudshift_lab.health.finding import Evidence, Finding, Severity, Subject
+from cloudshift_lab.health.scan import Flags, Floats, Scan, ScanLimits
+from cloudshift_lab.health.windows import StepWindow
+
+QUANTILE = 0.25
+"""Of the ranks' times, the reference of a step."""
+MAD_TO_SIGMA = 1.4826
+
+
+@dataclass(frozen=True)
+class StragglerLimits:
+    """When a rank counts as slow; shares are of the step.
+
+    Args:
+        scan: How means are tested. At 5.5 errors a healthy rank is suspected less than once in a
+            million steps.
+        baseline_steps: Steps of the first baseline; nothing is said before they are over.
+        clip: Residuals beyond so many sigmas count as these.
+        floor: Least excess that is worth a word.
+        slow: Persistent excess that makes a degrading rank a straggler.
+        slow_steps: Steps of each of the windows that have to show it.
+        slow_windows: How many such windows in a row.
+        node_share: A node is slow only if so large a share of its ranks is.
+    """
+
+    scan: ScanLimits = field(default_factory=ScanLimits)
+    baseline_steps: int = 100
+    clip: float = 2.5
+    floor: float = 0.02
+    slow: float = 0.10
+    slow_steps: int = 10
+    slow_windows: int = 3
+    node_share: float = 0.75
+
+
+def middle(values: Floats, share: float = 0.5) -> Floats:
+    """Quantile of each column of [samples, columns], without interpolation; NaN is left out."""
+    if np.isfinite(values).all():
+        at = int(share * (len(values) - 1) + 0.5)
+        ordered: Floats = np.partition(values, at, axis=0)[at]
+        return ordered
+    with np.errstate(invalid="ignore"):
+        lacking: Floats = np.nanquantile(values, share, axis=0, method="nearest")
+    return lacking
+
+
+class StragglerWatch:
+    """Follows a run step by step. Deterministic: the same steps give the same findings.
+
+    Args:
+        sections: Names of the sections a rank spends its own time in.
+        num_ranks: Ranks of the run, >= 2.
+        ranks_per_node: Neighbours in rank order that share a node.
+        limits: When a rank counts as slow.
+    """
+
+    def __init__(
+        self,
+        sections: Sequence[str],
+        num_ranks: int,
+        ranks_per_node: int,
+        limits: StragglerLimits | None = None,
+    ) -> None:
+        self._sections = tuple(sections)
+        self._num_ranks = num_ranks
+        self._per_node = ranks_per_node if num_ranks % ranks_per_node == 0 else num_ranks
+        self._limits = limits or StragglerLimits()
+        self._first: list[Floats] = []
+        self._first_parts: list[Floats] = []
+        self._known: _Known | None = None
+
+    def observe(self, step: int, sections_s: Floats) -> tuple[Finding, ...]:
+        """Take in one step.
+
+        Args:
+            step: Its number.
+            sections_s: Seconds per section and rank, [sections, ranks]; NaN or 0: not known.
+
+        Returns:
+            What this step adds: a rank that became degrading or a straggler, a node, the whole run.
+        """
+        own_s = sections_s.sum(axis=0)
+        log_s = np.log(np.where(own_s > 0, own_s, np.nan))
+        parts = sections_s - middle(sections_s.T)[:, None]
+        if self._known is None:
+            self._first.append(log_s)
+            self._first_parts.append(parts)
+            if len(self._first) >= self._limits.baseline_steps:
+                self._known = _Known(
+                    np.array(self._first), np.array(self._first_parts), self._per_node, self._limits
+                )
+                self._first, self._first_parts = [], []
+            return ()
+        return self._known.judge(step, log_s, parts, self._sections)
+
+    @property
+    def degrading(self) -> tuple[int, ...]:
+        """Ranks that are slower than their own past now."""
+        return () if self._known is None else self._known.degrading
+
+    @property
+    def stragglers(self) -> tuple[int, ...]:
+        """Ranks that have been slower by the limit for long enough, and still are."""
+        return () if self._known is None else self._known.stragglers
+
+
+class _Known:
+    """What is known after the first baseline."""
+
+    def __init__(
+        self, log_s: Floats, parts: Floats, per_node: int, limits: StragglerLimits
+    ) -> None:
+        self._limits, self._per_node = limits, per_node
+        self._offset = np.nan_to_num(middle(log_s - middle(log_s.T)[:, None]))
+        own = log_s - self._offset
+        reference = middle(own.T, QUANTILE)
+        self._above = float(np.nanmedian(own - reference[:, None]))
+        residuals = np.nan_to_num(own - (reference + self._above)[:, None])
+        self._sigma = max(MAD_TO_SIGMA * float(np.median(np.abs(residuals))), 1e-4)
+        clipped = self._clip(residuals)
+        floor = limits.floor / self._sigma
+        self._ranks = Scan(clipped, limits.scan, floor)
+        self._nodes = Scan(self._by_node(clipped).mean(axis=2), limits.scan, floor)
+        self._level = float(np.median(reference))
+        spread = MAD_TO_SIGMA * float(np.median(np.abs(reference - self._level)))
+        self._wobble = max(spread, 1e-4)
+        common = np.clip((reference - self._level) / self._wobble, -limits.clip, limits.clip)
+        self._common = Scan(common[:, None], limits.scan, limits.floor / self._wobble)
+        self._parts_before = np.nan_to_num(np.median(np.nan_to_num(parts), axis=0))
+        keep = max(limits.slow_steps * limits.slow_windows, max(limits.scan.windows))
+        self._residuals = np.zeros((keep, log_s.shape[1]))
+        self._parts = np.zeros((keep, *self._parts_before.shape))
+        self._at = 0
+        self._slow: Flags = np.zeros(log_s.shape[1], bool)
+
+    @property
+    def degrading(self) -> tuple[int, ...]:
+        return tuple(int(rank) for rank in np.flatnonzero(self._ranks.raised))
+
+    @property
+    def stragglers(self) -> tuple[int, ...]:
+        return tuple(int(rank) for rank in np.flatnonzero(self._slow))
+
+    def judge(
+        self, step: int, log_s: Floats, parts: Floats, sections: Sequence[str]
+    ) -> tuple[Finding, ...]:
+        own = log_s - self._offset
+        reference = float(middle(own[:, None], QUANTILE)[0])
+        residuals = np.nan_to_num(own - reference - self._above)
+        self._keep(residuals, parts)
+        found = self._judge_ranks(step, self._clip(residuals), sections)
+        found += self._judge_nodes(step, self._clip(residuals))
+        found += self._judge_run(step, reference)
+        return tuple(found)
+
+    def _judge_ranks(self, step: int, clipped: Floats, sections: Sequence[str]) -> list[Finding]:
+        hits, windows, errors = self._ranks.push(clipped)
+        found = [
+            self._degrading(step, int(rank), int(windows[rank]), float(errors[rank]), sections)
+            for rank in np.flatnonzero(hits)
+        ]
+        suspected = self._suspected()
+        slow: Flags = suspected.copy()
+        if suspected.any():
+            slow &= self._is_slow()
+        found += [
+            self._straggler(step, int(rank), sections)
+            for rank in np.flatnonzero(slow & ~self._slow)
+        ]
+        self._slow = (self._slow | slow) & suspected
+        return found
+
+    def _judge_nodes(self, step: int, clipped: Floats) -> list[Finding]:
+        if self._nodes.raised.size < 2:
+            return []
+        rises = self._by_node(self._ranks.excess(max(20, self._limits.scan.windows[0]))[None])[0]
+        share = (rises > 0.5 * rises.mean(axis=1, keepdims=True)).mean(axis=1)
+        hits, windows, errors = self._nodes.push(
+            self._by_node(clipped[None])[0].mean(axis=1), allowed=share >= self._limits.node_share
+        )
+        return [
+            self._node(step, int(node), int(windows[node]), float(errors[node]))
+            for node in np.flatnonzero(hits)
+        ]
+
+    def _judge_run(self, step: int, reference: float) -> list[Finding]:
+        limit = self._limits.clip
+        above = float(np.clip((reference - self._level) / self._wobble, -limit, limit))
+        hits, windows, errors = self._common.push(np.array([above]))
+        if not hits[0]:
+            return []
+        return [_whole_run(step, int(windows[0]), float(errors[0]))]
+
+    def _suspected(self) -> Flags:
+        nodes = np.repeat(self._nodes.raised, self._per_node)
+        return self._ranks.raised | nodes
+
+    def _is_slow(self) -> Flags:
+        steps, num = self._limits.slow_steps, self._limits.slow_windows
+        order = (self._at - 1 - np.arange(steps * num)) % len(self._residuals)
+        newest = self._residuals[order].reshape(num, steps, -1) - self._ranks.mean * self._sigma
+        is_slow: Flags = (np.median(newest, axis=1) >= math.log1p(self._limits.slow)).all(axis=0)
+        return is_slow
+
+    def _excess(self, rank: int, window: int) -> float:
+        """By how much a rank is slower than its past, as a share."""
+        order = (self._at - 1 - np.arange(window)) % len(self._residuals)
+        usual = float(self._ranks.mean[rank]) * self._sigma
+        return math.expm1(float(np.median(self._residuals[order, rank])) - usual)
+
+    def _blamed(self, rank: int, window: int, sections: Sequence[str]) -> Evidence:
+        """The section that grew most."""
+        order = (self._at - 1 - np.arange(window)) % len(self._residuals)
+        grown = np.median(self._parts[order, :, rank], axis=0) - self._parts_before[:, rank]
+        worst = int(np.argmax(grown))
+        return Evidence(f"growth of {sections[worst]}", round(float(grown[worst]), 6), "s")
+
+    def _degrading(
+        self, step: int, rank: int, window: int, errors: float, sections: Sequence[str]
+    ) -> Finding:
+        excess, blamed = self._excess(rank, window), self._blamed(rank, window, sections)
+        return _slower(
+            "straggler.degrading", step, Subject("rank", str(rank)), (rank,), "watch",
+            (
+                Evidence("excess over its own past", round(excess, 4), "share", 0.0, step),
+                Evidence(f"errors of the mean of {window} steps", round(errors, 2), "",
+                         self._limits.scan.errors),
+                blamed,
+            ),
+            f"Rank {rank} is {excess:.0%} slower than it was, over the last {window} steps "
+            f"({blamed.what}); watch it.",
+        )  # fmt: skip
+
+    def _straggler(self, step: int, rank: int, sections: Sequence[str]) -> Finding:
+        steps = self._limits.slow_steps * self._limits.slow_windows
+        excess, blamed = self._excess(rank, steps), self._blamed(rank, steps, sections)
+        return _slower(
+            "straggler.rank", step, Subject("rank", str(rank)), (rank,), "warning",
+            (
+                Evidence("persistent excess over its own past", round(excess, 4), "share",
+                         self._limits.slow, step),
+                blamed,
+            ),
+            f"Rank {rank} has been {excess:.0%} slower than it was for {steps} steps and slows "
+            f"the whole run ({blamed.what}); look at its machine, or move it.",
+        )  # fmt: skip
+
+    def _node(self, step: int, node: int, window: int, errors: float) -> Finding:
+        ranks = tuple(range(node * self._per_node, (node + 1) * self._per_node))
+        excess = float(np.mean([self._excess(rank, max(window, 10)) for rank in ranks]))
+        return _slower(
+            "straggler.node", step, Subject("node", str(node)), ranks, "warning",
+            (
+                Evidence("excess of its ranks over their past", round(excess, 4), "share", 0.0,
+                         step),
+                Evidence(f"errors of the mean of {window} steps", round(errors, 2), "",
+                         self._limits.scan.errors),
+            ),
+            f"Node {node} (ranks {ranks[0]} to {ranks[-1]}) is {excess:.0%} slower than it was; "
+            "look at its cooling, power and network, or move the run off it.",
+        )  # fmt: skip
+
+    def _keep(self, residuals: Floats, parts: Floats) -> None:
+        at = self._at % len(self._residuals)
+        self._residuals[at] = residuals
+        self._parts[at] = np.nan_to_num(parts)
+        self._at += 1
+
+    def _clip(self, residuals: Floats) -> Floats:
+        return np.clip(residuals / self._sigma, -self._limits.clip, self._limits.clip)
+
+    def _by_node(self, by_rank: Floats) -> Floats:
+        return by_rank.reshape(len(by_rank), -1, self._per_node)
+
+
+def _slower(
+    rule_id: str, step: int, subject: Subject, ranks: tuple[int, ...], severity: Severity,
+    evidence: tuple[Evidence, ...], words: str,
+) -> Finding:  # fmt: skip
+    return Finding(
+        rule_id=rule_id, subject=subject, severity=severity, evidence=evidence,
+        action="watch" if severity == "watch" else "drain the node", confidence=0.95,
+        deterministic=False, words=words, at=step, ranks=ranks,
+    )  # fmt: skip
+
+
+def _whole_run(step: int, window: int, errors: float) -> Finding:
+    """All ranks alike: no straggler, and nothing that moving one rank would mend."""
+    return Finding(
+        rule_id="slowdown.run", subject=Subject("run", "run"), severity="watch",
+        evidence=(Evidence(f"errors of the mean of {window} steps", round(errors, 2), at=step),),
+        action="watch", confidence=0.9, deterministic=False, at=step,
+        words=f"All ranks have become slower at about step {step}, none of them more than the "
+        "others; look at the data, the batch, and what they share (storage, power, network).",
+    )  # fmt: skip
+
+
+def find_stragglers(
+    window: StepWindow, limits: StragglerLimits | None = None
+) -> tuple[Finding, ...]:
+    """Everything that became slow within a window, oldest first."""
+    names = tuple(window.sections_s)
+    cube = np.stack([window.sections_s[name] for name in names], axis=1)
+    watch = StragglerWatch(names, cube.shape[2], window.ranks_per_node, limits)
+    found: list[Finding] = []
+    for row, sections_s in enumerate(cube):
+        found += watch.observe(window.first_step + row, sections_s)
+    return tuple(found)
