@@ -190,7 +190,8 @@ class _Known:
             self._straggler(step, int(rank), sections)
             for rank in np.flatnonzero(slow & ~self._slow)
         ]
-        self._slow = (self._slow | slow) & suspected
+        self._slow &= suspected
+        self._slow |= slow
         return found
 
     def _judge_nodes(self, step: int, clipped: Floats) -> list[Finding]:
@@ -222,8 +223,8 @@ class _Known:
         steps, num = self._limits.slow_steps, self._limits.slow_windows
         order = (self._at - 1 - np.arange(steps * num)) % len(self._residuals)
         newest = self._residuals[order].reshape(num, steps, -1) - self._ranks.mean * self._sigma
-        is_slow: Flags = (np.median(newest, axis=1) >= math.log1p(self._limits.slow)).all(axis=0)
-        return is_slow
+        least: Floats = np.median(newest, axis=1).min(axis=0)
+        return least >= math.log1p(self._limits.slow)
 
     def _excess(self, rank: int, window: int) -> float:
         """By how much a rank is slower than its past, as a share."""
