@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from cloudshift_lab.core.asks import NoticeAsk, NoticeView
@@ -15,6 +17,8 @@ from cloudshift_lab.migration.grace import assumed_words
 _ASSUMED_STEP_S = 1.0
 _ASSUMED_PROVISION_S = 20.0
 _LONGEST_NOTICE_S = 86_400.0
+OUTLIVED_S = 30.0
+"""As long after its time an agent takes its machine for spared."""
 
 
 def check_notice(ask: NoticeAsk) -> None:
@@ -23,8 +27,65 @@ def check_notice(ask: NoticeAsk) -> None:
         raise UsageError("a notice is given 0 s to 24 h ahead; mend the call")
 
 
+def heard(
+    status: AgentStatus | None,
+    notices: Mapping[int, NoticeView],
+    source: int | None,
+    *,
+    now: float,
+) -> NoticeAsk | None:
+    """What an agent has heard of its machine's end, as a person would say it; None: no news.
+
+    Args:
+        status: The agent's newest word.
+        notices: Those that the conductor has, by generation.
+        source: The generation that an open move leaves; None without one.
+        now: Wall-clock seconds.
+    """
+    if status is None or status.notice_until is None or not status.notice_from:
+        return None
+    known, until = notices.get(status.generation), status.notice_until
+    is_over = known is None or now >= known.deadline + OUTLIVED_S
+    if known is not None and not is_over and known.deadline <= max(until, now) + 1.0:
+        return None
+    within_s = min(max(0.0, until - now), _LONGEST_NOTICE_S)
+    return NoticeAsk(
+        within_s=within_s, side="source" if source in (None, status.generation) else "target"
+    )
+
+
+def knows(status: AgentStatus | None, generation: int, view: NoticeView) -> bool:
+    """Whether the agent of this generation has heard of a notice, or of a sooner one."""
+    if status is None or status.generation != generation or status.notice_until is None:
+        return False
+    return status.notice_until <= view.deadline + 1.0
+
+
+def is_outlived(view: NoticeView, status: AgentStatus | None, *, now: float) -> bool:
+    """Whether the machine is still there though its time is over, as its agent has found."""
+    has_forgotten = status is not None and status.notice_until is None
+    return has_forgotten and now >= view.deadline + OUTLIVED_S
+
+
+def standing_words(run_id: str, view: NoticeView, status: AgentStatus | None) -> str:
+    """What a notice means now: what will be saved, or what is, and what is to be done next."""
+    if status is None or status.state != "drained" or status.committed_step is None:
+        return view.words
+    return (
+        f"step {status.committed_step} is saved and the ranks have stopped; move the run with "
+        f"`cloudshift migrate {run_id} --to CLOUD`, or continue it where there is a machine, once "
+        f"this one has gone, with `cloudshift resume {run_id}`"
+    )
+
+
 def notice_view(
-    run_id: str, ask: NoticeAsk, status: AgentStatus | None, saga: Saga | None, *, now: float
+    run_id: str,
+    ask: NoticeAsk,
+    status: AgentStatus | None,
+    saga: Saga | None,
+    *,
+    now: float,
+    says: str = "",
 ) -> NoticeView:
     """What will and what will not be done in the time.
 
@@ -34,7 +95,15 @@ def notice_view(
         status: The newest word of the agent that trains.
         saga: The open move, None without one.
         now: Wall-clock seconds.
+        says: Who said so, when the machine heard it itself.
     """
+    view = _view(run_id, ask, status, saga, now=now)
+    return msgspec.structs.replace(view, words=f"{says}: {view.words}") if says else view
+
+
+def _view(
+    run_id: str, ask: NoticeAsk, status: AgentStatus | None, saga: Saga | None, *, now: float
+) -> NoticeView:
     bare = NoticeView(
         run_id=run_id,
         side=ask.side,

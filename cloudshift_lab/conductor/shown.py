@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cloudshift_lab.conductor.moves import Move
+from cloudshift_lab.conductor.noticing import is_outlived, standing_words
 from cloudshift_lab.conductor.places import Places
 from cloudshift_lab.conductor.pricing import move_lines
 from cloudshift_lab.conductor.records import Attempt, RunRecord
@@ -54,6 +55,8 @@ def show_run(
     newest = _newest(status, progress)
     move = tender.open_move
     notice = None if ended is not None else record.notices.get(owner.job.generation)
+    if notice is not None and is_outlived(notice, status, now=now):
+        notice = None
     return RunView(
         run_id=record.run_id,
         name=record.spec.name,
@@ -82,7 +85,7 @@ def show_run(
         saves=None if status is None else status.saves,
         origin=None if record.created.origin is None else record.created.origin.ref,
         notice_until=None if notice is None else notice.deadline,
-        notice="" if notice is None else notice.words,
+        notice="" if notice is None else standing_words(record.run_id, notice, status),
     )
 
 

@@ -9,7 +9,7 @@ from cloudshift_lab.checkpoint.branch import branch
 from cloudshift_lab.conductor.inbox import ends_attempt
 from cloudshift_lab.conductor.journal import Journal
 from cloudshift_lab.conductor.moves import Move, Surroundings, journal_path
-from cloudshift_lab.conductor.noticing import check_notice, notice_view
+from cloudshift_lab.conductor.noticing import check_notice, heard, is_outlived, knows, notice_view
 from cloudshift_lab.conductor.records import (
     AttemptStarted,
     MoveOpened,
@@ -151,8 +151,8 @@ class RunTender:
                 self.record.keep(StopAsked(at=self._around.world.now(), why=why))
         self._changed()
 
-    def notice(self, ask: NoticeAsk) -> NoticeView:
-        """Take in that a machine will be taken away; says what can be done before it is.
+    def notice(self, ask: NoticeAsk, *, says: str = "") -> NoticeView:
+        """Take in that a machine will be taken away, as ``says`` tells; what can be done before.
 
         Raises:
             UsageError: The run has ended, or the notice is for the target of a move that is none.
@@ -166,7 +166,7 @@ class RunTender:
             generation = self._noticed_generation(ask, move)
             saga = None if move is None else move.saga
             now = self._around.world.now()
-            view = notice_view(self.run_id, ask, self.status, saga, now=now)
+            view = notice_view(self.run_id, ask, self.status, saga, now=now, says=says)
             self.record.keep(NoticeGiven(generation=generation, view=view))
             if move is not None:
                 move.driver.notice(ask.side, view.deadline)
@@ -286,7 +286,8 @@ class RunTender:
         now = self._around.world.monotonic()
         if now >= self._look_at:
             self._look_at = now + _LOOK_EVERY_S
-            parts += [self._look_after, self._keep_budget, self._sweep, self._replay]
+            parts += [self._look_after, self._hear_machines, self._keep_budget, self._sweep]
+            parts += [self._replay]
             self._troubles.clear()
         for part in parts:
             try:
@@ -308,6 +309,7 @@ class RunTender:
         for generation, view in self.record.notices.items():
             attempt = self.record.attempts.get(generation)
             is_over = self.record.ended is not None or now >= view.deadline
+            is_over = is_over or knows(self.status, generation, view)
             if attempt is None or attempt.ended_at is not None or is_over:
                 continue
             self.side(attempt.started).line.send(
@@ -318,6 +320,17 @@ class RunTender:
                     within_s=view.deadline - now,
                 )
             )
+
+    def _hear_machines(self) -> None:
+        """What a machine has heard of its own end counts as if a person had said it."""
+        move, words, now = self.open_move, [self.status], self._around.world.now()
+        if move is not None and move.is_under_way and not move.saga.is_committed:
+            target = self.record.attempts.get(move.generations[-1])
+            words += [] if target is None else [self.side(target.started).line.look()]
+        source = None if move is None else move.plan.generation
+        for status in words if self.record.ended is None else ():
+            if (ask := heard(status, self.record.notices, source, now=now)) is not None:
+                self.notice(ask, says="" if status is None else status.notice_from)
 
     def _push_moves(self) -> None:
         for move in list(self.moves.values()):
@@ -377,7 +390,8 @@ class RunTender:
             error = f"ended without a last save; {kept}"
             self._keep_end("stopped", f"{asked.why}; {error}" if asked.why else error, status)
             return
-        if self.owner.job.generation in self.record.notices:
+        notice = self.record.notices.get(self.owner.job.generation)
+        if notice is not None and not is_outlived(notice, status, now=self._around.world.now()):
             self._keep_end(
                 "lost",
                 f"its machine was taken away, as had been said ({kept}); continue it where there "
