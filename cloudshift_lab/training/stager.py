@@ -6,10 +6,11 @@ import copy
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.staging import AsyncStager
 from torch.distributed.tensor import DTensor
 
@@ -22,6 +23,30 @@ _PLAIN = (bool, int, float, str, bytes, type(None))
 
 class _Lent(dict[str, Any]):
     """A staged state that a save holds; a dictionary that can be watched."""
+
+    is_torn = False
+
+
+class _Torn(Mapping[str, object]):
+    """Part of a staged state that fails whoever reads it, which DCP does where all ranks hear it.
+
+    A staging that failed on one rank would leave the others waiting for it.
+    """
+
+    def __init__(self, error: Conflict) -> None:
+        self._error = error
+
+    def __getitem__(self, key: str) -> object:
+        raise self._error
+
+    def __iter__(self) -> Iterator[str]:
+        raise self._error
+
+    def __len__(self) -> int:
+        raise self._error
+
+    def __reduce__(self) -> str:
+        raise self._error
 
 
 class _Copies:
@@ -135,6 +160,7 @@ class ArenaStager(AsyncStager):
             self._is_torn |= isinstance(error, Conflict)
             if error is not None and not isinstance(error, Conflict):
                 raise error  # a torn copy is for the save that waits for it, not for training
+            self._is_torn |= error is None and cast(_Lent, staging.result()).is_torn
 
 
 def _tensors(value: object, path: Path = ()) -> Iterator[tuple[Path, torch.Tensor]]:
@@ -201,8 +227,11 @@ def _copy_and_give(
     _copy(places, tensors, numbers)
     changed = watch.changed() or watch.torn_by([places[i] for i in numbers])
     if changed is not None:
-        raise Conflict(
+        torn = Conflict(
             f"the state was not saved: '{changed}' changed while it was copied, before the "
             "optimizer's step; save again, later copies are made at once"
         )
+        if not (dist.is_available() and dist.is_initialized()):
+            raise torn
+        staged["torn"], staged.is_torn = _Torn(torn), True
     return staged

@@ -1,8 +1,9 @@
-"""What each rank does in the tests of DCP: python dcp_ranks.py save|check|process|fail KIND URL."""
+"""What each rank does in the tests of DCP: python dcp_ranks.py ACTION KIND URL."""
 
 from __future__ import annotations
 
 import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from cloudshift_lab.training import stager as stager_module
 from cloudshift_lab.training.dcp import ArenaStager, CasStorageReader, CasStorageWriter
 
 ROWS = 31
@@ -128,8 +130,41 @@ def fail(kind: str, url: str) -> None:
     dcp.save(state, storage_writer=writer)
 
 
+def torn(kind: str, url: str) -> None:
+    """A copy is torn on rank 1 alone: the save fails on both, and the next one works."""
+    model, optimizer = build(kind, 0)
+    train(model, optimizer)
+    stager, go, original = ArenaStager(optimizer), threading.Event(), stager_module._copy
+
+    def slow(*args: Any) -> None:
+        assert threading.current_thread() is threading.main_thread() or go.wait(60)
+        original(*args)
+
+    stager_module._copy = slow
+    writer = CasStorageWriter(url, "ranks", step=1)
+    saving = dcp.async_save(
+        state_of(model, optimizer), storage_writer=writer, async_stager=stager,
+        process_group=dist.new_group(backend="gloo"),
+    )  # fmt: skip
+    response = saving.upload_completion if hasattr(saving, "upload_completion") else saving
+    if dist.get_rank() == 1:
+        next(model.parameters()).data.mul_(2.0)
+    go.set()
+    try:
+        response.result(timeout=60)
+    except CheckpointException as error:
+        assert list(error.failures) == [1] and "save again" in str(error), error
+        told = torch.ones(1)
+        dist.all_reduce(told)
+        if dist.get_rank() == 0:
+            print(f"refused on {int(told.item())}", flush=True)
+    dcp.save(state_of(model, optimizer), storage_writer=writer)
+
+
 if __name__ == "__main__":
     action, kind, url = sys.argv[1:]
     dist.init_process_group("gloo")
-    {"save": save, "check": check, "process": process, "fail": fail}[action](kind, url)
+    {"save": save, "check": check, "process": process, "fail": fail, "torn": torn}[action](
+        kind, url
+    )
     dist.destroy_process_group()

@@ -424,3 +424,7 @@ def test_the_process_checkpointer_takes_our_writer_and_stager(url: str) -> None:
 def test_a_rank_that_fails_leaves_no_step_and_the_next_save_works(url: str) -> None:
     assert "refused on both" in ranks(2, "fail", "ddp", url)
     assert [c.step for c in RunLog(open_store(url), "ranks").sync().commits] == [1]
+
+
+def test_a_copy_torn_on_one_rank_fails_the_save_on_all_and_nobody_waits(tmp_path: Path) -> None:
+    assert "refused on 2" in ranks(2, "torn", "ddp", f"file://{tmp_path}/store")
