@@ -366,7 +366,8 @@ class Rehearsal:
         return Mismatch(
             f"the loss of step {step} is {ours!r} at the target and {theirs!r} at the source, "
             f"{allowed}; the run stays where it is: compare machines and libraries, or, if the "
-            "script is not deterministic, move it with --rehearse 0",
+            "script is not deterministic, allow more with --tolerance, or move it with --rehearse "
+            "0",
             step=step, target=ours, source=theirs,
         )  # fmt: skip
 

@@ -180,6 +180,7 @@ class Client:
         elsewhere: tuple[str, ...] = (),
         approvals: int | None = None,
         limit_micro_usd: int | None = None,
+        tolerance: float | None = None,
         carrier: Carrier = "pull",
     ) -> MigrationView:
         """Propose a move to ``cloud:region`` and price it; nothing moves before a decision.
@@ -195,6 +196,7 @@ class Client:
             elsewhere: Other targets, in order, for when the first does not come up.
             approvals: Different people or policies who must approve; by the run's rule, else 1.
             limit_micro_usd: What the move itself may cost before it is undone.
+            tolerance: How far a rehearsed loss may be from the source's, relative; 0: bit by bit.
             carrier: Whether the target pulls the bytes or the source pushes them.
 
         Raises:
@@ -212,6 +214,7 @@ class Client:
             elsewhere=elsewhere,
             approvals=approvals,
             limit_micro_usd=limit_micro_usd,
+            tolerance=tolerance,
             carrier=carrier,
         )
         path = f"/v1/runs/{quote(run, safe='')}/migrations"

@@ -16,6 +16,7 @@ from cloudshift_lab.conductor.pricing import (
     Measured,
     Place,
     Terms,
+    are_equal,
     handover_s,
     plan_move,
     price_source,
@@ -101,7 +102,7 @@ class MovePlanner:
             now=self._around.world.now(),
             terms=self._terms(owner, ask, ends, rule),
         )
-        draft = _tolerant(draft)
+        draft = _tolerant(draft, ask, is_alike=are_equal(self._place_of(owner), target))
         elsewhere = tuple(offer for _, offer in ends.elsewhere)
         return tender.open(self._opened(tender, draft, target, elsewhere), draft.plan)
 
@@ -262,6 +263,10 @@ def check_ask(ask: MoveAsk, *, nodes: int) -> None:
             f"1 to {_MOST_APPROVALS} can be asked to approve, not {ask.approvals}",
         ),
         (
+            ask.tolerance is not None and not 0 <= ask.tolerance < 1,
+            f"losses may be 0 to 1 apart, relative, not {ask.tolerance}",
+        ),
+        (
             ask.limit_micro_usd is not None and ask.limit_micro_usd <= 0,
             "the limit of a move must be above 0",
         ),
@@ -294,9 +299,11 @@ def _rehearsal_of(ask: MoveAsk) -> int:
     return REHEARSAL_STEPS if LIVE_BY_DEFAULT or ask.closing == "replay" else 0
 
 
-def _tolerant(draft: Draft) -> Draft:
-    """Nobody asked for equal bits: losses that are near enough are, and are copied after."""
-    plan = msgspec.structs.replace(draft.plan, tolerance=LOSS_TOLERANCE)
+def _tolerant(draft: Draft, ask: MoveAsk, *, is_alike: bool) -> Draft:
+    """Equal bits are held to where they are asked for, and where machines can give them."""
+    asked = LOSS_TOLERANCE if ask.tolerance is None else ask.tolerance
+    tolerance = asked if is_alike else max(asked, LOSS_TOLERANCE)
+    plan = msgspec.structs.replace(draft.plan, tolerance=tolerance)
     return draft._replace(plan=with_digest(plan))
 
 

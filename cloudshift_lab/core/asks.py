@@ -20,7 +20,9 @@ class MoveAsk(msgspec.Struct, frozen=True, kw_only=True):
     ``expires_s``: how long it may be approved. ``rehearse``: steps that the target computes before
     the commit. ``min_nodes``: how few a shrunk run may have. ``elsewhere``: other targets, in
     order. ``approvals``: different people or policies who must approve. ``limit_micro_usd``: what
-    the move itself may cost. ``carrier``: whether the target pulls or the source pushes.
+    the move itself may cost. ``tolerance``: how far a rehearsed loss may be from the source's,
+    relative; 0 is bit by bit, None what is usual. ``carrier``: whether the target pulls or the
+    source pushes.
     """
 
     to: str
@@ -32,6 +34,7 @@ class MoveAsk(msgspec.Struct, frozen=True, kw_only=True):
     elsewhere: tuple[str, ...] = ()
     approvals: int | None = None
     limit_micro_usd: int | None = None
+    tolerance: float | None = None
     carrier: Carrier = "pull"
 
 

@@ -191,6 +191,8 @@ class MigrationView(msgspec.Struct, frozen=True):
 
     ``approvals`` are all that count so far, ``decision`` the one that settled it. ``partial`` says
     what did not move, None when everything did. ``notice_s``: seconds left of a forced stop.
+    ``closing``: how the gap is closed in fact, the plan's is the forecast. ``apart``: the largest
+    relative difference of the rehearsed losses, at ``apart_step``; None: none differed.
     ``waiting``: why the run's own rule has not decided yet; empty when it has, or when it asks.
     """
 
@@ -215,3 +217,6 @@ class MigrationView(msgspec.Struct, frozen=True):
     notice_s: float | None = None
     still_s: float | None = None
     waiting: str = ""
+    closing: ClosingKind = "copy"
+    apart: float | None = None
+    apart_step: int | None = None

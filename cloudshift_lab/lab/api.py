@@ -151,6 +151,7 @@ def migrate(
     min_nodes: int = 1,
     approvals: int | None = None,
     limit_usd: float | None = None,
+    tolerance: float | None = None,
     carrier: Carrier = "pull",
     expires_s: float | None = None,
 ) -> Migration:
@@ -170,6 +171,7 @@ def migrate(
         min_nodes=min_nodes,
         approvals=approvals,
         limit_usd=limit_usd,
+        tolerance=tolerance,
         carrier=carrier,
         expires_s=expires_s,
     )

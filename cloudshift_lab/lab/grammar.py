@@ -161,6 +161,16 @@ def _positive(word: str) -> float:
     return value
 
 
+def _share(word: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"'{word}' is not a number from 0 to below 1")
+    return value
+
+
 def _interval(word: str) -> str:
     try:
         return str(parse_save_policy(word))
@@ -184,7 +194,7 @@ def _targets(word: str) -> tuple[str, ...]:
 
 _TYPES = {
     "int": _whole, "number": _positive, "usd": _positive, "interval": _interval, "rule": _rule,
-    "targets": _targets,
+    "targets": _targets, "share": _share,
 }  # fmt: skip
 
 

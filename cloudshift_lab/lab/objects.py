@@ -155,6 +155,7 @@ class Run(Displayed):
         min_nodes: int = 1,
         approvals: int | None = None,
         limit_usd: float | None = None,
+        tolerance: float | None = None,
         carrier: Carrier = "pull",
         expires_s: float | None = None,
     ) -> Migration:
@@ -173,6 +174,8 @@ class Run(Displayed):
             min_nodes: With ``"shrink"``: how few are enough.
             approvals: How many different people or policies must approve.
             limit_usd: What the move itself may cost before it is undone.
+            tolerance: How far a rehearsed loss may be from the source's, relative to the larger;
+                0.001 by default, 0 is bit by bit. Near losses are closed by ``"copy"``.
             carrier: ``"pull"`` by the target or ``"push"`` by the source.
             expires_s: How long it may be approved, seconds.
 
@@ -193,6 +196,7 @@ class Run(Displayed):
             elsewhere=tuple(elsewhere),
             approvals=approvals,
             limit_micro_usd=None if limit_usd is None else to_micro_usd(limit_usd),
+            tolerance=tolerance,
             carrier=carrier,
         )
         return Migration(self._desk, view)

@@ -125,6 +125,7 @@ def _migrate(request: Request) -> Shown | None:
             min_nodes=args.min_nodes,
             approvals=args.approvals,
             limit_usd=args.limit,
+            tolerance=args.tolerance,
             carrier=args.carrier,
             expires_s=args.expires,
         )

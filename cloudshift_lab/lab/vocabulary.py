@@ -8,6 +8,7 @@ from typing import Literal
 Kind = Literal[
     "text", "switch", "int", "number", "usd", "run", "target", "migration", "pairs", "interval",
     "step", "step or run", "job", "path", "runs", "rule", "targets",
+    "share",
 ]  # fmt: skip
 
 
@@ -116,6 +117,9 @@ VERBS: tuple[Verb, ...] = (
             ),
             Argument("--closing", "text", "how to close the last gap", "auto", CLOSINGS),
             Argument("--rehearse", "int", "steps to compute there and compare before the commit"),
+            Argument(
+                "--tolerance", "share", "how far rehearsed losses may be apart; 0: bit by bit"
+            ),
             Argument(
                 "--missing-nodes", "text", "what to do when nodes do not come up", None, MISSING
             ),

@@ -51,6 +51,9 @@ def view(
         notice_s=_notice_s(saga, as_of),
         still_s=saga.still_s,
         waiting=waiting,
+        closing=saga.closing,
+        apart=saga.apart,
+        apart_step=saga.apart_step,
     )
 
 

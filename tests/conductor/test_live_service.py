@@ -505,3 +505,16 @@ def test_futures_are_shown_once_they_are_drawn_and_hold_up_nothing(bench: Bench)
     shown = bench.service.migration(view.migration_id).futures
     assert shown is not None
     assert shown.pause_s == spread
+
+
+@pytest.mark.parametrize(("asked", "found"), [(None, LOSS_TOLERANCE), (0.0, 0.0), (0.02, 0.02)])
+def test_a_plan_takes_over_how_far_losses_may_be_apart(
+    bench: Bench, asked: float | None, found: float
+) -> None:
+    run_id = bench.train()
+    assert offered(bench, run_id, tolerance=asked).plan.tolerance == found
+
+
+def test_a_tolerance_that_means_nothing_is_refused(bench: Bench) -> None:
+    with pytest.raises(UsageError, match="0 to 1 apart"):
+        offered(bench, bench.train(), tolerance=-0.1)
