@@ -17,17 +17,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from cloudshift_lab.health.finding import Evidence, Finding, Severity, Subject
+from cloudshift_lab.health.finding import Evidence, Finding
 from cloudshift_lab.health.scan import Flags, Floats, Scan, ScanLimits
+from cloudshift_lab.health.straggler_words import (
+    Slow,
+    degrading,
+    slow_node,
+    slow_run,
+    straggler,
+)
 from cloudshift_lab.health.windows import StepWindow
 
 QUANTILE = 0.25
 """Of the ranks' times, the reference of a step."""
 MAD_TO_SIGMA = 1.4826
+_SHARE_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -178,34 +186,36 @@ class _Known:
 
     def _judge_ranks(self, step: int, clipped: Floats, sections: Sequence[str]) -> list[Finding]:
         hits, windows, errors = self._ranks.push(clipped)
-        found = [
-            self._degrading(step, int(rank), int(windows[rank]), float(errors[rank]), sections)
-            for rank in np.flatnonzero(hits)
-        ]
+        found = []
+        for rank in map(int, np.flatnonzero(hits)):
+            slow = self._slow_now(step, (rank,), int(windows[rank]), float(errors[rank]))
+            found.append(degrading(replace(slow, blamed=self._blamed(rank, slow.steps, sections))))
         suspected = self._suspected()
-        slow: Flags = suspected.copy()
+        slow_now: Flags = suspected.copy()
         if suspected.any():
-            slow &= self._is_slow()
+            slow_now &= self._is_slow()
         found += [
-            self._straggler(step, int(rank), sections)
-            for rank in np.flatnonzero(slow & ~self._slow)
+            straggler(self._persistent(step, int(rank), sections))
+            for rank in np.flatnonzero(slow_now & ~self._slow)
         ]
         self._slow &= suspected
-        self._slow |= slow
+        self._slow |= slow_now
         return found
 
     def _judge_nodes(self, step: int, clipped: Floats) -> list[Finding]:
         if self._nodes.raised.size < 2:
             return []
-        rises = self._by_node(self._ranks.excess(max(20, self._limits.scan.windows[0]))[None])[0]
+        rises = self._by_node(self._ranks.excess(_SHARE_STEPS)[None])[0]
         share = (rises > 0.5 * rises.mean(axis=1, keepdims=True)).mean(axis=1)
         hits, windows, errors = self._nodes.push(
             self._by_node(clipped[None])[0].mean(axis=1), allowed=share >= self._limits.node_share
         )
-        return [
-            self._node(step, int(node), int(windows[node]), float(errors[node]))
-            for node in np.flatnonzero(hits)
-        ]
+        found = []
+        for node in map(int, np.flatnonzero(hits)):
+            ranks = tuple(range(node * self._per_node, (node + 1) * self._per_node))
+            slow = self._slow_now(step, ranks, int(windows[node]), float(errors[node]))
+            found.append(slow_node(slow, node))
+        return found
 
     def _judge_run(self, step: int, reference: float) -> list[Finding]:
         limit = self._limits.clip
@@ -213,7 +223,12 @@ class _Known:
         hits, windows, errors = self._common.push(np.array([above]))
         if not hits[0]:
             return []
-        return [_whole_run(step, int(windows[0]), float(errors[0]))]
+        excess = math.expm1(float(self._common.excess(int(windows[0]))[0]) * self._wobble)
+        slow = Slow(
+            step=step, ranks=(), excess=excess, steps=int(windows[0]), errors=float(errors[0]),
+            limit=self._limits.scan.errors,
+        )  # fmt: skip
+        return [slow_run(slow)]
 
     def _suspected(self) -> Flags:
         nodes = np.repeat(self._nodes.raised, self._per_node)
@@ -221,68 +236,44 @@ class _Known:
 
     def _is_slow(self) -> Flags:
         steps, num = self._limits.slow_steps, self._limits.slow_windows
-        order = (self._at - 1 - np.arange(steps * num)) % len(self._residuals)
-        newest = self._residuals[order].reshape(num, steps, -1) - self._ranks.mean * self._sigma
+        newest = self._newest(steps * num).reshape(num, steps, -1)
         least: Floats = np.median(newest, axis=1).min(axis=0)
         return least >= math.log1p(self._limits.slow)
 
-    def _excess(self, rank: int, window: int) -> float:
-        """By how much a rank is slower than its past, as a share."""
-        order = (self._at - 1 - np.arange(window)) % len(self._residuals)
-        usual = float(self._ranks.mean[rank]) * self._sigma
-        return math.expm1(float(np.median(self._residuals[order, rank])) - usual)
+    def _newest(self, steps: int) -> Floats:
+        """Residuals of the newest steps, newest first, above each rank's own past."""
+        order = (self._at - 1 - np.arange(steps)) % len(self._residuals)
+        newest: Floats = self._residuals[order] - self._ranks.mean * self._sigma
+        return newest
 
-    def _blamed(self, rank: int, window: int, sections: Sequence[str]) -> Evidence:
-        """The section that grew most."""
-        order = (self._at - 1 - np.arange(window)) % len(self._residuals)
-        grown = np.median(self._parts[order, :, rank], axis=0) - self._parts_before[:, rank]
-        worst = int(np.argmax(grown))
-        return Evidence(f"growth of {sections[worst]}", round(float(grown[worst]), 6), "s")
-
-    def _degrading(
-        self, step: int, rank: int, window: int, errors: float, sections: Sequence[str]
-    ) -> Finding:
-        excess, blamed = self._excess(rank, window), self._blamed(rank, window, sections)
-        return _slower(
-            "straggler.degrading", step, Subject("rank", str(rank)), (rank,), "watch",
-            (
-                Evidence("excess over its own past", round(excess, 4), "share", 0.0, step),
-                Evidence(f"errors of the mean of {window} steps", round(errors, 2), "",
-                         self._limits.scan.errors),
-                blamed,
-            ),
-            f"Rank {rank} is {excess:.0%} slower than it was, over the last {window} steps "
-            f"({blamed.what}); watch it.",
+    def _slow_now(self, step: int, ranks: tuple[int, ...], window: int, errors: float) -> Slow:
+        """Since when within the window, and by how much: where the mean stands out most."""
+        newest = self._newest(window)[:, list(ranks)].mean(axis=1)
+        lengths = np.arange(1, window + 1)
+        steps = int(np.argmax(np.cumsum(newest) / np.sqrt(lengths))) + 1
+        excess = math.expm1(float(np.median(newest[:steps])))
+        return Slow(
+            step=step, ranks=ranks, excess=excess, steps=steps, errors=errors,
+            limit=self._limits.scan.errors,
         )  # fmt: skip
 
-    def _straggler(self, step: int, rank: int, sections: Sequence[str]) -> Finding:
+    def _persistent(self, step: int, rank: int, sections: Sequence[str]) -> Slow:
         steps = self._limits.slow_steps * self._limits.slow_windows
-        excess, blamed = self._excess(rank, steps), self._blamed(rank, steps, sections)
-        return _slower(
-            "straggler.rank", step, Subject("rank", str(rank)), (rank,), "warning",
-            (
-                Evidence("persistent excess over its own past", round(excess, 4), "share",
-                         self._limits.slow, step),
-                blamed,
-            ),
-            f"Rank {rank} has been {excess:.0%} slower than it was for {steps} steps and slows "
-            f"the whole run ({blamed.what}); look at its machine, or move it.",
+        newest = self._newest(steps)[:, rank]
+        excess = float(np.median(newest))
+        error = max(float(np.std(newest)), 1e-9) / math.sqrt(steps)
+        return Slow(
+            step=step, ranks=(rank,), excess=math.expm1(excess), steps=steps,
+            errors=excess / error, limit=math.log1p(self._limits.slow) / error,
+            blamed=self._blamed(rank, steps, sections),
         )  # fmt: skip
 
-    def _node(self, step: int, node: int, window: int, errors: float) -> Finding:
-        ranks = tuple(range(node * self._per_node, (node + 1) * self._per_node))
-        excess = float(np.mean([self._excess(rank, max(window, 10)) for rank in ranks]))
-        return _slower(
-            "straggler.node", step, Subject("node", str(node)), ranks, "warning",
-            (
-                Evidence("excess of its ranks over their past", round(excess, 4), "share", 0.0,
-                         step),
-                Evidence(f"errors of the mean of {window} steps", round(errors, 2), "",
-                         self._limits.scan.errors),
-            ),
-            f"Node {node} (ranks {ranks[0]} to {ranks[-1]}) is {excess:.0%} slower than it was; "
-            "look at its cooling, power and network, or move the run off it.",
-        )  # fmt: skip
+    def _blamed(self, rank: int, steps: int, sections: Sequence[str]) -> Evidence:
+        """The section that grew most."""
+        order = (self._at - 1 - np.arange(steps)) % len(self._residuals)
+        grown = np.median(self._parts[order, :, rank], axis=0) - self._parts_before[:, rank]
+        most = int(np.argmax(grown))
+        return Evidence(f"growth of {sections[most]}", round(float(grown[most]), 6), "s")
 
     def _keep(self, residuals: Floats, parts: Floats) -> None:
         at = self._at % len(self._residuals)
@@ -295,28 +286,6 @@ class _Known:
 
     def _by_node(self, by_rank: Floats) -> Floats:
         return by_rank.reshape(len(by_rank), -1, self._per_node)
-
-
-def _slower(
-    rule_id: str, step: int, subject: Subject, ranks: tuple[int, ...], severity: Severity,
-    evidence: tuple[Evidence, ...], words: str,
-) -> Finding:  # fmt: skip
-    return Finding(
-        rule_id=rule_id, subject=subject, severity=severity, evidence=evidence,
-        action="watch" if severity == "watch" else "drain the node", confidence=0.95,
-        deterministic=False, words=words, at=step, ranks=ranks,
-    )  # fmt: skip
-
-
-def _whole_run(step: int, window: int, errors: float) -> Finding:
-    """All ranks alike: no straggler, and nothing that moving one rank would mend."""
-    return Finding(
-        rule_id="slowdown.run", subject=Subject("run", "run"), severity="watch",
-        evidence=(Evidence(f"errors of the mean of {window} steps", round(errors, 2), at=step),),
-        action="watch", confidence=0.9, deterministic=False, at=step,
-        words=f"All ranks have become slower at about step {step}, none of them more than the "
-        "others; look at the data, the batch, and what they share (storage, power, network).",
-    )  # fmt: skip
 
 
 def find_stragglers(
