@@ -31,16 +31,17 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/tidy
 
-# Tests of real moves mostly wait for processes: they run beside the others.
+# Tests of real moves and notebooks mostly wait for processes: they run beside the others.
 MOVING := tests/agent tests/bench tests/chaos
+APART := tests/ui tests/server tests/notebooks
 
 test: setup
 	@mkdir -p build; trap 'kill $$moving 2>/dev/null; exit 130' INT TERM; \
-	$(BIN)/python -m pytest -q $(MOVING) >build/test-moving.log 2>&1 & moving=$$!; \
-	$(BIN)/python -m pytest -q tests $(MOVING:%=--ignore=%) --ignore=tests/ui --ignore=tests/server --ignore=tests/notebooks; \
-	others=$$?; wait $$moving; moved=$$?; cat build/test-moving.log; exit $$((others + moved))
+	{ $(BIN)/python -m pytest -q $(MOVING); moved=$$?; \
+	  $(BIN)/python -m pytest -q tests/notebooks; exit $$((moved + $$?)); } >build/test-moving.log 2>&1 & moving=$$!; \
+	$(BIN)/python -m pytest -q tests $(MOVING:%=--ignore=%) $(APART:%=--ignore=%); others=$$?; \
+	wait $$moving; moved=$$?; cat build/test-moving.log; exit $$((others + moved))
 	$(BIN)/python -m pytest -q tests/server
-	$(BIN)/python -m pytest -q tests/notebooks
 
 test-ui: setup
 	$(BIN)/python -m pytest -q tests/ui --confcutdir=tests/ui

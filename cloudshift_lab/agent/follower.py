@@ -204,7 +204,7 @@ class Follower:
                 self._saver.abandon()
         elif self.status.staged_step == word.save_step and self._is_past("save"):
             self._save = word.save
-            self._saver.start(word.save_step, word.incarnation)
+            self._saver.start(word.save_step, word.incarnation, standalone=word.save_standalone)
 
     def _learn(self, word: LeadWord) -> None:
         if word.manifest_key is None or word.manifest_digest is None:

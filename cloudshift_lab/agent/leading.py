@@ -168,9 +168,10 @@ class LedSaver:
     def busy(self) -> bool:
         return self._own.busy
 
-    def start(self, step: int) -> None:
-        self._line.say(save=self._line.word.save + 1, save_step=step)
-        self._own.start(step, self._line.word.incarnation)
+    def start(self, step: int, *, standalone: bool = False) -> None:
+        number = self._line.word.save + 1
+        self._line.say(save=number, save_step=step, save_standalone=standalone)
+        self._own.start(step, self._line.word.incarnation, standalone=standalone)
 
     def poll(self) -> Outcome | None:
         return self._own.poll()

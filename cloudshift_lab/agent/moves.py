@@ -27,6 +27,7 @@ WAIT_S = 1.0
 SMALL_BYTES = 4 * 2**20
 SMALL_S = 1.0
 SHRINKING = 0.8
+SHRINKING_WHOLE = 0.25
 _MOST_VANISHED = 3
 
 
@@ -124,7 +125,8 @@ class Mover:
                 if rest is None and is_whole and tally.newest is None:
                     yield from self._wait("waiting for the source's first save")
                     continue
-                if rest is None or not self._is_worth(rest, last_bytes, tally):
+                shrinking = SHRINKING_WHOLE if is_whole else SHRINKING
+                if rest is None or not self._is_worth(rest, last_bytes, tally, shrinking):
                     break
                 yield from self._carry(rest, tally)
             except NotFound:
@@ -143,10 +145,13 @@ class Mover:
         while self._world.monotonic() < until:
             yield OrderResult(state="running", detail=what)
 
-    def _is_worth(self, rest: Rest, last_bytes: int | None, tally: Tally) -> bool:
-        """Whether another round is; what it would have brought is remembered if not."""
+    def _is_worth(self, rest: Rest, last_bytes: int | None, tally: Tally, shrinking: float) -> bool:
+        """Whether another round is; what it would have brought is remembered if not.
+
+        What a whole step leaves over is repeated by the ranks: its bytes pay only if they are few.
+        """
         is_news = tally.newest is None or rest.commit.seq != tally.newest.seq
-        shrinks = last_bytes is None or rest.num_bytes <= SHRINKING * last_bytes
+        shrinks = last_bytes is None or rest.num_bytes <= shrinking * last_bytes
         is_worth = is_news and (shrinks or self._is_small(rest.num_bytes, tally))
         tally.left_bytes = 0 if is_worth or not is_news else rest.num_bytes
         return is_worth
@@ -354,16 +359,12 @@ class Mover:
                         total_bytes=before + progress.total_bytes,
                         bytes_per_s=progress.bytes_per_s,
                         eta_s=progress.eta_s,
-                        detail=self._going(tally, before + progress.total_bytes),
+                        detail=_round_of(tally),
                     )
                     slice_began = self._world.monotonic()
         finally:
             steps.close()
             tally.moving_s += self._world.monotonic() - began
-
-    def _going(self, tally: Tally, total_bytes: int) -> str:
-        what = f"{format_bytes(tally.num_bytes)} of {format_bytes(total_bytes)}"
-        return what if tally.num_rounds == 0 else f"round {tally.num_rounds + 1}: {what}"
 
     def _hold(self, keys: Collection[str]) -> None:
         """Guard what is copied until the commit, and what is there already and not copied."""
@@ -372,6 +373,11 @@ class Mover:
 
     def _tally(self, order: Order) -> Tally:
         return self._tallies.setdefault(order.order_id, Tally())
+
+
+def _round_of(tally: Tally) -> str:
+    """Which round is under way; the first one needs no words."""
+    return "" if tally.num_rounds == 0 else f"round {tally.num_rounds + 1}"
 
 
 def _not_whole(sealed: LogRecord, report: VerifyReport) -> Corrupt:

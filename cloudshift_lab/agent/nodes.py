@@ -36,9 +36,10 @@ class LeadWord(msgspec.Struct, frozen=True):
 
     ``lead`` names its process. ``start`` counts the starts of the ranks under it, which are to run
     while ``is_up`` and meet at ``address:port``. ``control`` is what its own ranks are told.
-    ``save`` counts the saves it has begun, the newest is of ``save_step``. ``manifest_*`` name the
-    newest commit. ``proof`` counts the times that the others were asked whether what they have
-    staged of ``proof_step`` is what the manifest ``sealed_*`` in the source's store says.
+    ``save`` counts the saves it has begun, the newest is of ``save_step``, without deltas if it is
+    ``save_standalone``. ``manifest_*`` name the newest commit. ``proof`` counts the times that the
+    others were asked whether what they have staged of ``proof_step`` is what the manifest ``sealed_*`` in
+    the source's store says.
     ``is_over``: the attempt has ended for those who follow this leader.
     """
 
@@ -52,6 +53,7 @@ class LeadWord(msgspec.Struct, frozen=True):
     control: Control = Control()
     save: int = 0
     save_step: int | None = None
+    save_standalone: bool = False
     manifest_key: str | None = None
     manifest_digest: str | None = None
     proof: int = 0

@@ -220,12 +220,12 @@ class Obeying:
 
     # -- saving, stopping, going on ----------------------------------------------------------------
 
-    def _save(self, _order: Order) -> Activity:
+    def _save(self, order: Order) -> Activity:
         attempt = self._attempt
         attempt.refuse_foreign()
         newest = attempt.saves.newest
         wanted = attempt.view.step or (1 if newest is None else newest.step)
-        attempt.saves.want(wanted)
+        attempt.saves.want(wanted, standalone=order.standalone)
         while (newest := attempt.saves.newest) is None or newest.step < wanted:
             attempt.refuse_failed()
             attempt.refuse_vain()

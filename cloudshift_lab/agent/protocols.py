@@ -122,8 +122,8 @@ SaveFailed = FailedAnswer
 class SaverProtocol(Protocol):
     """Encodes and uploads staged steps, one at a time, without holding up anybody."""
 
-    def start(self, step: int) -> None:
-        """Begin to save a staged step. Only when not busy."""
+    def start(self, step: int, *, standalone: bool = False) -> None:
+        """Begin to save a staged step; ``standalone``: without deltas. Only when not busy."""
 
     @property
     def busy(self) -> bool:

@@ -57,6 +57,7 @@ class Saves:
         self._refusal: SaveFailed | None = None
         self._retry_at = float("-inf")
         self._wanted: int | None = None
+        self._is_standalone_wanted = False
         self._keeps_current = False
         self._is_stale = False
         self.newest: Restore | None = None
@@ -103,16 +104,20 @@ class Saves:
         if self._pending is None and not self._saver.busy and self._is_due(view):
             assert view.staged_step is not None
             self._since = self._tenure.position()
-            self._saver.start(view.staged_step)
+            self._saver.start(view.staged_step, standalone=self._is_standalone_wanted)
             self._saving, self._abandoned = view.staged_step, None
         self._give_way(view)
         self._cadence.tick(view, is_saving=self.is_owed(view), is_wanted=self._is_wanted())
         if view.staged_last and self.newest and view.staged_step == self.newest.step:
             self.closing = self.newest
 
-    def want(self, step: int) -> None:
-        """Have this step, or a later one, committed soon, whatever the policy says."""
+    def want(self, step: int, *, standalone: bool = False) -> None:
+        """Have this step, or a later one, committed soon, whatever the policy says.
+
+        ``standalone``: without deltas, so that it can be copied without the step before it.
+        """
         self._wanted = max(step, self._wanted or 0)
+        self._is_standalone_wanted |= standalone
 
     def keep_current(self) -> None:
         """From now on a save under way is finished before a newer state is saved."""
@@ -125,7 +130,7 @@ class Saves:
 
     def _is_wanted(self) -> bool:
         if self._wanted is None or (self.newest is not None and self.newest.step >= self._wanted):
-            self._wanted = None
+            self._wanted, self._is_standalone_wanted = None, False
         return self._wanted is not None
 
     def keep(self, view: RanksView, *, is_quiet: bool) -> None:

@@ -77,12 +77,12 @@ class SaverProcess:
         """The saver's process id; None while there is none."""
         return None if self._process is None else self._process.pid
 
-    def start(self, step: int, incarnation: str = "") -> None:
-        """Begin to save a staged step. Only when not busy."""
+    def start(self, step: int, incarnation: str = "", *, standalone: bool = False) -> None:
+        """Begin to save a staged step, as ``SaveRequest`` says. Only when not busy."""
         assert self._saving is None, "one save at a time"
         self._saving, self.done_bytes = step, 0
         self._moved_at = self._world.monotonic()
-        self._send(SaveRequest(step, incarnation))
+        self._send(SaveRequest(step, incarnation, standalone))
 
     def abandon(self) -> None:
         """Have the save under way end soon, as failed with ``Conflict``; too late is no error."""

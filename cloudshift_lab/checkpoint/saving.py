@@ -80,10 +80,15 @@ class SaverJob(msgspec.Struct, frozen=True):
 
 
 class SaveRequest(msgspec.Struct, frozen=True, tag="save"):
-    """Save a staged step; ``incarnation`` is the same for all nodes of one start of the ranks."""
+    """Save a staged step; ``incarnation`` is the same for all nodes of one start of the ranks.
+
+    ``standalone``: without deltas to the step before, so that it needs nothing of it to be read:
+    more is written, and less has to be copied with it.
+    """
 
     step: int
     incarnation: str = ""
+    standalone: bool = False
 
 
 class LearnRequest(msgspec.Struct, frozen=True, tag="learn"):
@@ -173,6 +178,7 @@ class Encoder:
         self._base: Checkpoint | None = None
         self._dead_packs: frozenset[str] = frozenset()
         self._is_unproven = False
+        self._is_standalone = False
         self._warning: str | None = None
         self._gains = PastGains()
         self._done_bytes = 0
@@ -182,12 +188,15 @@ class Encoder:
         self._committed = LearnRequest(manifest_key, manifest_digest)
         self._is_unproven = False
 
-    def save(self, step: int, incarnation: str = "") -> SavedAnswer | WrittenAnswer:
+    def save(
+        self, step: int, incarnation: str = "", *, standalone: bool = False
+    ) -> SavedAnswer | WrittenAnswer:
         """Store this node's shares of a step, and seal it if rank 0 is among them.
 
         Whoever commits it gives the log position from before this call as ``since``: packs that a
         collection is about to delete, as told now, are neither used nor written. What is damaged
-        of the step before costs nothing but time: the step is then stored in full.
+        of the step before costs nothing but time: the step is then stored in full. ``standalone``
+        is as in ``SaveRequest``; chunks that have not changed are shared all the same.
 
         Raises:
             NotFound: A rank has not staged that step (any more).
@@ -197,6 +206,7 @@ class Encoder:
         self._dead_packs = tombstoned(self._store)
         self._store.begin(step, self._dead_packs)
         self._refresh_known()
+        self._is_standalone = standalone
         try:
             return self._store_step(step, incarnation, began)
         except Corrupt as error:
@@ -227,7 +237,8 @@ class Encoder:
         before = self._done_bytes
         written = write_rank(
             self._store, job.run_id, staged, generation=job.generation, known=self._known,
-            concurrency=PACKS_IN_FLIGHT, threads=self._threads, base=self._base,
+            concurrency=PACKS_IN_FLIGHT, threads=self._threads,
+            base=None if self._is_standalone else self._base,
             dead_packs=self._dead_packs, gains=self._gains,
             progress=lambda done_bytes: self._advance(before + done_bytes),
         )  # fmt: skip
@@ -365,7 +376,7 @@ def answer(encoder: Encoder, request: SaveRequest | LearnRequest) -> Outcome | N
         encoder.learn(request.manifest_key, request.manifest_digest)
         return None
     try:
-        return encoder.save(request.step, request.incarnation)
+        return encoder.save(request.step, request.incarnation, standalone=request.standalone)
     except (CloudshiftError, OSError, MemoryError) as error:
         if not isinstance(error, CloudshiftError):
             traceback.print_exc()

@@ -28,7 +28,7 @@ from cloudshift_lab.core.errors import (
     NotFound,
     Unavailable,
 )
-from cloudshift_lab.core.orders import AgentStatus, OrderKind, OrderResult
+from cloudshift_lab.core.orders import AgentStatus, Order, OrderKind, OrderResult
 from cloudshift_lab.core.plan import Bill, Going
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.world import World
@@ -150,7 +150,7 @@ class MoveEffects(TwoSides):
         """
         order_id = f"{effect.key}:save"
         line = self._source.line
-        line.order(order_id, "save")
+        line.send(Order(order_id, "save", self._world.now(), standalone=True))
         status = line.look()
         result = None if status is None else status.results.get(order_id)
         if result is not None and result.state != "running":

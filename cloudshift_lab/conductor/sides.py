@@ -21,7 +21,7 @@ from cloudshift_lab.engines.engine import Engine
 from cloudshift_lab.migration import Effect, EffectName, Saga
 
 _FOREVER = float("inf")
-_SHRINKING = 0.8
+_SHRINKING = 0.25
 
 
 @dataclass(frozen=True)

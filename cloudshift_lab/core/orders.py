@@ -21,7 +21,8 @@ class Order(msgspec.Struct, frozen=True):
     agent never obeys it twice. ``step`` is a sealed step where one is needed. ``num_steps``: how
     many to rehearse; ``tolerance`` relative, of their losses. ``within_s``: a notice, seconds until
     the machine goes, counted from the order's arrival. ``replay``: keep the rehearsing ranks, they
-    will catch up with the sealed step. ``to_cloud`` and ``to_url``: push there instead of pulling.
+    will catch up with the sealed step. ``standalone``: save without deltas to an earlier step.
+    ``to_cloud`` and ``to_url``: push there instead of pulling.
     """
 
     order_id: str
@@ -33,6 +34,7 @@ class Order(msgspec.Struct, frozen=True):
     tolerance: float = 0.0
     within_s: float | None = None
     replay: bool = False
+    standalone: bool = False
     to_cloud: str | None = None
     to_url: str | None = None
 

@@ -109,11 +109,21 @@ class Bed:
         )
         return self.client.decide(view.migration_id, decision)
 
-    def end_of(self, migration_id: str, *, limit_s: float = LIMIT_S) -> MigrationView:
-        """The move once it is over, however it ended."""
+    def end_of(
+        self, migration_id: str, *, limit_s: float = LIMIT_S, approver: str | None = None
+    ) -> MigrationView:
+        """The move once it is over, however it ended.
+
+        Args:
+            migration_id: Which move.
+            limit_s: Longest wait, seconds.
+            approver: Who says yes when a bill that got worse is asked about; None: nobody.
+        """
 
         def over() -> MigrationView | None:
             view = self.client.migration(migration_id)
+            if view.phase == "asking" and approver is not None:
+                self.approve(view, approver)
             return view if view.phase in FINAL_PHASES else None
 
         return self.wait(over, f"{migration_id} to end", limit_s=limit_s)

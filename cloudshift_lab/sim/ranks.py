@@ -354,7 +354,7 @@ class SimSaver:
         self._saves = 0
         self.spawned: Callable[[Actor], None] = lambda _actor: None
 
-    def start(self, step: int) -> None:
+    def start(self, step: int, *, standalone: bool = False) -> None:  # noqa: ARG002 - all are
         staged = self._ranks.staged[step]
         self._busy, self._outcome, self._saving = True, None, step
         self._saves += 1

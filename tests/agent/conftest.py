@@ -136,6 +136,7 @@ class InlineSaver:
         self._outcome: Saved | SaveFailed | None = None
         self.failures: list[SaveFailed] = []
         self.started: list[int] = []
+        self.standalone: list[int] = []
         self.learned: list[str] = []
         self.abandoned = 0
         self.is_slow = False
@@ -145,8 +146,10 @@ class InlineSaver:
     def busy(self) -> bool:
         return self._outcome is not None
 
-    def start(self, step: int) -> None:
+    def start(self, step: int, *, standalone: bool = False) -> None:
         self.started.append(step)
+        if standalone:
+            self.standalone.append(step)
         if self.failures:
             self._outcome = self.failures.pop(0)
         else:

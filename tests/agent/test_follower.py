@@ -54,7 +54,7 @@ class Saver:
     outcome: Outcome | None = None
     told: list[str] = field(default_factory=list)
 
-    def start(self, step: int, incarnation: str) -> None:
+    def start(self, step: int, incarnation: str, *, standalone: bool = False) -> None:
         self.busy = True
         self.told.append(f"save {step} for {incarnation}")
 

@@ -229,7 +229,7 @@ def test_each_save_has_a_name_of_its_own_for_all_nodes() -> None:
     started: list[tuple[int, str]] = []
 
     class Own:
-        def start(self, step: int, incarnation: str) -> None:
+        def start(self, step: int, incarnation: str, *, standalone: bool = False) -> None:
             started.append((step, incarnation))
 
     saver = LedSaver(Own(), line)  # type: ignore[arg-type]

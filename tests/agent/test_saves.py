@@ -142,3 +142,18 @@ def test_a_newer_owner_ends_a_drain_whose_step_can_never_be_saved(source: Attemp
     status = source.tick(8)
     assert status.state == "fenced"
     assert "generation 7" in (status.error or "")
+
+
+def test_a_save_that_was_asked_to_stand_alone_does_and_the_next_ones_do_not(
+    source: Attempt,
+) -> None:
+    source.tick()
+    source.run_to(12)
+    order = source.order("save", standalone=True)
+    source.tick()
+    source.run_to(13, staged=13)
+    source.tick()
+    assert source.result(order).state == "done"
+    source.run_to(20, staged=20)
+    source.tick()
+    assert (source.saver.started, source.saver.standalone) == ([13, 20], [13])

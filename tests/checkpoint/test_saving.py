@@ -287,6 +287,29 @@ def test_damage_to_the_newest_commit_costs_the_next_save_a_full_one_and_no_more(
         encoder.learn(saved.manifest_key, saved.manifest_digest)
 
 
+@pytest.mark.parametrize("standalone", [True, False])
+def test_a_standalone_save_shares_what_is_equal_and_makes_no_delta_to_the_rest(
+    nodes: Nodes, standalone: bool
+) -> None:
+    job = make_job("memory://s", ranks=(0,), world_size=1)
+    encoder = Encoder(job, nodes.root / "node-0", nodes.store, nodes.world)
+    random = np.random.default_rng(7)
+    noise, frozen = (random.standard_normal(n, dtype=np.float32) for n in (300_000, 900_000))
+    near = (noise.view(np.uint32) ^ np.uint32(1)).view(np.float32)
+    found = []
+    for step, moving in ((7, noise), (8, near)):
+        arrays = {"model/frozen": frozen, "model/moving": moving}
+        stage(nodes.root / "node-0", 0, step, arrays, world_size=1)
+        saved = encoder.save(step, standalone=standalone)
+        assert isinstance(saved, SavedAnswer)
+        encoder.learn(saved.manifest_key, saved.manifest_digest)
+        found.append(saved)
+    first, second = found
+    assert second.new_bytes < 0.4 * first.new_bytes, "what is equal is not written again"
+    is_delta = second.new_bytes < 0.1 * noise.nbytes
+    assert is_delta is not standalone
+
+
 def test_a_node_that_does_not_seal_relies_on_nothing_after_a_step_that_nobody_committed(
     nodes: Nodes,
 ) -> None:
@@ -317,7 +340,7 @@ class Broken(Encoder):
     def __init__(self, error: Exception) -> None:
         self._error = error
 
-    def save(self, step: int, incarnation: str = "") -> SavedAnswer:
+    def save(self, step: int, incarnation: str = "", *, standalone: bool = False) -> SavedAnswer:
         raise self._error
 
 

@@ -66,6 +66,8 @@ def test_orders_name_what_is_to_be_rehearsed_and_that_the_ranks_stay(replayed: S
     assert (orders["rehearse"].num_steps, orders["rehearse"].tolerance) == (3, 0.0)
     assert orders["go"].replay
     assert orders["catch_up"].step == replayed.puppet(1).step
+    save = next(order for order in replayed.puppet(1).orders if order.kind == "save")
+    assert save.standalone, "only it has to be copied, and not what it builds on"
 
 
 @pytest.mark.parametrize("at", range(1, STORE_BOUNDARIES, 2))

@@ -120,11 +120,18 @@ def _rehearsal(plan: Plan) -> str:
     if not plan.rehearsal_steps:
         return "no rehearsal: the target's first step comes after the commit" * bool(plan.closings)
     count = "1 step" if plan.rehearsal_steps == 1 else f"{plan.rehearsal_steps} steps"
-    how = f"within {plan.tolerance:.2g} of its size" if plan.tolerance else "bit by bit"
     return (
         f"rehearsal: the target computes {count} before the commit while the source trains; "
-        f"each loss must equal the source's {how}"
+        f"each loss must equal the source's {_how_near(plan)}"
     )
+
+
+def _how_near(plan: Plan) -> str:
+    if not plan.tolerance:
+        return "bit by bit"
+    if plan.closing == "copy":
+        return f"within {plan.tolerance:.2g} of its size"
+    return f"bit by bit (if only within {plan.tolerance:.2g}, bytes are copied, no step repeated)"
 
 
 def _missing_nodes(plan: Plan) -> str:

@@ -137,7 +137,11 @@ function promises(plan) {
   const found = [];
   const steps = plan.rehearsal_steps === 1 ? "1 step" : plan.rehearsal_steps + " steps";
   if (plan.rehearsal_steps) {
-    const how = plan.tolerance ? "within " + plan.tolerance + " of its size" : "bit by bit";
+    const how = !plan.tolerance
+      ? "bit by bit"
+      : plan.closing === "copy"
+        ? "within " + plan.tolerance + " of its size"
+        : "bit by bit (if only within " + plan.tolerance + ", bytes are copied, no step repeated)";
     found.push("rehearsal: the target computes " + steps + " before the commit while the source trains; " +
       "each loss must equal the source's " + how);
   } else if (plan.closings.length) found.push("no rehearsal: the target's first step comes after the commit");

@@ -153,7 +153,7 @@ def _move(case: Case, closing: ClosingKind, bed: Bed, link: Link, folder: Path) 
     bed.wait(lambda: _saved(bed, run_id), "the first save")
     before = link.count().num_bytes
     view = bed.approve(_propose(bed, run_id, closing), "bench")
-    view = bed.end_of(view.migration_id)
+    view = bed.end_of(view.migration_id, approver="bench")
     if view.phase != "source_retired" or view.sealed_step is None:
         raise CloudshiftError(f"{view.migration_id} ended as {view.phase}: {view.error}")
     wire_bytes = link.count().num_bytes - before

@@ -146,9 +146,14 @@ function rehearsal(plan: IPlan, trans: TranslationBundle): string {
       ? trans.__("No rehearsal: the target's first step comes after the commit.")
       : '';
   }
-  const how = plan.tolerance
-    ? trans.__('within %1 of its size', plan.tolerance)
-    : trans.__('bit by bit');
+  const how = !plan.tolerance
+    ? trans.__('bit by bit')
+    : plan.closing === 'copy'
+      ? trans.__('within %1 of its size', plan.tolerance)
+      : trans.__(
+          'bit by bit (if only within %1, bytes are copied, no step repeated)',
+          plan.tolerance
+        );
   return trans.__(
     "Rehearsal: %1 steps there before the commit; each loss must equal the source's %2.",
     plan.rehearsal_steps,
