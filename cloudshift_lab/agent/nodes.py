@@ -38,8 +38,8 @@ class LeadWord(msgspec.Struct, frozen=True):
     while ``is_up`` and meet at ``address:port``. ``control`` is what its own ranks are told.
     ``save`` counts the saves it has begun, the newest is of ``save_step``, without deltas if it is
     ``save_standalone``. ``manifest_*`` name the newest commit. ``proof`` counts the times that the
-    others were asked whether what they have staged of ``proof_step`` is what the manifest ``sealed_*`` in
-    the source's store says.
+    others were asked whether what they have staged of ``proof_step`` is what the manifest
+    ``sealed_*`` in the source's store says.
     ``is_over``: the attempt has ended for those who follow this leader.
     """
 
