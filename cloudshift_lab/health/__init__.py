@@ -1,1 +1,83 @@
 """What is wrong with a run and its machines: pure functions from windows to findings."""
+
+from cloudshift_lab.health.corruption import find_corruption
+from cloudshift_lab.health.finding import Action, Evidence, Finding, Severity, Subject, worst
+from cloudshift_lab.health.goodput import Goodput, GoodputFacts, Span, forecast, measured
+from cloudshift_lab.health.hang import HangLimits, confirm_hang, find_dead, find_hang, hang_limit_s
+from cloudshift_lab.health.hazard import features, placement_risk, week_risk, with_findings
+from cloudshift_lab.health.host import HostLimits, find_clock_skew, find_disk, find_link
+from cloudshift_lab.health.loss import LossLimits, find_loss_anomalies
+from cloudshift_lab.health.nodes import NodeHealth, NodeLimits, NodeState, advance, clear
+from cloudshift_lab.health.nvml import GpuSnapshot, judge_snapshot
+from cloudshift_lab.health.policy import ActionPolicy, Ruling, Taken, rule
+from cloudshift_lab.health.precursor import PrecursorLimits, find_precursors, first_precursors
+from cloudshift_lab.health.straggler import StragglerLimits, StragglerWatch, find_stragglers
+from cloudshift_lab.health.windows import (
+    ClockWindow,
+    DiskWindow,
+    GpuWindow,
+    LinkWindow,
+    LossWindow,
+    ProgressWindow,
+    ReplicaWindow,
+    StepWindow,
+)
+from cloudshift_lab.health.xid import Xid, find_xids, parse_xid
+
+__all__ = [
+    "Action",
+    "ActionPolicy",
+    "ClockWindow",
+    "DiskWindow",
+    "Evidence",
+    "Finding",
+    "Goodput",
+    "GoodputFacts",
+    "GpuSnapshot",
+    "GpuWindow",
+    "HangLimits",
+    "HostLimits",
+    "LinkWindow",
+    "LossLimits",
+    "LossWindow",
+    "NodeHealth",
+    "NodeLimits",
+    "NodeState",
+    "PrecursorLimits",
+    "ProgressWindow",
+    "ReplicaWindow",
+    "Ruling",
+    "Severity",
+    "Span",
+    "StepWindow",
+    "StragglerLimits",
+    "StragglerWatch",
+    "Subject",
+    "Taken",
+    "Xid",
+    "advance",
+    "clear",
+    "confirm_hang",
+    "features",
+    "find_clock_skew",
+    "find_corruption",
+    "find_dead",
+    "find_disk",
+    "find_hang",
+    "find_link",
+    "find_loss_anomalies",
+    "find_precursors",
+    "find_stragglers",
+    "find_xids",
+    "first_precursors",
+    "forecast",
+    "hang_limit_s",
+    "judge_snapshot",
+    "measured",
+    "parse_xid",
+    "placement_risk",
+    "rule",
+    "week_risk",
+    "with_findings",
+    "worst",
+]

@@ -23,7 +23,8 @@ class ScanLimits:
         errors: Standard errors above its own past that make a series raised.
         memory: How far back the own past reaches, samples.
         lag: The newest samples are no part of the past, so that a ramp does not hide in it.
-        clear: So many samples whose mean is below half of the floor lower it again.
+        clear: So many samples whose mean is below half of the floor lower it again; at least the
+            longest window, or that would raise it again at once.
     """
 
     windows: tuple[int, ...] = (5, 10, 20, 40, 80)

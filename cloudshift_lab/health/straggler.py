@@ -65,14 +65,25 @@ class StragglerLimits:
 
 
 def middle(values: Floats, share: float = 0.5) -> Floats:
-    """Quantile of each column of [samples, columns], without interpolation; NaN is left out."""
-    if np.isfinite(values).all():
+    """Quantile of each column of [samples, columns], without interpolation; NaN is left out.
+
+    NaN where a column has nothing else.
+    """
+    is_known = np.isfinite(values)
+    if is_known.all():
         at = int(share * (len(values) - 1) + 0.5)
-        ordered: Floats = np.partition(values, at, axis=0)[at]
-        return ordered
-    with np.errstate(invalid="ignore"):
-        lacking: Floats = np.nanquantile(values, share, axis=0, method="nearest")
-    return lacking
+        found: Floats = np.partition(values, at, axis=0)[at]
+        return found
+    ordered = np.sort(np.where(is_known, values, np.nan), axis=0)  # NaN comes last
+    place = (share * (np.maximum(is_known.sum(axis=0), 1) - 1) + 0.5).astype(np.int64)
+    taken: Floats = np.take_along_axis(ordered, place[None], axis=0)[0]
+    return taken
+
+
+def spread_of(values: Floats, least: float) -> float:
+    """Sigma of normal values, from the median distance to zero, so that spikes do not count."""
+    distance = float(middle(np.abs(values).reshape(-1, 1))[0])
+    return max(MAD_TO_SIGMA * distance, least) if distance == distance else least
 
 
 class StragglerWatch:
@@ -145,19 +156,20 @@ class _Known:
         self._offset = np.nan_to_num(middle(log_s - middle(log_s.T)[:, None]))
         own = log_s - self._offset
         reference = middle(own.T, QUANTILE)
-        self._above = float(np.nanmedian(own - reference[:, None]))
-        residuals = np.nan_to_num(own - (reference + self._above)[:, None])
-        self._sigma = max(MAD_TO_SIGMA * float(np.median(np.abs(residuals))), 1e-4)
-        clipped = self._clip(residuals)
-        floor = limits.floor / self._sigma
-        self._ranks = Scan(clipped, limits.scan, floor)
-        self._nodes = Scan(self._by_node(clipped).mean(axis=2), limits.scan, floor)
-        self._level = float(np.median(reference))
-        spread = MAD_TO_SIGMA * float(np.median(np.abs(reference - self._level)))
-        self._wobble = max(spread, 1e-4)
-        common = np.clip((reference - self._level) / self._wobble, -limits.clip, limits.clip)
+        self._above = float(np.nan_to_num(middle((own - reference[:, None]).reshape(-1, 1))[0]))
+        residuals = own - (reference + self._above)[:, None]
+        least = 2 * limits.floor / limits.clip  # so that what is clipped can still pass the floor
+        self._sigma = spread_of(residuals, least)
+        clipped = self._clip(np.nan_to_num(residuals))
+        self._ranks = Scan(clipped, limits.scan, limits.floor / self._sigma)
+        self._nodes = Scan(
+            self._by_node(clipped).mean(axis=2), limits.scan, limits.floor / self._sigma
+        )
+        self._level = float(middle(reference[:, None])[0])
+        self._wobble = spread_of(reference - self._level, least)
+        common = np.array([self._raised_by(each) for each in reference])
         self._common = Scan(common[:, None], limits.scan, limits.floor / self._wobble)
-        self._parts_before = np.nan_to_num(np.median(np.nan_to_num(parts), axis=0))
+        self._parts_before = np.median(np.nan_to_num(parts), axis=0)
         keep = max(limits.slow_steps * limits.slow_windows, max(limits.scan.windows))
         self._residuals = np.zeros((keep, log_s.shape[1]))
         self._parts = np.zeros((keep, *self._parts_before.shape))
@@ -218,9 +230,7 @@ class _Known:
         return found
 
     def _judge_run(self, step: int, reference: float) -> list[Finding]:
-        limit = self._limits.clip
-        above = float(np.clip((reference - self._level) / self._wobble, -limit, limit))
-        hits, windows, errors = self._common.push(np.array([above]))
+        hits, windows, errors = self._common.push(np.array([self._raised_by(reference)]))
         if not hits[0]:
             return []
         excess = math.expm1(float(self._common.excess(int(windows[0]))[0]) * self._wobble)
@@ -229,6 +239,11 @@ class _Known:
             limit=self._limits.scan.errors,
         )  # fmt: skip
         return [slow_run(slow)]
+
+    def _raised_by(self, reference: float) -> float:
+        """How far a step's reference is above the usual, in its own sigmas; unknown ones: 0."""
+        above = (reference - self._level) / self._wobble
+        return float(np.clip(np.nan_to_num(above), -self._limits.clip, self._limits.clip))
 
     def _suspected(self) -> Flags:
         nodes = np.repeat(self._nodes.raised, self._per_node)

@@ -30,6 +30,8 @@ from cloudshift_lab.lab.objects import (
     run_report,
 )
 from cloudshift_lab.lab.render import card, move, reports
+from cloudshift_lab.lab.render.records import preempted_sheet
+from cloudshift_lab.lab.render.sheet import sheet_html, sheet_text
 from cloudshift_lab.lab.render.standing import awaits_decision
 from cloudshift_lab.lab.request import Request
 from cloudshift_lab.lab.source import (
@@ -225,6 +227,8 @@ def _clouds(request: Request) -> Shown:
     args, desk = request.args, request.desk
     from cloudshift_lab.sim.clouds import SimClouds
 
+    if args.action == "preempt":
+        return _preempt(request)
     clouds = SimClouds(desk.root)
     if args.action == "up":
         clouds.up(request.stage.say)
@@ -234,6 +238,20 @@ def _clouds(request: Request) -> Shown:
         clouds.down(request.stage.say)
     targets = list_targets(desk.root)
     return Report(targets, reports.targets_text(targets), reports.targets_html(targets))
+
+
+def _preempt(request: Request) -> Shown:
+    """Play that a provider takes machines away."""
+    args, desk = request.args, request.desk
+    from cloudshift_lab.sim.clouds import SimClouds
+
+    if args.cloud is None:
+        raise UsageError(f"say whose machines go: {desk.prompt} clouds preempt aws-sim --in 30")
+    in_s = _seconds(getattr(args, "in"), desk.prompt)
+    run_id = "" if args.run is None else desk.find_run(args.run).run_id
+    events = SimClouds(desk.root).preempt(args.cloud, in_s, run_id=run_id, kills=args.kill)
+    sheet = preempted_sheet(args.cloud, events, desk.prompt)
+    return Report(events, sheet_text(sheet), sheet_html(sheet))
 
 
 @contextmanager
@@ -329,6 +347,7 @@ _ELSEWHERE = {
     "sim": "cloudshift_lab.sim.dst",
     "bench": "cloudshift_lab.sim.bench.main",
     "chaos": "cloudshift_lab.sim.chaos.main",
+    "health": "cloudshift_lab.sim.health.main",
 }
 _ACTIONS: dict[str, Callable[[Request], Shown | None]] = {
     "status": _status,

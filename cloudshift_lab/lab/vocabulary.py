@@ -295,8 +295,16 @@ VERBS: tuple[Verb, ...] = (
         "clouds",
         "the simulated clouds of this machine",
         (
-            Argument("action", "text", "what to do", "status", ("up", "down", "status")),
+            Argument("action", "text", "what to do", "status", ("up", "down", "status", "preempt")),
+            Argument("cloud", "text", "preempt: whose machines are taken away (simulated)"),
+            Argument("--in", "text", "preempt: until they go: 30, 30s or 2m", "120"),
+            Argument("--run", "run", "preempt: only this run's machines"),
+            Argument("--kill", "switch", "preempt: then end what runs there; else it is spared"),
             Argument("--force", "switch", "down, although active runs lose what they have there"),
+        ),
+        (
+            "preempt is a rehearsal: an emulator on this machine tells agents of their end as the",
+            "provider would: AWS two minutes before, Google 30 seconds. Nobody else is asked.",
         ),
     ),
     Verb(
@@ -308,6 +316,7 @@ VERBS: tuple[Verb, ...] = (
     Verb("sim", "thousands of simulated histories with injected faults", passes_on=True),
     Verb("bench", "measure against what people use today", passes_on=True),
     Verb("chaos", "kill real processes while a real run moves, then judge", passes_on=True),
+    Verb("health", "judge the health rules on data; replay a real fault trace", passes_on=True),
     Verb("help", "this list", (Argument("topic", "text", "a verb"),)),
 )
 _BY_NAME = {verb.name: verb for verb in VERBS}
