@@ -84,7 +84,8 @@ class Scan:
             allowed: Series that may be raised; None: all.
 
         Returns:
-            Which are raised by this sample, the window that showed it, and by how many errors.
+            Which are raised by this sample, and for those the window that showed it, and by how
+            many errors.
         """
         if (self._count - self._first) % REFRESH_SAMPLES == 0:
             newest = max(self._first, self._count - self._limits.lag)
@@ -105,14 +106,13 @@ class Scan:
         rises = sums - lengths * self._mean
         errors = rises / (self._spread * np.sqrt(lengths + lengths**2 / self._past))
         errors = np.where(rises / lengths > self._floor, errors, 0.0)
-        best = np.argmax(errors, axis=0)
-        top = np.take_along_axis(errors, best[None], axis=0)[0]
+        top = errors.max(axis=0)
         hits = (top > self._limits.errors) & ~self.raised
         if allowed is not None:
             hits &= allowed
         self.raised = self.raised | hits
         self._since = np.where(hits, self._count, self._since)
-        return hits, windows[best], top
+        return hits, windows[np.argmax(errors, axis=0)] if hits.any() else self._since, top
 
     def _append(self, sample: Floats) -> None:
         here, there = self._count % self._size, (self._count + 1) % self._size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -12,6 +13,13 @@ from cloudshift_lab.health.hazard import FADES_DAYS, FLEET_DAYS, features, week_
 from cloudshift_lab.sim.health.data import Fault
 
 DAY_S = 86400.0
+Placing = Literal["back", "any", "history"]
+"""Who takes a lost node's place."""
+PLACINGS: dict[Placing, str] = {
+    "back": "a fixed set of nodes, repaired ones come back with the next restart",
+    "any": "any spare, for good",
+    "history": "the spare with the least risk, for good",
+}
 Interruptions = tuple[float, ...]
 """Seconds at which a job loses a node, rising."""
 
@@ -61,38 +69,37 @@ class Fleet:
         return [begin for begin, _ in self.down[node] if day - 20 * FADES_DAYS < begin <= day]
 
 
-def interruptions(fleet: Fleet, num_nodes: int, seed: int, *, by_history: bool) -> Interruptions:
-    """When a job loses a node, which is replaced at once by a spare.
+def interruptions(fleet: Fleet, num_nodes: int, seed: int, placing: Placing) -> Interruptions:
+    """When a job loses a node, which is replaced at once.
 
     Args:
         fleet: All nodes.
         num_nodes: Nodes of the job.
         seed: Of the first placement and of the choice between spares that are alike.
-        by_history: Take the spare with the least risk; otherwise any.
+        placing: Who takes the place.
 
     Raises:
         UsageError: A node was lost and no spare was in service.
     """
     rng = np.random.default_rng(seed)
     order = [int(node) for node in rng.permutation(fleet.num_nodes)]
-    able = [node for node in order if fleet.is_up(node, 0.0)]
-    job, at_s = set(able[:num_nodes]), []
+    home = [node for node in order if fleet.is_up(node, 0.0)][:num_nodes]
+    job, at_s = set(home), []
     for day, node in fleet.hits:
         if node not in job:
             continue
         at_s.append(day * DAY_S)
-        job.remove(node)
+        stay = home if placing == "back" else [each for each in order if each in job]
+        job = {each for each in stay if each != node and fleet.is_up(each, day)}
         spares = [
-            each for each in order
-            if each not in job and each != node and fleet.is_up(each, day)
-        ]  # fmt: skip
-        if not spares:
+            each for each in order if each not in job and each != node and fleet.is_up(each, day)
+        ]
+        missing = num_nodes - len(job)
+        if len(spares) < missing:
             raise UsageError(f"no spare is left on day {day:.0f} of the trace; give fewer --nodes")
-        job.add(_least_risky(fleet, spares, day) if by_history else int(rng.choice(spares)))
+        if placing == "history":
+            risks = fleet.risks(spares, day)
+            job.update(sorted(spares, key=risks.__getitem__)[:missing])  # ties: as drawn
+        else:
+            job.update(int(each) for each in rng.choice(spares, missing, replace=False))
     return tuple(at_s)
-
-
-def _least_risky(fleet: Fleet, spares: Sequence[int], day: float) -> int:
-    """The first in order of those with the least risk: the order was drawn."""
-    risks = fleet.risks(spares, day)
-    return min(spares, key=risks.__getitem__)

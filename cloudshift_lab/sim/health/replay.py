@@ -7,7 +7,7 @@ seed), and how long detection, restart and saves take, which are given for each 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,14 @@ from cloudshift_lab.sim.bench.rows import Result, Row, at_least, row
 from cloudshift_lab.sim.bench.table import table
 from cloudshift_lab.sim.health.data import faults
 from cloudshift_lab.sim.health.node_faults import CLEAN_PER_FAULTY
-from cloudshift_lab.sim.health.placing import DAY_S, Fleet, Interruptions, interruptions
+from cloudshift_lab.sim.health.placing import (
+    DAY_S,
+    PLACINGS,
+    Fleet,
+    Interruptions,
+    Placing,
+    interruptions,
+)
 
 STEP_S = 10.0
 MOST_NODES, SHARE_OF_FLEET = 124, 0.45
@@ -48,7 +55,7 @@ class Way(msgspec.Struct, frozen=True, kw_only=True):
     interval_s: float | None = None
     jit_share: float = 0.0
     jit_s: float = 0.0
-    by_history: bool = False
+    placing: Placing = "back"
 
 
 _MANUAL = Way(
@@ -61,8 +68,9 @@ _FOUND = msgspec.structs.replace(
 )
 _ASYNC = msgspec.structs.replace(_FOUND, name="+ asynchronous saves", save_s=2)
 _JIT = msgspec.structs.replace(_ASYNC, name="+ just-in-time saves", jit_share=0.9, jit_s=10)
-_PLACED = msgspec.structs.replace(_JIT, name="+ placement by history", by_history=True)
-WAYS = (_MANUAL, _DALY, _FOUND, _ASYNC, _JIT, _PLACED)
+_WARM = msgspec.structs.replace(_JIT, name="+ spares and interpreters kept warm", restart_s=120)
+_PLACED = msgspec.structs.replace(_WARM, name="+ placement by history", placing="history")
+WAYS = (_MANUAL, _DALY, _FOUND, _ASYNC, _JIT, _WARM, _PLACED)
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,13 +144,17 @@ def replay(trace: Path, setup: Setup, *, num_clean: int | None = None) -> Replay
     nodes = setup.nodes or min(MOST_NODES, int(SHARE_OF_FLEET * fleet.num_nodes))
     if not 0 < nodes < fleet.num_nodes:
         raise UsageError(f"{nodes} nodes of {fleet.num_nodes} leave no spare; give fewer --nodes")
-    outcomes = _outcomes(fleet, nodes, setup.seeds)
+    histories = {
+        placing: [interruptions(fleet, nodes, seed, placing) for seed in range(setup.seeds)]
+        for placing in PLACINGS
+    }
+    outcomes = _outcomes(fleet, nodes, histories)
     result = Result(
         bench="health replay", size="full",
         command=f"python -m cloudshift_lab health replay --trace CSV --seeds {setup.seeds}",
         date=surroundings.date(), commit=surroundings.commit(), machine=machine,
         versions=surroundings.versions(), seconds=round(REAL_WORLD.monotonic() - began, 1),
-        rows=_rows(outcomes),
+        rows=(*_rows(outcomes), *_interruption_rows(histories, fleet.days)),
     )  # fmt: skip
     return Replay(
         result=result, real="which node faults when and for how long (the trace)",
@@ -161,14 +173,11 @@ def text_of(document: Replay) -> str:
     return "\n".join(lines)
 
 
-def _outcomes(fleet: Fleet, nodes: int, seeds: int) -> tuple[Outcome, ...]:
-    usual = [interruptions(fleet, nodes, seed, by_history=False) for seed in range(seeds)]
-    chosen = [interruptions(fleet, nodes, seed, by_history=True) for seed in range(seeds)]
+def _outcomes(
+    fleet: Fleet, nodes: int, histories: Mapping[Placing, Sequence[Interruptions]]
+) -> tuple[Outcome, ...]:
     mtbf_s = NODE_MTBF_H["reserved"] * 3600.0 / nodes
-    played = [
-        _play_all(way, chosen if way.by_history else usual, fleet.days * DAY_S, mtbf_s)
-        for way in WAYS
-    ]
+    played = [_play_all(way, histories[way.placing], fleet.days * DAY_S, mtbf_s) for way in WAYS]
     first_s, last_s = played[0].unplanned_s, played[-1].unplanned_s
     if first_s <= last_s:
         raise UsageError("no fault of the trace hit the job; give more --nodes or a longer trace")
@@ -270,3 +279,14 @@ def _rows(outcomes: Sequence[Outcome]) -> tuple[Row, ...]:
     )  # fmt: skip
     rows.append(row("the same without placement by history: less", outcomes[-2].less, "share"))
     return tuple(rows)
+
+
+def _interruption_rows(
+    histories: Mapping[Placing, Sequence[Interruptions]], days: float
+) -> list[Row]:
+    return [
+        row(f"interruptions a day: {PLACINGS[placing]}",
+            float(np.mean([len(each) for each in played])) / days, "",
+            samples=[round(len(each) / days, 4) for each in played])
+        for placing, played in histories.items()
+    ]  # fmt: skip

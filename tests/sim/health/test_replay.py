@@ -65,9 +65,9 @@ def test_a_job_is_hit_only_by_faults_of_nodes_it_has() -> None:
     fleet = Fleet.of([Fault("a", 1.0, 2.0, ""), Fault("a", 5.0, 6.0, "")], num_clean=0)
     assert fleet.num_nodes == 1
     with pytest.raises(UsageError):
-        interruptions(fleet, 1, seed=0, by_history=False)
+        interruptions(fleet, 1, 0, "any")
     two = Fleet.of([Fault("a", 1.0, 2.0, ""), Fault("a", 5.0, 6.0, "")], num_clean=1)
-    hits = {interruptions(two, 1, seed, by_history=False) for seed in range(10)}
+    hits = {interruptions(two, 1, seed, "any") for seed in range(10)}
     assert hits == {(), (DAY_S,)}  # the node that never fails, or one that leaves for it
 
 
