@@ -27,6 +27,7 @@ from cloudshift_lab.checkpoint.saver_process import SaverProcess
 from cloudshift_lab.checkpoint.saving import SaverJob, read_slot
 from cloudshift_lab.checkpoint.share import Staged
 from cloudshift_lab.core.errors import CloudshiftError, UsageError
+from cloudshift_lab.core.lineage import NOTICES_ENV
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.staging import StepReport
 from cloudshift_lab.core.wire import from_json, to_json
@@ -65,8 +66,11 @@ class AgentProcess:
         self._receiver = RowReceiver(self._node_dir.path, self._take)
         leads_others = job.node == 0 and job.placement.nodes > 1
         self._line = Line(store, job, world) if leads_others else None
+        self._notices, trouble = self._listener()
+        os.environ[NOTICES_ENV] = " ".join(number.name for number in self._notices.signals)
         self._agent = self._follower(store) if job.node > 0 else self._leader(store)
-        self._notices = self._listener()
+        if trouble:
+            self._agent.note("metadata", trouble)
         self._asked_to_stop = False
 
     def _leader(self, store: Store) -> NodeAgent:
@@ -93,14 +97,13 @@ class AgentProcess:
             prove=self._prove_told,
         )  # fmt: skip
 
-    def _listener(self) -> MachineNotices:
-        """What says that this machine goes; settings that make no sense are a warning."""
+    def _listener(self) -> tuple[MachineNotices, str]:
+        """What says that this machine goes; of settings that make no sense, what is wrong."""
         followers = None if self._line is None else self._line.followers
         try:
-            return notices_of(self._job, os.environ, self._world, followers=followers)
+            return notices_of(self._job, os.environ, self._world, followers=followers), ""
         except UsageError as error:
-            self._agent.note("metadata", error.message)
-            return MachineNotices({}, None, self._world, followers=followers)
+            return MachineNotices({}, None, self._world, followers=followers), error.message
 
     def run(self) -> int:
         """Tick until the attempt has ended; 0 unless it failed or was fenced."""

@@ -42,7 +42,9 @@ def heed(attempt: Attempt, order: Order, sealing: Callable[[], Activity]) -> Act
         yield OrderResult(state="running", detail="waiting for the run to arrive")
     within_s = max(0.0, until - attempt.world.now())
     plan = plan_grace(within_s, facts_of(attempt))
-    attempt.board.note("notice", f"this machine goes in {within_s:.0f} s: {plan.words}")
+    says = attempt.board.status.notice_from
+    told = f"this machine goes in {within_s:.0f} s: {plan.words}"
+    attempt.board.note("notice", f"{says}: {told}" if says else told)
     if not plan.finishes:
         attempt.saves.keep_current()
     attempt.drain(for_notice=True)
@@ -64,7 +66,7 @@ def outlive(attempt: Attempt) -> bool:
     has_gone = attempt.view.nodes_up < attempt.job.placement.nodes
     if has_gone or attempt.world.now() < until + OUTLIVED_S:
         return False
-    attempt.board.update(notice_until=None)
+    attempt.board.update(notice_until=None, notice_from="")
     attempt.board.note("notice", "this machine was to go, and is still here")
     return attempt.only_noticed and attempt.is_owner
 

@@ -17,6 +17,7 @@ from cloudshift_lab.migration.grace import assumed_words
 _ASSUMED_STEP_S = 1.0
 _ASSUMED_PROVISION_S = 20.0
 _LONGEST_NOTICE_S = 86_400.0
+SIMULATED = "SIMULATED"
 OUTLIVED_S = 30.0
 """As long after its time an agent takes its machine for spared."""
 
@@ -67,14 +68,24 @@ def is_outlived(view: NoticeView, status: AgentStatus | None, *, now: float) -> 
     return has_forgotten and now >= view.deadline + OUTLIVED_S
 
 
+def taken_words(run_id: str, view: NoticeView, kept: str) -> str:
+    """Why a run is lost whose machine went as had been said, and what is to be done next."""
+    mark = " [simulated]" if SIMULATED in view.words else ""
+    return (
+        f"its machine was taken away, as had been said{mark} ({kept}); continue it where there is "
+        f"one with `cloudshift resume {run_id}`"
+    )
+
+
 def standing_words(run_id: str, view: NoticeView, status: AgentStatus | None) -> str:
     """What a notice means now: what will be saved, or what is, and what is to be done next."""
     if status is None or status.state != "drained" or status.committed_step is None:
         return view.words
+    says = f"{status.notice_from}: " if status.notice_from else ""
     return (
-        f"step {status.committed_step} is saved and the ranks have stopped; move the run with "
-        f"`cloudshift migrate {run_id} --to CLOUD`, or continue it where there is a machine, once "
-        f"this one has gone, with `cloudshift resume {run_id}`"
+        f"{says}step {status.committed_step} is saved and the ranks have stopped; move the run "
+        f"with `cloudshift migrate {run_id} --to CLOUD`, or continue it where there is a machine, "
+        f"once this one has gone, with `cloudshift resume {run_id}`"
     )
 
 

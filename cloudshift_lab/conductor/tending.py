@@ -9,7 +9,14 @@ from cloudshift_lab.checkpoint.branch import branch
 from cloudshift_lab.conductor.inbox import ends_attempt
 from cloudshift_lab.conductor.journal import Journal
 from cloudshift_lab.conductor.moves import Move, Surroundings, journal_path
-from cloudshift_lab.conductor.noticing import check_notice, heard, is_outlived, knows, notice_view
+from cloudshift_lab.conductor.noticing import (
+    check_notice,
+    heard,
+    is_outlived,
+    knows,
+    notice_view,
+    taken_words,
+)
 from cloudshift_lab.conductor.records import (
     AttemptStarted,
     MoveOpened,
@@ -323,14 +330,18 @@ class RunTender:
 
     def _hear_machines(self) -> None:
         """What a machine has heard of its own end counts as if a person had said it."""
-        move, words, now = self.open_move, [self.status], self._around.world.now()
+        self._hear(self.status)
+        move = self.open_move
         if move is not None and move.is_under_way and not move.saga.is_committed:
             target = self.record.attempts.get(move.generations[-1])
-            words += [] if target is None else [self.side(target.started).line.look()]
+            self._hear(None if target is None else self.side(target.started).line.look())
+
+    def _hear(self, status: AgentStatus | None) -> None:
+        now, move = self._around.world.now(), self.open_move
         source = None if move is None else move.plan.generation
-        for status in words if self.record.ended is None else ():
-            if (ask := heard(status, self.record.notices, source, now=now)) is not None:
-                self.notice(ask, says="" if status is None else status.notice_from)
+        ask = heard(status, self.record.notices, source, now=now)
+        if status is not None and ask is not None and self.record.ended is None:
+            self.notice(ask, says=status.notice_from)
 
     def _push_moves(self) -> None:
         for move in list(self.moves.values()):
@@ -390,21 +401,14 @@ class RunTender:
             error = f"ended without a last save; {kept}"
             self._keep_end("stopped", f"{asked.why}; {error}" if asked.why else error, status)
             return
+        error = (
+            f"the agent ended without a word ({kept}); see `cloudshift logs {self.run_id}`, "
+            f"then continue it with `cloudshift resume {self.run_id}`"
+        )
         notice = self.record.notices.get(self.owner.job.generation)
         if notice is not None and not is_outlived(notice, status, now=self._around.world.now()):
-            self._keep_end(
-                "lost",
-                f"its machine was taken away, as had been said ({kept}); continue it where there "
-                f"is one with `cloudshift resume {self.run_id}`",
-                status,
-            )
-            return
-        self._keep_end(
-            "lost",
-            f"the agent ended without a word ({kept}); see `cloudshift logs {self.run_id}`, "
-            f"then continue it with `cloudshift resume {self.run_id}`",
-            status,
-        )
+            error = taken_words(self.run_id, notice, kept)
+        self._keep_end("lost", error, status)
 
     def _keep_end(self, state: Outcome, error: str | None, status: AgentStatus | None) -> None:
         asked = self.record.stop_asked

@@ -68,8 +68,9 @@ class LocalEngine:
             self._stop_followers(leader, _FOLLOWER_GRACE_S)
         return self._start_all(job, only_if_never_started=False)
 
-    def find(self, run_id: str, generation: int) -> Handle | None:
-        return self._find(self.workdir(run_id, generation))
+    def find(self, run_id: str, generation: int, node: int = 0) -> Handle | None:
+        """Of one node; the others than the first are of no concern to a conductor."""
+        return self._find(self.workdir(run_id, generation, node))
 
     def _find(self, workdir: Path) -> Handle | None:
         path = workdir / HANDLE_FILE

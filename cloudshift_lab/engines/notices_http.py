@@ -123,7 +123,7 @@ def _split(url: str) -> tuple[str, int, str]:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise UsageError(f"'{url}' is no address ({error}); {_ADVICE}") from error
+        raise UsageError(f"a metadata service's address is none ({error}); {_ADVICE}") from error
     if parts.scheme != "http" or not host:
         raise UsageError(f"a metadata service is named as http://HOST[:PORT][/PATH]; {_ADVICE}")
     return host, port or 80, parts.path.rstrip("/")

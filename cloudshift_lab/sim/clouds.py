@@ -10,12 +10,14 @@ from pathlib import Path
 
 import msgspec
 
-from cloudshift_lab.core.errors import Unavailable
+from cloudshift_lab.core.errors import Unavailable, UsageError
 from cloudshift_lab.core.home import load_clouds, local_cloud, save_clouds
-from cloudshift_lab.core.placement import Cloud, Clouds
+from cloudshift_lab.core.placement import Cloud, Clouds, NoticeDialect, Notices
 from cloudshift_lab.core.world import REAL_WORLD, World
 from cloudshift_lab.sim import catalogue
 from cloudshift_lab.sim.link import Direction, Door, Link, LinkSpec
+from cloudshift_lab.sim.metadata import Preempt, preempt
+from cloudshift_lab.sim.metadata_words import Preemption
 from cloudshift_lab.sim.servers import (
     HOST,
     Server,
@@ -29,6 +31,8 @@ from cloudshift_lab.sim.servers import (
 AWS_SIM = "aws-sim"
 GCP_SIM = "gcp-sim"
 KINDS: dict[str, ServerKind] = {AWS_SIM: "s3", GCP_SIM: "gcs"}
+DIALECTS: dict[str, NoticeDialect] = {AWS_SIM: "aws", GCP_SIM: "gcp"}
+METADATA = "metadata-sim"
 _LEFT = {
     "s3": "it kept its objects in memory, so they are gone, checkpoints too",
     "gcs": "its objects stay on disk for the next 'clouds up'",
@@ -67,19 +71,53 @@ class SimClouds:
         """
         with self._locked():
             servers = [self._ensure(name, progress or _quiet) for name in KINDS]
-            clouds = tuple(describe(server) for server in servers)
+            metadata = find_server(self._folder, METADATA) or start_server(
+                self._folder, METADATA, "metadata", world=self._world
+            )
+            clouds = tuple(describe(server, metadata=metadata) for server in servers)
             self._list(clouds)
         return clouds
 
     def down(self, progress: Callable[[str], None] | None = None) -> None:
         """Stop the servers and take both clouds off ``clouds.json``; fine when none runs."""
         with self._locked():
-            for name in KINDS:
+            for name in (*KINDS, METADATA):
                 if (server := find_server(self._folder, name)) is not None:
                     stop_server(server, world=self._world)
-                    (progress or _quiet)(f"{name} (simulated) is stopped; {_LEFT[KINDS[name]]}")
+                    if name in KINDS:
+                        left = _LEFT[KINDS[name]]
+                        (progress or _quiet)(f"{name} (simulated) is stopped; {left}")
                 (self._folder / f"{name}.json").unlink(missing_ok=True)
             self._list(())
+
+    def preempt(
+        self, name: str, in_s: float, *, run_id: str = "", kills: bool = False
+    ) -> tuple[Preemption, ...]:
+        """Play that the provider takes the machines of one simulated cloud away.
+
+        They hear of it as early as that provider says it: see ``metadata_words``.
+
+        Args:
+            name: The cloud.
+            in_s: Seconds until they go.
+            run_id: Only those of this run; empty: all that have asked for notices.
+            kills: End what runs there when the time is over; else they are spared.
+
+        Raises:
+            UsageError: There is no such simulated cloud.
+            Unavailable: It is not up.
+            Conflict: Nothing runs there.
+        """
+        if name not in KINDS:
+            raise UsageError(
+                f"'{name}' is no simulated cloud, and no other is taken away here; "
+                f"choose one of: {', '.join(KINDS)}"
+            )
+        server = find_server(self._folder, METADATA)
+        if server is None:
+            raise Unavailable(f"{name} is not up, or was before; run: cloudshift clouds up")
+        machine = f"{name}.{run_id}." if run_id else f"{name}."
+        return preempt(server.port, Preempt(in_s=in_s, machine=machine, kills=kills))
 
     def status(self) -> tuple[SimStatus, ...]:
         """Which of the two run, and where."""
@@ -146,7 +184,14 @@ class SimClouds:
         """Write who is reached where from outside; without a port: where everybody is."""
         with self._locked():
             running = (find_server(self._folder, name) for name in KINDS)
-            self._list(tuple(describe(s, ports.get(s.name)) for s in running if s is not None))
+            metadata = find_server(self._folder, METADATA)
+            self._list(
+                tuple(
+                    describe(server, ports.get(server.name), metadata=metadata)
+                    for server in running
+                    if server is not None
+                )
+            )
 
     def _list(self, clouds: tuple[Cloud, ...]) -> None:
         ours = {AWS_SIM, GCP_SIM}
@@ -168,8 +213,16 @@ def store_url(name: str) -> str:
     return f"{'s3' if KINDS[name] == 's3' else 'gs'}://{_bucket(name)}/lab"
 
 
-def describe(server: Server, public_port: int | None = None) -> Cloud:
-    """The entry of ``clouds.json`` for a running server; ``public_port``: for those outside."""
+def describe(
+    server: Server, public_port: int | None = None, *, metadata: Server | None = None
+) -> Cloud:
+    """The entry of ``clouds.json`` for a running server.
+
+    Args:
+        server: Keeps the cloud's objects.
+        public_port: Where those outside of the cloud reach it; None: where everybody does.
+        metadata: Tells its machines of their end; None: nobody does.
+    """
     if server.kind == "s3":
         title = "simulated AWS (an S3 server on this machine)"
         prices = catalogue.AWS_TYPE, catalogue.AWS_AS_OF, catalogue.AWS_PRICES
@@ -192,7 +245,13 @@ def describe(server: Server, public_port: int | None = None) -> Cloud:
         get_micro_usd_per_1000=catalogue.GET_MICRO_USD_PER_1000,
         simulated=True,
         note=catalogue.NOTE,
+        notices=None if metadata is None else _notices(server.name, metadata),
     )
+
+
+def _notices(name: str, metadata: Server) -> Notices:
+    """Each machine has an address of its own; nothing is polled but the emulator."""
+    return Notices(DIALECTS[name], f"{metadata.endpoint}/machine/{name}.{{machine}}")
 
 
 def _options(kind: ServerKind, endpoint: str) -> dict[str, msgspec.Raw]:

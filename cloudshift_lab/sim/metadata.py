@@ -1,4 +1,4 @@
-"""A metadata service that plays a preemption: real HTTP on this machine, nothing is taken away.
+"""A metadata service that plays preemptions: real HTTP on this machine, simulated news.
 
 It speaks as the instances of AWS, Google Cloud and Azure hear it (``metadata_words``). Each machine
 may have an address of its own, ``http://127.0.0.1:PORT/machine/NAME``, so that one service plays
@@ -10,9 +10,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import http.client
+import os
+import signal
 import threading
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
@@ -21,13 +24,15 @@ import msgspec
 from cloudshift_lab.core.errors import Conflict, Unavailable
 from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.core.world import REAL_WORLD, World
-from cloudshift_lab.engines.notices_http import SIMULATED_HEADER
+from cloudshift_lab.engines.local import LocalEngine
+from cloudshift_lab.engines.notices_http import MAX_BYTES, SIMULATED_HEADER
 from cloudshift_lab.sim.metadata_words import Asked, Preemption, Reply, answer
 
 HOST = "127.0.0.1"
 GONE_S = 2.0
 ASK_LIMIT_S = 10.0
 _LONGEST_WAIT_S = 0.2
+_REAP_EVERY_S = 0.1
 _MACHINE = "/machine/"
 _CONTROL = "/simulated/"
 _ALONE = "simulated-machine"
@@ -39,13 +44,14 @@ class Preempt(msgspec.Struct, frozen=True):
 
     ``machine``: the beginning of their names; empty: all that have asked for notices so far.
     ``lead_s``: how long before that they are told; None: as the provider does. ``is_hint``: tell
-    them only that it may happen.
+    them only that it may happen. ``kills``: end what runs there when the time is over.
     """
 
     in_s: float
     machine: str = ""
     lead_s: float | None = None
     is_hint: bool = False
+    kills: bool = False
 
 
 class MetadataState(msgspec.Struct, frozen=True):
@@ -97,7 +103,13 @@ class PlayedMachines:
             names = [name for name in self._seen if name.startswith(ask.machine)]
             events = tuple(
                 Preemption(
-                    self._world.new_id("event"), name, now, now + ask.in_s, ask.lead_s, ask.is_hint
+                    event_id=self._world.new_id("event"),
+                    machine=name,
+                    at=now,
+                    deadline=now + ask.in_s,
+                    lead_s=ask.lead_s,
+                    is_hint=ask.is_hint,
+                    kills=ask.kills,
                 )
                 for name in names
             )
@@ -106,6 +118,16 @@ class PlayedMachines:
         if not events:
             raise Conflict("no machine is there that would hear it; start a run there first")
         return events
+
+    def due(self) -> tuple[str, ...]:
+        """Machines whose time is over and which are to be ended now; each is given out once."""
+        now = self._world.now()
+        with self._news:
+            over = [e for e in self._events.values() if e.kills and now >= e.deadline]
+            for event in over:
+                del self._events[event.event_id]
+                self._seen.pop(event.machine, None)
+        return tuple(event.machine for event in over)
 
     def clear(self) -> None:
         """Nothing is going to happen any more."""
@@ -229,7 +251,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.is_closing.wait()
             return
         size = self.headers.get("Content-Length", "0")
-        body = self.rfile.read(int(size)) if size.isdecimal() else b""
+        body = self.rfile.read(min(int(size), MAX_BYTES)) if size.isdecimal() else b""
         headers = {name.lower(): value for name, value in self.headers.items()}
         reply = self._reply(Asked(self.command, self.path, headers, body))
         with contextlib.suppress(ConnectionError):  # whoever asked waits no longer
@@ -322,9 +344,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Be an emulator until killed: ``python -m cloudshift_lab.sim.metadata --port PORT``."""
     parser = argparse.ArgumentParser(prog="metadata", description=__doc__)
     parser.add_argument("--port", type=int, default=0)
-    server = MetadataServer(port=parser.parse_args(arguments).port)
+    parser.add_argument("--home", type=Path, help="whose machines may be ended")
+    options = parser.parse_args(arguments)
+    server = MetadataServer(port=options.port)
     print(f"SIMULATED metadata service at {server.url}", flush=True)
+    if options.home is not None:
+        reaper = threading.Thread(target=_reap, args=(server.machines, options.home), daemon=True)
+        reaper.start()
     server.serve()
+
+
+def _reap(machines: PlayedMachines, home: Path) -> None:
+    """End the machines whose time is over, as a provider does."""
+    while True:
+        for machine in machines.due():
+            name = machine.partition(".")[2]
+            print(f"SIMULATED end of {machine}: {end_machine(home, name)}", flush=True)
+        REAL_WORLD.sleep(_REAP_EVERY_S)
+
+
+def end_machine(home: Path, machine: str) -> str:
+    """Kill the agent of one node and, with it, all of its ranks; what was done.
+
+    Args:
+        home: The state directory of the run.
+        machine: ``RUN.GENERATION.NODE``.
+    """
+    run_id, generation, node = machine.rsplit(".", 2)
+    engine = LocalEngine(home)
+    handle = engine.find(run_id, int(generation), int(node))
+    if handle is None or engine.observe(handle).is_gone:
+        return "nothing ran there any more"
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(handle.pid, signal.SIGKILL)
+    return f"killed process {handle.pid}"
 
 
 if __name__ == "__main__":

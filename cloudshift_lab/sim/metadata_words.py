@@ -22,11 +22,12 @@ _JSON = "application/json"
 
 
 class Preemption(msgspec.Struct, frozen=True):
-    """One machine, or all, will be taken away; nothing is, really: it is simulated.
+    """One machine will be taken away; it is simulated.
 
-    ``machine``: which one, empty: all that there were then. ``at`` and ``deadline`` are wall-clock
+    ``machine``: which one. ``at`` and ``deadline`` are wall-clock
     seconds. ``lead_s``: how long before the deadline it is said; None: as the provider does.
-    ``is_hint``: the provider only thinks that it may happen. ``started``: the machine has said
+    ``is_hint``: the provider only thinks that it may happen. ``kills``: what runs there is ended
+    then, as if the machine had gone. ``started``: the machine has said
     that it is ready.
     """
 
@@ -36,6 +37,7 @@ class Preemption(msgspec.Struct, frozen=True):
     deadline: float
     lead_s: float | None = None
     is_hint: bool = False
+    kills: bool = False
     started: tuple[str, ...] = ()
 
     def is_said(self, now: float, usual_lead_s: float) -> bool:
@@ -156,13 +158,20 @@ def _gcp(machines: Machines, machine: str, asked: Asked) -> Reply:
         return Reply(404)
     word = _preempted(machines, machine)
     if asked.query("wait_for_change").lower() == "true":
-        limit_s = float(asked.query("timeout_sec") or 3600.0)
+        limit_s = _number(asked.query("timeout_sec"), 3600.0)
         until, last = machines.now() + limit_s, asked.query("last_etag") or _etag(word)
         while _etag(word) == last and (left_s := until - machines.now()) > 0:
             machines.wait_s(left_s)
             word = _preempted(machines, machine)
     headers = {"ETag": _etag(word), "Metadata-Flavor": "Google"}
     return Reply(200, word.encode(), "application/text", headers)
+
+
+def _number(word: str, otherwise: float) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        return otherwise
 
 
 def _preempted(machines: Machines, machine: str) -> str:
@@ -195,7 +204,7 @@ def _azure(machines: Machines, machine: str, asked: Asked) -> Reply:
     if asked.method == "POST":
         return _azure_start(machines, machine, asked)
     events = [each for each in machines.of_all() if not each.is_hint]
-    told = {"DocumentIncarnation": len(events), "Events": [_event(e, machine) for e in events]}
+    told = {"DocumentIncarnation": len(events), "Events": [_event(each) for each in events]}
     return Reply(200, to_json(told), _JSON)
 
 
@@ -208,15 +217,14 @@ def _azure_start(machines: Machines, machine: str, asked: Asked) -> Reply:
     return Reply(200 if known and all(known) else 404)
 
 
-def _event(event: Preemption, machine: str) -> dict[str, object]:
-    whose = event.machine or machine
-    has_begun = whose in event.started
+def _event(event: Preemption) -> dict[str, object]:
+    has_begun = event.machine in event.started
     not_before = format_datetime(datetime.fromtimestamp(event.deadline, UTC), usegmt=True)
     return {
         "EventId": event.event_id,
         "EventType": "Preempt",
         "ResourceType": "VirtualMachine",
-        "Resources": [whose],
+        "Resources": [event.machine],
         "EventStatus": "Started" if has_begun else "Scheduled",
         "NotBefore": "" if has_begun else not_before,
         "Description": "SIMULATED",

@@ -1,4 +1,4 @@
-"""Object-store and etcd servers on this machine that outlive whoever started them."""
+"""Object-store, etcd and metadata servers on this machine that outlive whoever started them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from cloudshift_lab.core.errors import Corrupt, Unavailable, Unsupported
 from cloudshift_lab.core.home import write_private
 from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.core.world import REAL_WORLD, World
-from cloudshift_lab.engines.process import process_start_time
+from cloudshift_lab.engines.process import environment, process_start_time
 
-ServerKind = Literal["s3", "gcs", "azure", "etcd"]
+ServerKind = Literal["s3", "gcs", "azure", "etcd", "metadata"]
 HOST = "127.0.0.1"
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 5.0
@@ -35,6 +35,7 @@ _NO_AZURITE = (
     "the simulated Azure needs Azurite; run: npm install azurite "
     "(AZURITE_BLOB may say where its azurite-blob is)"
 )
+_METADATA = "cloudshift_lab.sim.metadata"
 _NO_ETCD = "a real etcd is needed here; run: apt-get install etcd-server"
 _ACCOUNTS = {"AZURITE_ACCOUNTS": f"{AZURE_ACCOUNT}:{AZURE_KEY}"}
 _CHILDREN: dict[int, subprocess.Popen[bytes]] = {}
@@ -127,12 +128,12 @@ def stop_server(server: Server, *, world: World = REAL_WORLD) -> None:
 
 
 def make_bucket(server: Server, bucket: str) -> None:
-    """Make a bucket; one that exists is fine, and etcd needs none.
+    """Make a bucket; one that exists is fine, and some servers need none.
 
     Raises:
         Unavailable: The server refused.
     """
-    if server.kind == "etcd":
+    if server.kind in ("etcd", "metadata"):
         return
     if server.kind == "azure":
         _make_container(server, bucket)
@@ -165,7 +166,7 @@ def _launch(folder: Path, name: str, kind: ServerKind, env: dict[str, str], port
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env={**os.environ, "TMPDIR": str(data), **_ACCOUNTS, **env},
+            env={**environment(), "TMPDIR": str(data), **_ACCOUNTS, **env},
         )
     _CHILDREN[process.pid] = process
     return Server(name, kind, process.pid, process_start_time(process.pid) or "", port)
@@ -192,6 +193,9 @@ def _argv(kind: ServerKind, port: int, data: Path) -> list[str]:
         return _s3_argv(port)
     if kind == "etcd":
         return _etcd_argv(port, data)
+    if kind == "metadata":
+        home = str(data.parent.parent)
+        return [sys.executable, "-m", _METADATA, "--port", str(port), "--home", home]
     return _gcs_argv(port, data) if kind == "gcs" else _azure_argv(port, data)
 
 

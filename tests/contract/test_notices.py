@@ -321,10 +321,13 @@ def test_aws_metadata_that_is_switched_off_is_left_alone() -> None:
     assert dialect_of(Notices("aws"), off, REAL_WORLD, machine=MACHINE) is None
 
 
-@pytest.mark.parametrize("url", ["https://h", "h:80", "http://", "http://h:port", "file:///etc"])
+@pytest.mark.parametrize(
+    "url", ["https://me:secret@h", "h:80", "http://", "http://me:secret@h:port", "file:///etc"]
+)
 def test_an_address_that_is_none_is_refused_without_showing_its_credentials(url: str) -> None:
-    with pytest.raises(UsageError, match=r"clouds\.json"):
+    with pytest.raises(UsageError, match=r"clouds\.json") as caught:
         dialect_of(Notices("aws", url), {}, REAL_WORLD, machine=MACHINE)
+    assert "secret" not in str(caught.value)
 
 
 def test_no_credentials_of_an_address_are_shown() -> None:

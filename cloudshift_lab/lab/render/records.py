@@ -1,4 +1,4 @@
-"""What is on record: receipts with forecast beside actual, and what a notice leaves time for."""
+"""What is on record: receipts with forecast beside actual, notices and what they leave time for."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from cloudshift_lab.lab.render.outlook import closing_name
 from cloudshift_lab.lab.render.sheet import Sheet, Table
 from cloudshift_lab.lab.render.standing import phase_title
 from cloudshift_lab.migration import GENESIS, Compared, Receipt, check_chain, compare
+from cloudshift_lab.sim.metadata_words import AWS_LEAD_S, GCP_LEAD_S, Preemption
 
 HEAD = ("figure", "forecast", "actual", "difference")
 CHAIN_HEAD = ("move", "receipt", "follows", "plan", "manifest of the sealed step")
@@ -21,6 +22,7 @@ _DOES = {
     "stage": "save the newest step that lies staged",
     "move": "move the run before the machine goes",
 }
+LEADS_S = {"aws": AWS_LEAD_S, "gcp": GCP_LEAD_S}
 _NAMES = {"pause": "pause", "still": "nothing computed", "bytes": "bytes moved", "cost": "cost"}
 
 
@@ -68,6 +70,39 @@ def notice_sheet(name: str, view: NoticeView, by: str, prompt: str) -> Sheet:
             *([view.words] if view.words else []),
         ),
         following=(f"{prompt} watch {name}",),
+    )
+
+
+def preempted_sheet(cloud: str, events: Sequence[Preemption], prompt: str) -> Sheet:
+    """Which machines are played to go, when they hear of it, and what happens then.
+
+    Args:
+        cloud: Whose machines.
+        events: One for each machine; there is at least one.
+        prompt: How this surface is called.
+    """
+    deadline, at = events[0].deadline, events[0].at
+    lead_s = LEADS_S.get(cloud.partition("-")[0], 0.0)
+    early_s = deadline - at - lead_s
+    told = "now" if early_s <= 0 else f"in {format_duration(early_s)}, as that provider does"
+    count = "1 machine" if len(events) == 1 else f"{len(events)} machines"
+    names = ", ".join(event.machine.partition(".")[2] for event in events)
+    then = (
+        "what runs there is ended then, as if the machine had gone"
+        if events[0].kills
+        else "nothing is ended: who is still there half a minute later was spared, and trains on"
+    )
+    return Sheet(
+        "preemption",
+        f"preemption [{SIMULATED}]: {count} of {cloud} to be taken away in "
+        f"{format_duration(deadline - at)}, at {clock(deadline)}",
+        notes=(
+            f"{SIMULATED}: no provider said so, an emulator on this machine does",
+            f"run.attempt.node: {names}",
+            f"the agents are told {told}",
+            then,
+        ),
+        following=(f"{prompt} watch {events[0].machine.split('.')[1]}",),
     )
 
 
