@@ -115,9 +115,12 @@ def _checkpoint(tender: RunTender) -> tuple[int | None, float | None]:
 def _trouble(tender: RunTender) -> str | None:
     if tender.trouble is not None:
         return tender.trouble
-    if tender.status is not None and tender.status.warnings:
-        return tender.status.warnings[-1]
-    return None
+    status = tender.status
+    if status is None:
+        return None
+    notice = f"{status.notice_from}: " if status.notice_until is not None else None
+    others = [line for line in status.warnings if notice is None or not line.startswith(notice)]
+    return others[-1] if others else None  # a notice has a place of its own
 
 
 def show_move(move: Move, tender: RunTender, now: float) -> MigrationView:

@@ -133,3 +133,16 @@ def test_a_target_that_heard_of_its_end_brings_its_move_back(bench: Bench) -> No
     bench.step()
     assert bench.settle(view.migration_id).phase == "rolled_back"
     assert bench.service.run(run_id).notice == ""
+
+
+def test_a_notice_is_told_once_and_not_also_as_a_trouble(bench: Bench) -> None:
+    run_id = bench.train()
+    hear(bench, run_id, 120.0)
+    bench.engine.puppets[run_id, 1].say(
+        warnings=("the disk is slow; look at it", f"{SAYS}: this machine goes in 120 s: hurry")
+    )
+    bench.step()
+    bench.step()
+    view = bench.service.run(run_id)
+    assert view.notice.startswith(SAYS)
+    assert view.error == "the disk is slow; look at it"
