@@ -11,6 +11,7 @@ Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 REFRESH_SAMPLES = 25
+_MOST_ALIKE = 0.9
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ class Scan:
     """Two-sample z-tests of several window lengths, for many series side by side.
 
     The standard error counts both the window's and the past's, so that a short past raises no false
-    alarm; the spread is estimated from the past too. A raised series' past stands still until it
-    comes down, so that what is wrong does not become normal.
+    alarm; the spread is estimated from the past too, and so is how much a sample resembles the one
+    before it, since the mean of such samples wavers more. A raised series' past stands still until
+    it comes down, so that what is wrong does not become normal.
 
     Args:
         past: The first samples, [samples, series]; at least ``REFRESH_SAMPLES`` of them.
@@ -55,6 +57,8 @@ class Scan:
         self._size = max(size, len(past)) + 1
         self._sums = np.zeros((self._size, num))
         self._squares = np.zeros((self._size, num))
+        self._products = np.zeros((self._size, num))
+        self._last = np.zeros(num)
         self._first = self._count = 0
         self.raised: Flags = np.zeros(num, bool)
         self._since: Ints = np.zeros(num, np.int64)
@@ -118,6 +122,8 @@ class Scan:
         here, there = self._count % self._size, (self._count + 1) % self._size
         self._sums[there] = self._sums[here] + sample
         self._squares[there] = self._squares[here] + sample**2
+        self._products[there] = self._products[here] + sample * self._last
+        self._last = sample
         self._count += 1
 
     def _between(self, sums: Floats, begin: int, end: int) -> Floats:
@@ -130,7 +136,11 @@ class Scan:
         variance = self._between(self._squares, begin, end) / num - mean**2
         self._mean = np.where(self.raised, self._mean, mean)
         self._past = np.where(self.raised, self._past, float(num))
-        self._spread = float(np.sqrt(max(float(np.median(variance)), 1e-12)))
+        product = self._between(self._products, begin + 1, end) / (num - 1) - mean**2
+        alike = float(np.median(product / np.maximum(variance, 1e-12)))
+        alike = min(max(alike, 0.0), _MOST_ALIKE)
+        wavers = (1 + alike) / (1 - alike)  # of the long-run variance, were it autoregressive
+        self._spread = float(np.sqrt(max(float(np.median(variance)) * wavers, 1e-12)))
 
     def _lower(self) -> None:
         if not self.raised.any():

@@ -23,6 +23,13 @@ def test_noise_alone_raises_nothing() -> None:
     assert first_hits(noise(2000, 30)) == {}
 
 
+def test_noise_that_wavers_slowly_raises_nothing_either() -> None:
+    samples = noise(2000, 30)
+    for at in range(1, 2000):
+        samples[at] += 0.5 * samples[at - 1]
+    assert first_hits(samples) == {}
+
+
 @pytest.mark.parametrize(("shift", "within"), [(4.0, 8), (1.0, 60)])
 def test_a_large_shift_shows_at_once_and_a_small_one_later(shift: float, within: int) -> None:
     samples = noise(500, 30)
