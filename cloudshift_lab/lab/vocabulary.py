@@ -62,6 +62,7 @@ WAIT = Argument("--wait", "switch", "stay until it has ended; Ctrl-C only detach
 STEP = Argument("step", "step", "a stored step; of the only run: @400 is enough", required=True)
 MISSING = ("roll-back", "wait", "shrink", "elsewhere")
 CLOSINGS = ("auto", "copy", "replay")
+PLAYED = ("aws-sim", "gcp-sim")
 FORMATS = ("safetensors", "dcp", "state_dict", "npz")
 
 VERBS: tuple[Verb, ...] = (
@@ -296,7 +297,9 @@ VERBS: tuple[Verb, ...] = (
         "the simulated clouds of this machine",
         (
             Argument("action", "text", "what to do", "status", ("up", "down", "status", "preempt")),
-            Argument("cloud", "text", "preempt: whose machines are taken away (simulated)"),
+            Argument(
+                "cloud", "text", "preempt: whose machines are taken away (simulated)", None, PLAYED
+            ),
             Argument("--in", "text", "preempt: until they go: 30, 30s or 2m", "120"),
             Argument("--run", "run", "preempt: only this run's machines"),
             Argument("--kill", "switch", "preempt: then end what runs there; else it is spared"),

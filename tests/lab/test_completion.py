@@ -63,7 +63,8 @@ def test_flags_are_offered_once() -> None:
 
 
 def test_choices_are_offered() -> None:
-    assert words("%cloudshift clouds ") == ("up", "down", "status", "--force")
+    assert words("%cloudshift clouds ")[:4] == ("up", "down", "status", "preempt")
+    assert words("%cloudshift clouds preempt ")[:2] == ("aws-sim", "gcp-sim")
     assert words("%%cloudshift train --approve a") == ("ask", "auto")
 
 

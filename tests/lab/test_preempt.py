@@ -8,7 +8,8 @@ from cloudshift_lab.core.errors import Conflict, UsageError
 from cloudshift_lab.lab.grammar import help_text, parse_line
 from cloudshift_lab.lab.render.records import preempted_sheet
 from cloudshift_lab.lab.render.sheet import sheet_text
-from cloudshift_lab.sim.clouds import SimClouds
+from cloudshift_lab.lab.vocabulary import PLAYED
+from cloudshift_lab.sim.clouds import KINDS, SimClouds
 from cloudshift_lab.sim.metadata_words import Preemption
 
 from .test_cli import call
@@ -72,6 +73,13 @@ def test_without_a_cloud_it_says_what_to_type(home, preempted) -> None:
 )
 def test_it_says_when_the_agents_hear_of_it(cloud: str, in_s: float, told: str) -> None:
     assert told in sheet_text(preempted_sheet(cloud, (event(cloud, in_s),), "cloudshift"))
+
+
+def test_only_what_is_played_can_be_taken_away(home, preempted) -> None:
+    assert tuple(KINDS) == PLAYED
+    status, _, err = call("clouds", "preempt", "aws")
+    assert (status, preempted) == (2, [])
+    assert "aws-sim" in err
 
 
 def test_an_emulator_that_kills_says_so_before() -> None:
