@@ -55,7 +55,7 @@ FOUND = [
     ("replay-without-proof", range(3020, 3040), "only a proved state is handed over"),
     ("near-is-equal", range(324, 330), "only a proved state is handed over"),
     ("lift-limit-before-commit", range(3005, 3040), "only the owner runs"),
-    ("resume-after-handover", range(3030, 3040), "exactly one owner runs at the end"),
+    ("resume-after-handover", range(85, 93), "only the owner runs"),
     ("spend-past-limit", range(40, 60), "money is never spent beyond the limit"),
 ]
 
