@@ -4,7 +4,8 @@ Temperature follows power and the hour of the day; a model of both, fitted to th
 leaves a residual around zero. A failing fan or drying paste lets the residual climb. A hot room, a
 new job or a blocked vent lets it jump and stay: that is not what is looked for. So a window of
 residuals is cut into six blocks, and it is a climb if its whole rise is large, ends well above the
-past, and is spread over the window: no two neighbouring steps hold most of it.
+past, and is spread over the window: no two neighbouring steps hold most of it. While a jump enters
+the window it may look like a climb for a moment; so it has to look so for the time of a block.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cloudshift_lab.health.scan import Flags, Floats
+from cloudshift_lab.health.scan import Flags, Floats, Ints
 from cloudshift_lab.health.windows import GpuWindow
 
 BLOCKS = 6
@@ -31,6 +32,7 @@ class ClimbLimits:
         errors: Least rise in standard errors of a difference of two blocks.
         two_steps: Of a climb, two neighbouring steps of five hold less than this share; of a jump,
             nearly all.
+        held: Share of the rows of one block that have to show it, up to the newest.
         history_s: How much past a model needs; about a day, to know the day's own ups and downs.
         lag_s: The newest rows are no part of the past.
     """
@@ -39,6 +41,7 @@ class ClimbLimits:
     rise_c: float = 3.0
     errors: float = 6.5
     two_steps: float = 0.7
+    held: float = 0.8
     history_s: float = 23 * 3600.0
     lag_s: float = 14400.0
 
@@ -61,7 +64,7 @@ def find_climbs(window: GpuWindow, limits: ClimbLimits | None = None) -> tuple[F
     design, temp_c = np.where(is_read[:, None], design, 0.0), np.where(is_read, window.temp_c, 0.0)
     squares = _running(design[:, :, None] * design[:, None, :])
     products = _running(design * temp_c[:, None])
-    reach = round(max(limits.windows_s) / window.every_s)
+    reach = round(max(limits.windows_s) / window.every_s * (1 + 1 / BLOCKS)) + 1
     for begin in range(first, num, every):
         fitted = _past_rows(begin, window.every_s, limits)
         model = _solve(squares[fitted], products[fitted])
@@ -116,22 +119,37 @@ def _judge(
     """The last ``judged`` rows of a residual."""
     sums = _running(np.nan_to_num(residual))
     counts = _running(np.isfinite(residual).astype(float))
-    ends = np.arange(len(residual) - judged + 1, len(residual) + 1)
     hits, heights = np.zeros(judged, bool), np.zeros(judged)
     for window_s in limits.windows_s:
         rows = max(1, round(window_s / every_s / BLOCKS))
-        edges = ends[:, None] - rows * np.arange(BLOCKS, -1, -1)
-        is_there = edges[:, 0] >= 0
-        edges = np.maximum(edges, 0)
-        read = np.diff(counts[edges], axis=1)
-        means = np.diff(sums[edges], axis=1) / np.maximum(read, 1)
-        rise = means[:, -1] - means[:, 0]
-        two = (means[:, 2:] - means[:, :-2]).max(axis=1)
+        looked = min(len(residual), judged + rows)
+        edges = np.arange(len(residual) - looked + 1, len(residual) + 1)[
+            :, None
+        ] - rows * np.arange(BLOCKS, -1, -1)
         least_c = max(limits.rise_c, limits.errors * noise_c * float(np.sqrt(2 / rows)))
-        flags = (
-            is_there & (read >= rows / 2).all(axis=1) & (rise >= least_c)
-            & (means[:, -1] >= limits.rise_c) & (two <= limits.two_steps * rise)
-        )  # fmt: skip
-        hits |= flags
-        heights = np.where(flags, np.maximum(heights, means[:, -1]), heights)
+        flags, height = _climbs(sums, counts, edges, least_c, limits)
+        shown = _running(flags.astype(float))
+        ends = np.arange(looked - judged + 1, looked + 1)
+        lately = shown[ends] - shown[np.maximum(0, ends - rows)]
+        held = flags[-judged:] & (lately >= limits.held * rows)
+        hits |= held
+        heights = np.where(held, np.maximum(heights, height[-judged:]), heights)
     return hits, heights
+
+
+def _climbs(
+    sums: Floats, counts: Floats, edges: Ints, least_c: float, limits: ClimbLimits
+) -> tuple[Flags, Floats]:
+    """Which windows, given by the edges of their blocks, hold a climb, and how high they end."""
+    is_there = edges[:, 0] >= 0
+    edges = np.maximum(edges, 0)
+    read = np.diff(counts[edges], axis=1)
+    means = np.diff(sums[edges], axis=1) / np.maximum(read, 1)
+    rise = means[:, -1] - means[:, 0]
+    two = (means[:, 2:] - means[:, :-2]).max(axis=1)
+    enough = 2 * read.min(axis=1) >= np.diff(edges, axis=1).max(axis=1)
+    flags = (
+        is_there & enough & (rise >= least_c) & (means[:, -1] >= limits.rise_c)
+        & (two <= limits.two_steps * rise)
+    )  # fmt: skip
+    return flags, means[:, -1]

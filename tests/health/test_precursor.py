@@ -97,6 +97,13 @@ def test_a_jump_of_the_temperature_is_a_hot_room_and_no_sign(jump_c: float) -> N
     assert rules(window) == []
 
 
+def test_a_jump_on_top_of_a_slow_rise_is_no_sign() -> None:
+    window = gpu()
+    window.temp_c[1700:2000] += np.linspace(0, 2.8, 300)
+    window.temp_c[2000:] += 7.0
+    assert rules(window) == []
+
+
 def test_more_power_is_no_sign() -> None:
     window = gpu()
     more_w = np.zeros(MINUTES)
