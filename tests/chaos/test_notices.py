@@ -52,7 +52,7 @@ for step in session.steps(1_000_000):
     session.step(loss=loss, tokens=4)
 dist.destroy_process_group()
 """
-CLOUD = "spot"
+CLOUD, THERE = "spot", "steady"
 
 
 @dataclass
@@ -150,7 +150,11 @@ def staged(
             store_url=f"file://{tmp_path}/store",
             notices=Notices(dialect, url, signals=signals or {}),
         )  # fmt: skip
-        save_clouds(home, Clouds(clouds=(cloud,)))
+        there = Cloud(
+            name=THERE, title="machines that stay", simulated=True, store_url=f"file://{tmp_path}/b",
+            offers=(Offer(THERE, "b", "m", price_micro_usd_per_h=1_000_000),),
+        )  # fmt: skip
+        save_clouds(home, Clouds(clouds=(cloud, there)))
         with Bed(home) as bed:
             yield Stage(home, bed, server, cloud)
 
@@ -208,6 +212,22 @@ def test_a_machine_that_goes_leaves_a_run_that_is_continued_without_a_lost_step(
         stage.bed.client.resume(stage.run_id)
         stage.goes_on(step)
         assert stage.steps_of(0, generation=2)[0] == step + 1
+
+
+def test_a_move_whose_source_goes_gets_the_run_over_without_a_lost_step(tmp_path: Path) -> None:
+    with staged(tmp_path, "gcp") as stage:
+        stage.train()
+        move = stage.bed.client.migrate(stage.run_id, THERE, closing="copy", rehearse=0)
+        stage.bed.approve(move, "tester")
+        stage.preempt(30.0)
+        ended = stage.bed.end_of(move.migration_id)
+        sealed, source = ended.sealed_step, stage.status()
+        assert ended.phase == "source_retired", ended.error
+        assert sealed is not None and source is not None
+        assert "SIMULATED" in source.notice_from
+        stage.goes_on(sealed)
+        assert stage.steps_of(0)[-1] == sealed
+        assert stage.steps_of(0, generation=2)[0] == sealed + 1
 
 
 def descendants(pid: int) -> list[int]:
