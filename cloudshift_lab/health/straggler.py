@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from cloudshift_lab.core.errors import UsageError
 from cloudshift_lab.health.finding import Evidence, Finding
 from cloudshift_lab.health.scan import Flags, Floats, Scan, ScanLimits
 from cloudshift_lab.health.straggler_words import (
@@ -120,7 +121,15 @@ class StragglerWatch:
 
         Returns:
             What this step adds: a rank that became degrading or a straggler, a node, the whole run.
+
+        Raises:
+            UsageError: The array is of another shape.
         """
+        if sections_s.shape != (len(self._sections), self._num_ranks):
+            raise UsageError(
+                f"times of shape {sections_s.shape} are not those of {len(self._sections)} "
+                f"sections and {self._num_ranks} ranks; start a new watch when the ranks change"
+            )
         own_s = sections_s.sum(axis=0)
         log_s = np.log(np.where(own_s > 0, own_s, np.nan))
         parts = sections_s - middle(sections_s.T)[:, None]

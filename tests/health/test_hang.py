@@ -82,3 +82,30 @@ def test_a_dead_rank_is_proof() -> None:
 def test_no_ranks_no_hang() -> None:
     none = np.zeros(0, np.int64)
     assert find_hang(window(steps=none, collectives=none, still_s=np.zeros(0), sections=())) == ()
+
+
+def test_the_rank_that_stopped_is_named_wherever_it_stopped() -> None:
+    rng = np.random.default_rng(20261123)
+    for _ in range(300):
+        ranks = int(rng.integers(2, 65))
+        culprit = int(rng.integers(ranks))
+        steps, collectives = np.full(ranks, 70), np.full(ranks, int(rng.integers(1, 9)))
+        if rng.random() < 0.5:  # before its step's first collective, while others are in it
+            steps[culprit], collectives[culprit] = 69, 0
+        else:
+            collectives[culprit] -= 1
+        waits = {
+            rank: "gloo:all_reduce"
+            for rank in range(ranks)
+            if rank != culprit and rng.random() < 0.5
+        }
+        (found,) = find_hang(
+            window(
+                steps=steps,
+                collectives=collectives,
+                still_s=rng.uniform(11, 90, ranks),
+                sections=("",) * ranks,
+                waits_in=waits,
+            )  # fmt: skip
+        )
+        assert found.ranks == (culprit,)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from cloudshift_lab.core.errors import UsageError
 from cloudshift_lab.health.finding import Finding
 from cloudshift_lab.health.straggler import StragglerWatch, find_stragglers
 from cloudshift_lab.health.windows import StepWindow
@@ -140,6 +141,12 @@ def test_steps_are_counted_from_the_windows_first() -> None:
     own_s = times_s()
     own_s[ONSET:, 5] *= 2
     assert look(own_s, first_step=1000)[0].at >= 1000 + ONSET
+
+
+def test_a_watch_refuses_times_of_other_ranks() -> None:
+    watch = StragglerWatch(("compute",), 16, 8)
+    with pytest.raises(UsageError, match="new watch"):
+        watch.observe(0, np.ones((1, 8)))
 
 
 def test_nothing_of_it_may_act_alone() -> None:
