@@ -106,6 +106,6 @@ def test_the_rank_that_stopped_is_named_wherever_it_stopped() -> None:
                 still_s=rng.uniform(11, 90, ranks),
                 sections=("",) * ranks,
                 waits_in=waits,
-            )  # fmt: skip
+            )
         )
         assert found.ranks == (culprit,)
