@@ -181,9 +181,10 @@ class SimRanks:
         )
 
     def holds(self, step: int) -> model.Weights | None:
-        """The weights after a step that these ranks hold at, for a judge."""
-        staged = self.staged.get(step)
-        return None if staged is None or self._state != "held" else staged.weights
+        """The weights after a step that these ranks hold at, or held at until they failed."""
+        staged, has_failed = self.staged.get(step), self.failed_held_at_s is not None
+        is_there = has_failed or self._state == "held"
+        return staged.weights if staged is not None and is_there else None
 
     def _newest(self) -> int | None:
         return max(self.staged, default=None)
