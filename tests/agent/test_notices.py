@@ -166,8 +166,8 @@ def test_the_provider_is_answered_once_and_not_before_all_is_saved(
 ) -> None:
     service.said = [goes()]
     tick_until(listening, agent, lambda: agent.told)
-    time.sleep(0.05)
     listening.tick(agent)
+    time.sleep(0.1)  # long enough to be answered
     assert service.answered == []
     agent.heeded.add("n-1")
     tick_until(listening, agent, lambda: service.answered)
