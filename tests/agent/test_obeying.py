@@ -213,7 +213,7 @@ def growing(world: ManualWorld, changes: list[int]) -> tuple[GrowingSource, Atte
 
 @pytest.mark.usefixtures("no_small_rest")
 def test_rounds_go_on_while_the_rest_shrinks_and_then_say_what_is_left(world: ManualWorld) -> None:
-    source, target = growing(world, [16, 8, 4, 4])
+    source, target = growing(world, [64, 12, 2, 2])
     order = target.order("precopy", replay=True)
     target.tick()
     result = target.result(order)
