@@ -58,7 +58,7 @@ def test_a_few_refusals_are_waited_out_within_the_save(throttled: Throttled) -> 
     assert float(opened.tensor("model/w1")[0]) == 71.0  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("throttled", [2.0], indirect=True)
+@pytest.mark.parametrize("throttled", [8.0], indirect=True)
 def test_a_store_that_refuses_for_long_fails_this_save_and_the_next_one_works(
     throttled: Throttled,
 ) -> None:
