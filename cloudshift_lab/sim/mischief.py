@@ -34,6 +34,7 @@ class Mischief:
         self._rates = rates
         self._random = derived_random(scheduler.seed, "mischief")
         self._actors: dict[str, tuple[Actor, Callable[[], None], MischiefRates]] = {}
+        self._is_over = False
         self.freezes = 0
         self.crashes = 0
 
@@ -41,10 +42,12 @@ class Mischief:
         self, actor: Actor, on_crash: Callable[[], None], rates: MischiefRates | None = None
     ) -> None:
         """From now on the actor may be hurt; ``on_crash`` runs in the moment it is killed."""
-        self._actors[actor.name] = (actor, on_crash, rates or self._rates)
+        if not self._is_over:
+            self._actors[actor.name] = (actor, on_crash, rates or self._rates)
 
     def end(self) -> None:
-        """From now on nobody is hurt."""
+        """From now on nobody is hurt, whoever begins later neither."""
+        self._is_over = True
         self._actors.clear()
 
     def yielded(self, _operation: str) -> None:

@@ -26,7 +26,7 @@ def test_sixty_histories_keep_every_promise() -> None:
     assert min(report.faults_by_kind[kind] for kind in ("before", "after", "late", "outage")) > 0
 
 
-@pytest.mark.parametrize("seed", [51, 167, 381, 601, 660, 1283, 1409, 1583, 2483, 2539])
+@pytest.mark.parametrize("seed", [51, 167, 381, 601, 660, 1283, 1409, 1583, 2483, 2539, 4346])
 def test_a_history_that_once_showed_a_bug_stays_clean(seed: int) -> None:
     assert run_move_history(seed).violations == []
 
