@@ -14,7 +14,6 @@ from cloudshift_lab.agent.nodes import (
     follower_key,
     lead_key,
 )
-from cloudshift_lab.agent.notice import OUTLIVED_S
 from cloudshift_lab.agent.protocols import RanksView
 from cloudshift_lab.agent.torchrun import Meeting, TorchrunRanks
 from cloudshift_lab.checkpoint.saver_process import SaverProcess
@@ -24,6 +23,7 @@ from cloudshift_lab.core.orders import AgentState
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.core.world import World
+from cloudshift_lab.migration.grace import OUTLIVED_S
 from cloudshift_lab.storage.log import RunLog
 from cloudshift_lab.storage.store import Store
 

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from cloudshift_lab.agent.attempt import Activity, Attempt
 from cloudshift_lab.core.errors import UsageError
 from cloudshift_lab.core.orders import Order, OrderResult
-from cloudshift_lab.migration.grace import GraceFacts, assumed_words, plan_grace
+from cloudshift_lab.migration.grace import OUTLIVED_S, GraceFacts, assumed_words, plan_grace
 
 ASSUMED_STEP_S = 1.0
 ASSUMED_SAVE_S = 10.0
-OUTLIVED_S = 30.0
 
 
 def heed(attempt: Attempt, order: Order, sealing: Callable[[], Activity]) -> Activity:

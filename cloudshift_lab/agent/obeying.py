@@ -146,9 +146,8 @@ class Obeying:
             yield OrderResult(state="running", detail="restoring")
         is_going = attempt.board.status.notice_until is not None
         if is_going and not attempt.is_obeying("notice", "drain"):
-            attempt.drain(
-                for_notice=True
-            )  # the machine goes, and whoever said so was told that nothing was here
+            # The machine goes, and whoever said so was told that nothing was here.
+            attempt.drain(for_notice=True)
         yield OrderResult(state="done", step=attempt.view.step)
 
     def _enter(self, restore: Restore) -> None:

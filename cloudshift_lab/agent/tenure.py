@@ -126,9 +126,7 @@ class Tenure:
         Raises:
             Fenced: The run is not ours any more.
         """
-        state = self._log.sync()
-        if not self._holds(state):
-            raise self._fenced(state)
+        self._sync_held()
 
     def beat(self) -> bool:
         """Renew the lease when it is time; True when it was renewed."""
@@ -145,10 +143,7 @@ class Tenure:
             Fenced: The run is not ours any more: a save could only fail, again and again.
             Unavailable: The store does not answer.
         """
-        state = self._log.sync()
-        if not self._holds(state):
-            raise self._fenced(state)
-        return state.next_seq
+        return self._sync_held().next_seq
 
     def commit(
         self, saved: Saved, nonce: str, *, since: int | None, is_last: bool
@@ -197,6 +192,12 @@ class Tenure:
         if self.owned:
             self._log.release(generation=self._job.generation, nonce=f"{self._nonce}-release")
             self.owned = False
+
+    def _sync_held(self) -> LogState:
+        state = self._log.sync()
+        if not self._holds(state):
+            raise self._fenced(state)
+        return state
 
     def _holds(self, state: LogState) -> bool:
         ours = (self._job.generation, self._job.owner, None)

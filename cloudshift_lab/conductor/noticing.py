@@ -12,14 +12,12 @@ from cloudshift_lab.core.orders import AgentStatus
 from cloudshift_lab.market.closing import ASSUMED_RESTORE_S
 from cloudshift_lab.market.estimate import ASSUMED_BYTES_PER_S, estimate_transfer_s
 from cloudshift_lab.migration import GraceFacts, Saga, plan_grace
-from cloudshift_lab.migration.grace import assumed_words
+from cloudshift_lab.migration.grace import OUTLIVED_S, assumed_words
 
 _ASSUMED_STEP_S = 1.0
 _ASSUMED_PROVISION_S = 20.0
 _LONGEST_NOTICE_S = 86_400.0
 SIMULATED = "SIMULATED"
-OUTLIVED_S = 30.0
-"""As long after its time an agent takes its machine for spared."""
 
 
 def check_notice(ask: NoticeAsk) -> None:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from cloudshift_lab.core.money import format_duration
 
+OUTLIVED_S = 30.0
+"""As long after its time an agent takes its machine for spared."""
+
 
 @dataclass(frozen=True)
 class GraceFacts:

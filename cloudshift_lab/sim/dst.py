@@ -177,8 +177,10 @@ def _on_one_cpu(turn: int) -> Iterator[None]:
 
 
 def _settle_on(turn: int) -> None:
-    allowed = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {allowed[turn % len(allowed)]})
+    """Stay on one of the processors, where the system lets a process choose."""
+    if hasattr(os, "sched_setaffinity"):
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {allowed[turn % len(allowed)]})
 
 
 def _settle_down(turns: Synchronized[int]) -> None:
@@ -186,8 +188,7 @@ def _settle_down(turns: Synchronized[int]) -> None:
     with turns.get_lock():
         turns.value += 1
         turn = turns.value
-    if hasattr(os, "sched_setaffinity"):
-        _settle_on(turn)
+    _settle_on(turn)
 
 
 def _live_untraced(bug: str | None, seed: int) -> _Lived:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cloudshift_lab.agent.notice import OUTLIVED_S
 from cloudshift_lab.agent.protocols import RanksView, SaveFailed
 from cloudshift_lab.core.orders import OrderKind
+from cloudshift_lab.migration.grace import OUTLIVED_S
 
 from .conftest import Attempt, ManualWorld, SwitchableStore, hand_over
 from .repeating import Standby, seal_at, train

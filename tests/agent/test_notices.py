@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from cloudshift_lab.agent.nodes import FollowerStatus, Seen
-from cloudshift_lab.agent.notice import OUTLIVED_S
 from cloudshift_lab.agent.notices import MachineNotices, machine_of, notices_of
 from cloudshift_lab.core.errors import Unavailable, UsageError
 from cloudshift_lab.core.home import save_clouds
@@ -19,6 +18,7 @@ from cloudshift_lab.core.placement import Cloud, Clouds, Notices, Placement
 from cloudshift_lab.core.world import REAL_WORLD
 from cloudshift_lab.engines.notices import Notice
 from cloudshift_lab.engines.notices_watch import NoticeWatch
+from cloudshift_lab.migration.grace import OUTLIVED_S
 from cloudshift_lab.sim.metadata import MetadataServer, Preempt, preempt
 
 from .conftest import Attempt, ManualWorld, SwitchableStore, make_job
