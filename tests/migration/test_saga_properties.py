@@ -198,7 +198,7 @@ class AnyWorld(RuleBasedStateMachine):
             before = self.saga
             self.tell(Noticed(side, self.later(), self.clock + 30.0))  # type: ignore[arg-type]
             if side == "source" and before.effect in ("provision", "precopy", "rehearse"):
-                assert self.saga.effect == "drain"
+                assert self.saga.effect == (before.effect if before.is_sealed else "drain")
 
     @rule(often=st.integers(0, 5))
     def too_much_was_spent(self, often: int) -> None:
