@@ -405,6 +405,7 @@ class RunTender:
             f"the agent ended without a word ({kept}); see `cloudshift logs {self.run_id}`, "
             f"then continue it with `cloudshift resume {self.run_id}`"
         )
+        self._hear(status)  # its last word may be one that was never read before it was gone
         notice = self.record.notices.get(self.owner.job.generation)
         if notice is not None and not is_outlived(notice, status, now=self._around.world.now()):
             error = taken_words(self.run_id, notice, kept)

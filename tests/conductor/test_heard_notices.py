@@ -110,6 +110,16 @@ def test_a_machine_that_went_as_it_had_heard_says_so(bench: Bench) -> None:
     assert "cloudshift resume" in str(view.error)
 
 
+def test_a_machine_that_went_before_its_notice_was_read_says_so(bench: Bench) -> None:
+    run_id = bench.train()
+    hear(bench, run_id, 30.0)
+    bench.engine.puppets[run_id, 1].is_gone = True
+    bench.step()
+    view = bench.service.run(run_id)
+    assert view.state == "lost"
+    assert "taken away, as had been said [simulated]" in str(view.error)
+
+
 def test_a_source_that_heard_of_its_end_drains_its_move_at_once(bench: Bench) -> None:
     run_id = bench.train()
     view = bench.service.migrate(run_id, MoveAsk(to=GCP, expires_s=600))
