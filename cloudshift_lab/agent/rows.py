@@ -109,6 +109,7 @@ class RowShipper:
                     loss=report.loss,
                     tokens=report.tokens,
                     step_s=report.step_s,
+                    sections=report.sections,
                 )
             )
 

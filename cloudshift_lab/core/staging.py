@@ -112,6 +112,7 @@ class StagedRank(msgspec.Struct, frozen=True):
 class StepReport(msgspec.Struct, frozen=True):
     """One finished optimizer step of one rank; ``ts`` wall-clock seconds, ``step_s`` seconds.
 
+    ``sections``: seconds of the step by the name of a part that the script times.
     ``rehearsed``: it was done under a limit, so that it is none of the run's own.
     """
 
@@ -122,6 +123,7 @@ class StepReport(msgspec.Struct, frozen=True):
     tokens: int | None = None
     step_s: float | None = None
     rehearsed: bool = False
+    sections: dict[str, float] | None = None
 
 
 class RankFailure(msgspec.Struct, frozen=True):

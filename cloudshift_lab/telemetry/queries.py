@@ -5,7 +5,9 @@ from __future__ import annotations
 CREATE_TABLES = (
     """CREATE TABLE IF NOT EXISTS step (
         ts TIMESTAMP NOT NULL, run_id VARCHAR NOT NULL, generation BIGINT NOT NULL,
-        rank INTEGER NOT NULL, step BIGINT NOT NULL, loss DOUBLE, tokens BIGINT, step_s DOUBLE)""",
+        rank INTEGER NOT NULL, step BIGINT NOT NULL, loss DOUBLE, tokens BIGINT, step_s DOUBLE,
+        sections MAP(VARCHAR, DOUBLE))""",
+    "ALTER TABLE step ADD COLUMN IF NOT EXISTS sections MAP(VARCHAR, DOUBLE)",
     """CREATE TABLE IF NOT EXISTS event (
         ts TIMESTAMP NOT NULL, run_id VARCHAR NOT NULL, generation BIGINT NOT NULL,
         kind VARCHAR NOT NULL, severity VARCHAR NOT NULL, detail VARCHAR NOT NULL)""",

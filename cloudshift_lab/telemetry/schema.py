@@ -17,6 +17,7 @@ class StepRow(msgspec.Struct, frozen=True):
     ``ts`` is the wall-clock time at which the step ended, seconds since the epoch, UTC.
     ``tokens`` counts this rank's tokens only; ``step_s`` is the time since the end of the step
     before, so that tokens over seconds is the throughput a researcher would time with a watch.
+    ``sections`` are seconds of the step by name, as far as the script times its parts.
     """
 
     ts: float
@@ -27,6 +28,7 @@ class StepRow(msgspec.Struct, frozen=True):
     loss: float | None = None
     tokens: int | None = None
     step_s: float | None = None
+    sections: dict[str, float] | None = None
 
 
 class EventRow(msgspec.Struct, frozen=True):
@@ -54,6 +56,7 @@ SCHEMAS: Mapping[str, pa.Schema] = {
             pa.field("loss", pa.float64()),
             pa.field("tokens", pa.int64()),
             pa.field("step_s", pa.float64()),
+            pa.field("sections", pa.map_(pa.string(), pa.float64())),
         ]
     ),
     "event": pa.schema(
