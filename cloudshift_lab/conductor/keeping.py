@@ -134,7 +134,8 @@ def refuse_active(tender: RunTender) -> None:
     Raises:
         Conflict: It has not, or something of it still runs.
     """
-    if tender.record.ended is None or not tender.side(tender.owner).is_gone():
+    is_over = tender.record.ended is not None and not tender.record.awaits_restart
+    if not is_over or not tender.side(tender.owner).is_gone():
         name = tender.record.spec.name
         raise Conflict(f"{name} has not ended; stop it first: cloudshift stop {name}")
 

@@ -26,6 +26,31 @@ def check_notice(ask: NoticeAsk) -> None:
         raise UsageError("a notice is given 0 s to 24 h ahead; mend the call")
 
 
+def noticed_generation(
+    run_id: str, ask: NoticeAsk, saga: Saga | None, *, own: int, target: int | None
+) -> int:
+    """The attempt whose machine goes.
+
+    Args:
+        run_id: Which run.
+        ask: Which side's machine.
+        saga: The open move, None without one.
+        own: The generation that the run belongs to.
+        target: The one that a move under way goes to; None: there is none.
+
+    Raises:
+        UsageError: It is the target's, and there is none.
+    """
+    if ask.side == "source":
+        return own if saga is None else saga.plan.generation
+    if target is None:
+        raise UsageError(
+            f"{run_id} is not moving, so it has no target; "
+            "give the notice for side 'source', where it is"
+        )
+    return target
+
+
 def heard(
     status: AgentStatus | None,
     notices: Mapping[int, NoticeView],
@@ -66,13 +91,10 @@ def is_outlived(view: NoticeView, status: AgentStatus | None, *, now: float) -> 
     return has_forgotten and now >= view.deadline + OUTLIVED_S
 
 
-def taken_words(run_id: str, view: NoticeView, kept: str) -> str:
-    """Why a run is lost whose machine went as had been said, and what is to be done next."""
+def taken_words(view: NoticeView, kept: str) -> str:
+    """Why a run is lost whose machine went as had been said."""
     mark = " [simulated]" if SIMULATED in view.words else ""
-    return (
-        f"its machine was taken away, as had been said{mark} ({kept}); continue it where there is "
-        f"one with `cloudshift resume {run_id}`"
-    )
+    return f"its machine was taken away, as had been said{mark} ({kept})"
 
 
 def standing_words(run_id: str, view: NoticeView, status: AgentStatus | None) -> str:

@@ -100,7 +100,11 @@ class NoticeGiven(msgspec.Struct, frozen=True, tag="notice"):
 
 
 class RunEnded(msgspec.Struct, frozen=True, tag="ended"):
-    """The run is over, with its agent's last word."""
+    """The run is over, with its agent's last word.
+
+    ``is_gone``: nobody wanted that, its agent or machine just is not there any more. ``heard_at``
+    is when that agent spoke last, wall-clock seconds.
+    """
 
     state: Outcome
     at: float
@@ -111,6 +115,8 @@ class RunEnded(msgspec.Struct, frozen=True, tag="ended"):
     loss: float | None = None
     checkpoint_step: int | None = None
     checkpoint_at: float | None = None
+    is_gone: bool = False
+    heard_at: float | None = None
 
 
 class Settled(msgspec.Struct, frozen=True, tag="settled"):
@@ -119,10 +125,34 @@ class Settled(msgspec.Struct, frozen=True, tag="settled"):
     at: float
 
 
+class Restarted(msgspec.Struct, frozen=True):
+    """Why a lost run went on by itself, and from which step; None: from its beginning.
+
+    ``key`` is the finding's that it answers, ``machine`` the one that is not used any more.
+    """
+
+    at: float
+    key: str
+    because: str
+    step: int | None
+    machine: str = ""
+
+
 class RunResumed(msgspec.Struct, frozen=True, tag="resumed"):
-    """An ended run is to go on: ``attempt`` is about to be submitted and owns it from now on."""
+    """An ended run is to go on: ``attempt`` is about to be submitted and owns it from now on.
+
+    ``restarted`` is None where a person wanted that.
+    """
 
     attempt: AttemptStarted
+    restarted: Restarted | None = None
+
+
+class RestartHeld(msgspec.Struct, frozen=True, tag="restart_held"):
+    """A lost run does not go on by itself, unless a person resumes it; ``because`` says why."""
+
+    at: float
+    because: str
 
 
 RunEvent = (
@@ -135,6 +165,7 @@ RunEvent = (
     | RunEnded
     | Settled
     | RunResumed
+    | RestartHeld
 )
 _DECODER: msgspec.json.Decoder[RunEvent] = msgspec.json.Decoder(RunEvent)
 
@@ -159,7 +190,8 @@ class Attempt(msgspec.Struct, frozen=True):
 class RunRecord:
     """One run's durable facts. Not for several threads at once.
 
-    ``notices`` are the newest by generation of the attempt whose machine goes.
+    ``notices`` are the newest by generation of the attempt whose machine goes. ``restarts``, also
+    by generation, are all that nobody asked for, ``in_a_row`` those since a person's last word.
 
     Raises:
         Corrupt: The journal is empty or of another version.
@@ -179,6 +211,9 @@ class RunRecord:
         self.ended: RunEnded | None = None
         self.is_settled = False
         self.resumed: set[int] = set()
+        self.restarts: dict[int, Restarted] = {}
+        self.in_a_row: list[Restarted] = []
+        self.held: RestartHeld | None = None
         for event in events[1:]:
             self._apply(event)
 
@@ -202,6 +237,12 @@ class RunRecord:
         """One more than any attempt has used or may still use."""
         used = [*self.attempts, *(move.target_job.generation for move in self.moves.values())]
         return max(used, default=0) + 1
+
+    @property
+    def awaits_restart(self) -> bool:
+        """Whether the run is lost and shall go on by itself; nothing is known against it yet."""
+        is_lost = self.ended is not None and self.ended.is_gone
+        return is_lost and self.held is None and self.spec.restart == "auto"
 
     def keep(self, event: RunEvent) -> None:
         """Append an event, then know it.
@@ -236,18 +277,28 @@ class RunRecord:
         elif isinstance(event, NoticeGiven):
             self.notices[event.generation] = event.view
         elif isinstance(event, RunEnded):
-            self.ended = self.ended or event
-            for generation in self.attempts:
-                self._end_attempt(generation, event.at)
+            self._end(event)
         elif isinstance(event, RunResumed):
-            self._resume(event.attempt)
-        elif isinstance(event, Settled):
+            self._resume(event.attempt, event.restarted)
+        elif isinstance(event, RestartHeld):
+            self.held = self.held or event
+        else:
             self.is_settled = True
 
-    def _resume(self, attempt: AttemptStarted) -> None:
+    def _end(self, event: RunEnded) -> None:
+        self.ended = self.ended or event
+        for generation in self.attempts:
+            self._end_attempt(generation, event.at)
+
+    def _resume(self, attempt: AttemptStarted, restarted: Restarted | None) -> None:
         self.attempts.setdefault(attempt.job.generation, Attempt(started=attempt))
         self.resumed.add(attempt.job.generation)
-        self.stop_asked = self.ended = None
+        if restarted is None:
+            self.in_a_row.clear()
+        else:
+            self.restarts[attempt.job.generation] = restarted
+            self.in_a_row.append(restarted)
+        self.stop_asked = self.ended = self.held = None
         self.is_settled = False
 
     def _end_attempt(self, generation: int, at: float) -> None:

@@ -1,4 +1,4 @@
-"""Resuming an ended run: what it must continue from, and the attempt that does."""
+"""What a run must continue from, also a branch at its beginning, and the attempt that does."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from pathlib import Path
 
 import msgspec
 
-from cloudshift_lab.conductor.records import AttemptStarted, RunRecord
-from cloudshift_lab.core.errors import NotFound
+from cloudshift_lab.checkpoint.branch import branch
+from cloudshift_lab.conductor.records import AttemptStarted, RunCreated, RunRecord
+from cloudshift_lab.conductor.side import Side
+from cloudshift_lab.core.errors import Conflict, Exhausted, NotFound, UsageError
+from cloudshift_lab.core.money import format_usd
 from cloudshift_lab.core.orders import AgentStatus
 from cloudshift_lab.core.world import World
 from cloudshift_lab.migration import Saga
@@ -32,22 +35,62 @@ def newest_commit_step(
     return max((step for step in told if step is not None), default=None)
 
 
-def refuse_lost_checkpoint(store: Store, run_id: str, step: int | None, world: World) -> None:
-    """See that a store still holds what a run shall continue from.
+def take_over_origin(created: RunCreated, side: Side, world: World) -> None:
+    """Put the step that a branch begins with into its log, before its first attempt starts.
+
+    Args:
+        created: The run as it began.
+        side: The attempt that is about to start; only the first one has something to take over.
+        world: Clock and nonces.
+    """
+    origin = created.origin
+    if origin is None or side.job.generation != created.first.job.generation:
+        return
+    owner = side.job.owner
+    branch(side.store, origin.run_id, origin.step, created.run_id, owner=owner, world=world)
+
+
+def refuse_resume(record: RunRecord, now: float, *, is_moving: bool) -> None:
+    """Raise what stands against going on with a run now.
+
+    Args:
+        record: The run.
+        now: Wall-clock seconds.
+        is_moving: Whether the end of a move is still being settled.
+
+    Raises:
+        UsageError: It has not ended, or it has finished.
+        Conflict: It is moving.
+        Exhausted: Its budget is used up.
+    """
+    run_id, ended, budget = record.run_id, record.ended, record.spec.budget_micro_usd
+    if ended is None:
+        raise UsageError(f"{run_id} has not ended; see: cloudshift watch {run_id}")
+    if ended.state == "finished":
+        raise UsageError(f"{run_id} has finished; nothing is left to resume")
+    if is_moving:
+        raise Conflict(f"the last move of {run_id} is not settled yet; try again soon")
+    if budget is not None and record.cost_micro_usd(now) >= budget:
+        raise Exhausted(
+            f"the budget of {format_usd(budget)} is used up; start a run with a larger --budget"
+        )
+
+
+def refuse_lost_checkpoint(store: Store, run_id: str, step: int | None, world: World) -> int | None:
+    """See that a store still holds what a run shall continue from; the newest step it holds.
 
     The log is read from its beginning: what was seen of it earlier may be gone.
 
     Raises:
         NotFound: It does not; starting again from step 1 would pass for continuing.
     """
-    if step is None:
-        return
     commits = RunLog(store, run_id, world).sync().commits
-    if all(commit.step != step for commit in commits):
+    if step is not None and all(commit.step != step for commit in commits):
         raise NotFound(
             f"{store.url} no longer holds {run_id}'s checkpoint of step {step}; "
             "bring that bucket back, or start a new run"
         )
+    return max((commit.step for commit in commits if commit.step is not None), default=None)
 
 
 def resumed_attempt(

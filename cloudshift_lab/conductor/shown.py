@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cloudshift_lab.conductor.healing import is_soon, lost_words, restarted_words
 from cloudshift_lab.conductor.moves import Move
 from cloudshift_lab.conductor.noticing import is_outlived, standing_words
 from cloudshift_lab.conductor.places import Places
@@ -21,6 +22,8 @@ _STARTING = frozenset({"starting", "standby"})
 
 def run_state(tender: RunTender) -> RunState:
     """The one word for how a run is."""
+    if is_soon(tender.record, tender.ruled):
+        return "starting"
     if tender.record.ended is not None:
         return tender.record.ended.state
     move = tender.open_move
@@ -76,17 +79,31 @@ def show_run(
         checkpoint_at=_checkpoint(tender)[1],
         store_url=owner.job.store_url,
         migration_id=None if move is None else move.opened.migration_id,
-        error=ended.error if ended is not None else _trouble(tender),
+        error=_trouble(tender) if ended is None else _end_words(tender, now),
         error_rank=None if ended is None else ended.error_rank,
         traceback=None if ended is None else ended.traceback,
         losses=losses,
-        ended_at=None if ended is None else ended.at,
+        ended_at=None if ended is None or is_soon(record, tender.ruled) else ended.at,
         as_of=now,
         saves=None if status is None else status.saves,
         origin=None if record.created.origin is None else record.created.origin.ref,
         notice_until=None if notice is None else notice.deadline,
         notice="" if notice is None else standing_words(record.run_id, notice, status),
+        restart=record.spec.restart,
+        restarts=len(record.restarts),
+        restarted=restarted_words(record),
+        restarted_at=max((each.at for each in record.restarts.values()), default=None),
     )
+
+
+def _end_words(tender: RunTender, now: float) -> str | None:
+    """Why a run has ended; of a lost one also what is done about that, or what keeps from it."""
+    record = tender.record
+    if record.ended is None or not record.ended.is_gone:
+        return None if record.ended is None else record.ended.error
+    words = lost_words(record, tender.ruled, now)
+    is_kept_waiting = record.awaits_restart and tender.trouble is not None
+    return f"{words}; {tender.trouble}" if is_kept_waiting else words
 
 
 def _newest(

@@ -78,6 +78,11 @@ class Side:
         handle = self._engine.find(self.job.run_id, self.job.generation)
         return handle is None or self._engine.observe(handle).is_gone
 
+    def machine(self) -> str:
+        """What the engine calls the machine of the first node; empty: it does not tell."""
+        handle = self._engine.find(self.job.run_id, self.job.generation)
+        return "" if handle is None else handle.machine
+
     def stop(self, grace_s: float) -> None:
         """End whatever runs of this attempt; nothing to do when it never started."""
         stop_attempt(self._engine, self.job.run_id, self.job.generation, grace_s)

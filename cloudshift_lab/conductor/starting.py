@@ -11,6 +11,7 @@ import msgspec
 from cloudshift_lab.checkpoint.keep import parse_keep
 from cloudshift_lab.conductor.archive import Found
 from cloudshift_lab.conductor.claim import Claim, claim_run
+from cloudshift_lab.conductor.healing import restart_places
 from cloudshift_lab.conductor.journal import Journal
 from cloudshift_lab.conductor.moves import Surroundings
 from cloudshift_lab.conductor.places import placement_at
@@ -22,7 +23,7 @@ from cloudshift_lab.conductor.tending import RunTender
 from cloudshift_lab.core.approval import parse as parse_approval
 from cloudshift_lab.core.errors import Exhausted, UsageError
 from cloudshift_lab.core.placement import Cloud, Offer
-from cloudshift_lab.core.run import JobSpec, RunSpec
+from cloudshift_lab.core.run import RESTARTS, JobSpec, RunSpec
 from cloudshift_lab.core.save_policy import parse_save_policy
 from cloudshift_lab.core.steps import BranchAsk
 from cloudshift_lab.storage.store import Store, probe_store
@@ -55,6 +56,7 @@ class RunStarter:
         source = read_script(spec)
         self._check_spec(spec)
         cloud, offer = self._around.places.resolve(spec.target)
+        restart_places(spec, self._around.places, cloud.store_url)
         return self._make(spec, source, cloud, offer=offer)
 
     def branch(self, found: Found, ask: BranchAsk) -> RunTender:
@@ -76,6 +78,7 @@ class RunStarter:
             script=f"{source}\n",
             target=f"{offer.cloud}:{offer.region}",
             seed=parent.seed if ask.seed is None else ask.seed,
+            restart_on=() if ask.target is not None else parent.restart_on,
         )
         self._check_spec(spec)
         origin = BranchedFrom(run_id=found.tender.run_id, name=parent.name, step=found.step)
@@ -173,6 +176,8 @@ class RunStarter:
             raise UsageError(f"a run has 1 to 64 ranks, not {spec.ranks_per_node}; mend the call")
         if not 1 <= spec.nodes <= _MOST_NODES:
             raise UsageError(f"a run has 1 to {_MOST_NODES} nodes, not {spec.nodes}; mend the call")
+        if spec.restart not in RESTARTS:
+            raise UsageError(f"restart is one of {', '.join(RESTARTS)}, not '{spec.restart}'")
         parse_save_policy(spec.save_policy)
         parse_keep(spec.keep)
         parse_approval(spec.approve)

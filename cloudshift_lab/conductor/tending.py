@@ -5,24 +5,25 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from cloudshift_lab.checkpoint.branch import branch
+from cloudshift_lab.conductor.automation import load_automation
+from cloudshift_lab.conductor.ending import ended_as, loss_words
+from cloudshift_lab.conductor.healing import Loss, Ruled, decide, held_words, loss_of, restart
 from cloudshift_lab.conductor.inbox import ends_attempt
 from cloudshift_lab.conductor.journal import Journal
 from cloudshift_lab.conductor.moves import Move, Surroundings, journal_path
 from cloudshift_lab.conductor.noticing import (
     check_notice,
     heard,
-    is_outlived,
     knows,
     notice_view,
-    taken_words,
+    noticed_generation,
 )
 from cloudshift_lab.conductor.records import (
     AttemptStarted,
     MoveOpened,
     NoticeGiven,
     Outcome,
-    RunEnded,
+    RestartHeld,
     RunRecord,
     RunResumed,
     Settled,
@@ -31,7 +32,9 @@ from cloudshift_lab.conductor.records import (
 from cloudshift_lab.conductor.resuming import (
     newest_commit_step,
     refuse_lost_checkpoint,
+    refuse_resume,
     resumed_attempt,
+    take_over_origin,
 )
 from cloudshift_lab.conductor.side import Side
 from cloudshift_lab.core.asks import NoticeAsk, NoticeView
@@ -39,6 +42,7 @@ from cloudshift_lab.core.errors import (
     CloudshiftError,
     Conflict,
     Exhausted,
+    NotFound,
     Unavailable,
     UsageError,
 )
@@ -80,6 +84,7 @@ class RunTender:
         self.lock = threading.RLock()
         self.status: AgentStatus | None = None
         self.trouble: str | None = None
+        self.ruled: Ruled | None = None
         self._around = around
         self._ingest = ingest
         self._changed = changed
@@ -156,7 +161,7 @@ class RunTender:
         with self.lock:
             if self.record.ended is None and self.record.stop_asked is None:
                 self.record.keep(StopAsked(at=self._around.world.now(), why=why))
-        self._changed()
+        self._hold(f"it was stopped; continue it with `cloudshift resume {self.run_id}`")
 
     def notice(self, ask: NoticeAsk, *, says: str = "") -> NoticeView:
         """Take in that a machine will be taken away, as ``says`` tells; what can be done before.
@@ -170,8 +175,9 @@ class RunTender:
             if self.record.ended is not None:
                 raise UsageError(f"{self.run_id} is {self.record.ended.state}; nothing runs there")
             move = self.open_move
-            generation = self._noticed_generation(ask, move)
-            saga = None if move is None else move.saga
+            own, saga = self.owner.job.generation, None if move is None else move.saga
+            target = move.generations[-1] if move is not None and move.is_under_way else None
+            generation = noticed_generation(self.run_id, ask, saga, own=own, target=target)
             now = self._around.world.now()
             view = notice_view(self.run_id, ask, self.status, saga, now=now, says=says)
             self.record.keep(NoticeGiven(generation=generation, view=view))
@@ -179,16 +185,6 @@ class RunTender:
                 move.driver.notice(ask.side, view.deadline)
         self._changed()
         return view
-
-    def _noticed_generation(self, ask: NoticeAsk, move: Move | None) -> int:
-        if ask.side == "source":
-            return self.owner.job.generation if move is None else move.plan.generation
-        if move is None or not move.is_under_way:
-            raise UsageError(
-                f"{self.run_id} is not moving, so it has no target; "
-                "give the notice for side 'source', where it is"
-            )
-        return move.generations[-1]
 
     def resume(self) -> None:
         """Continue an ended run from its newest commit, where it was, as a new generation.
@@ -199,39 +195,38 @@ class RunTender:
             Exhausted: Its budget is used up.
             NotFound: Its store lost what was committed; nothing is started.
         """
+        self._go_on(None)
+
+    def _go_on(self, loss: Loss | None) -> None:
+        """Begin the next attempt of an ended run; where it was lost, for no person's asking."""
+        world = self._around.world
         with self.lock:
             self._refuse_resume()
             step, side = self.newest_commit_step, self.side(self.owner)
-        refuse_lost_checkpoint(side.store, self.run_id, step, self._around.world)
+        step = refuse_lost_checkpoint(side.store, self.run_id, step, world)
         with self.lock:
             self._refuse_resume()
-            self.record.keep(RunResumed(attempt=self._next_attempt(step)))
-            self.status = None
+            attempt = resumed_attempt(
+                self.owner,
+                generation=self.record.next_generation,
+                restore_step=step,
+                folder=self._around.run_folder(self.run_id),
+                world=world,
+            )
+            resumed = RunResumed(attempt=attempt)
+            if loss is not None:
+                resumed = restart(
+                    self.record, loss, attempt, self.status,
+                    machine=side.machine(), places=self._around.places,
+                )  # fmt: skip
+            self.record.keep(resumed)
+            self.status = self.ruled = None
             self._look_at = self._replay_at = float("-inf")
         self._changed()
 
     def _refuse_resume(self) -> None:
-        ended, budget = self.record.ended, self.record.spec.budget_micro_usd
-        if ended is None:
-            raise UsageError(f"{self.run_id} has not ended; see: cloudshift watch {self.run_id}")
-        if ended.state == "finished":
-            raise UsageError(f"{self.run_id} has finished; nothing is left to resume")
-        if self.open_move is not None:
-            raise Conflict(f"the last move of {self.run_id} is not settled yet; try again soon")
-        now = self._around.world.now()
-        if budget is not None and self.record.cost_micro_usd(now) >= budget:
-            raise Exhausted(
-                f"the budget of {format_usd(budget)} is used up; start a run with a larger --budget"
-            )
-
-    def _next_attempt(self, restore_step: int | None) -> AttemptStarted:
-        return resumed_attempt(
-            self.owner,
-            generation=self.record.next_generation,
-            restore_step=restore_step,
-            folder=self._around.run_folder(self.run_id),
-            world=self._around.world,
-        )
+        now, is_moving = self._around.world.now(), self.open_move is not None
+        refuse_resume(self.record, now, is_moving=is_moving)
 
     def submit(self) -> None:
         """Start the owner, unless it was started before.
@@ -241,28 +236,17 @@ class RunTender:
             Exception: Whatever else the engine says: the run has failed, and says so.
         """
         try:
-            self._take_over_origin()
-            self.side(self.owner).submit()
+            side = self.side(self.owner)
+            take_over_origin(self.record.created, side, self._around.world)
+            side.submit()
         except Unavailable:
             raise
         except Exception as error:
             text = error.message if isinstance(error, CloudshiftError) else str(error)
-            self._keep_end("failed", f"could not be started: {text}", None)
+            is_restart = self.owner.job.generation in self.record.restarts
+            outcome: Outcome = "lost" if is_restart else "failed"
+            self._keep_end(outcome, f"could not be started: {text}", None, is_gone=is_restart)
             raise
-
-    def _take_over_origin(self) -> None:
-        """Put the step that a branch begins with into its log, before its first attempt starts."""
-        created, owner = self.record.created, self.owner
-        if created.origin is None or owner.job.generation != created.first.job.generation:
-            return
-        branch(
-            self.side(owner).store,
-            created.origin.run_id,
-            created.origin.step,
-            self.run_id,
-            owner=owner.job.owner,
-            world=self._around.world,
-        )
 
     def logs(self, rank: int | None, tail: int) -> str:
         """The newest lines of the owner's rank or agent."""
@@ -293,8 +277,8 @@ class RunTender:
         now = self._around.world.monotonic()
         if now >= self._look_at:
             self._look_at = now + _LOOK_EVERY_S
-            parts += [self._look_after, self._hear_machines, self._keep_budget, self._sweep]
-            parts += [self._replay]
+            parts += [self._look_after, self._heal, self._hear_machines, self._keep_budget]
+            parts += [self._sweep, self._replay]
             self._troubles.clear()
         for part in parts:
             try:
@@ -401,36 +385,51 @@ class RunTender:
             error = f"ended without a last save; {kept}"
             self._keep_end("stopped", f"{asked.why}; {error}" if asked.why else error, status)
             return
-        error = (
-            f"the agent ended without a word ({kept}); see `cloudshift logs {self.run_id}`, "
-            f"then continue it with `cloudshift resume {self.run_id}`"
-        )
         self._hear(status)  # its last word may be one that was never read before it was gone
-        notice = self.record.notices.get(self.owner.job.generation)
-        if notice is not None and not is_outlived(notice, status, now=self._around.world.now()):
-            error = taken_words(self.run_id, notice, kept)
-        self._keep_end("lost", error, status)
+        now = self._around.world.now()
+        error = loss_words(self.record, self.owner, status, kept=kept, now=now)
+        self._keep_end("lost", error, status, is_gone=True)
 
-    def _keep_end(self, state: Outcome, error: str | None, status: AgentStatus | None) -> None:
+    def _keep_end(
+        self, state: Outcome, error: str | None, status: AgentStatus | None, *,
+        is_gone: bool = False,
+    ) -> None:  # fmt: skip
         asked = self.record.stop_asked
         why_stopped = asked.why if asked is not None and state == "stopped" else ""
-        ended = RunEnded(
-            state=state, at=self._around.world.now(), error=error or why_stopped or None
-        )
-        if status is not None:
-            ended = RunEnded(
-                state=state,
-                at=ended.at,
-                error=ended.error,
-                error_rank=status.error_rank,
-                traceback=status.traceback,
-                step=status.step,
-                loss=status.loss,
-                checkpoint_step=status.committed_step,
-                checkpoint_at=status.committed_at,
-            )
+        words, now = error or why_stopped or None, self._around.world.now()
         with self.lock:
-            self.record.keep(ended)
+            self.record.keep(ended_as(state, now, words, status, is_gone=is_gone))
+        self._changed()
+
+    def _heal(self) -> None:
+        """Start a lost run again where that is allowed; keep why not where it is not."""
+        if not self.record.awaits_restart:
+            return
+        loss = loss_of(self.record, self.owner, self.newest_commit_step)
+        automation, restarts = load_automation(self._around.root), self.record.restarts
+        ruled = decide(loss, tuple(restarts.values()), automation, self._around.world.now())
+        if ruled != self.ruled:
+            self.ruled = ruled
+            self._changed()
+        if ruled.verdict == "held":
+            self._hold(held_words(self.run_id, ruled.words))
+        elif ruled.verdict == "now":
+            self._restart(loss)
+
+    def _restart(self, loss: Loss) -> None:
+        self.side(self.owner).stop(_STOP_GRACE_S)  # of several nodes some may still be there
+        try:
+            self._go_on(loss)
+        except (Exhausted, NotFound, UsageError) as error:
+            self._hold(error.message)
+            return
+        self.submit()
+
+    def _hold(self, because: str) -> None:
+        """Leave a lost run lost until a person resumes it."""
+        with self.lock:
+            if self.record.awaits_restart:
+                self.record.keep(RestartHeld(at=self._around.world.now(), because=because))
         self._changed()
 
     def _call_off_move(self) -> None:
@@ -468,7 +467,7 @@ class RunTender:
             taken = replay(self.side(attempt).store, self.run_id, self._ingest)
             if taken.num_ingested:
                 self._changed()
-        if is_last:
+        if is_last and not self.record.awaits_restart:
             with self.lock:
                 self.record.keep(Settled(at=self._around.world.now()))
 

@@ -11,6 +11,9 @@ from cloudshift_lab.core.placement import Placement
 RunState = Literal[
     "starting", "running", "migrating", "stopping", "stopped", "finished", "failed", "lost"
 ]
+Restart = Literal["auto", "never"]
+Spare = Literal["auto", "on", "off"]
+RESTARTS: tuple[str, ...] = ("auto", "never")
 FINAL_STATES: frozenset[str] = frozenset({"stopped", "finished", "failed", "lost"})
 
 
@@ -22,6 +25,8 @@ class RunSpec(msgspec.Struct, frozen=True):
 
     ``save_policy`` says how often a step is saved (``core.save_policy``), ``keep`` which of the
     saved steps stay (``checkpoint.keep``), ``approve`` who approves its moves (``core.approval``).
+    ``restart``: whether a run whose agent or machine is gone goes on by itself; ``restart_on``: the
+    places where it may, besides the one it was lost in. They keep their state in its store.
     """
 
     name: str
@@ -37,6 +42,8 @@ class RunSpec(msgspec.Struct, frozen=True):
     approve: str = "ask"
     python: str = ""
     nodes: int = 1
+    restart: Restart = "auto"
+    restart_on: tuple[str, ...] = ()
 
 
 class JobSpec(msgspec.Struct, frozen=True):
@@ -45,7 +52,10 @@ class JobSpec(msgspec.Struct, frozen=True):
     ``store_url`` is the data store of this attempt; its credentials come from ``home``'s cloud
     list by ``placement.cloud``. A ``standby`` attempt starts its ranks up to the gate and waits
     for an order; ``source_*`` then name where its state comes from. ``node``: which of the
-    placement's nodes, 0 leads.
+    placement's nodes, 0 leads. ``restarts``: how often ranks that fail are started again by their
+    agent without any progress since the last time; 0: never. ``spare``: whether interpreters with
+    everything imported wait for that; "auto": where memory and processors allow. ``exclude``:
+    machines that the engine must not use.
     """
 
     run_id: str
@@ -68,6 +78,9 @@ class JobSpec(msgspec.Struct, frozen=True):
     source_url: str | None = None
     conductor_home: str | None = None
     node: int = 0
+    restarts: int = 0
+    spare: Spare = "auto"
+    exclude: tuple[str, ...] = ()
 
 
 class SaveStats(msgspec.Struct, frozen=True):
@@ -103,7 +116,9 @@ class RunView(msgspec.Struct, frozen=True):
     """One run as every surface shows it. Times are wall-clock seconds, money micro-dollars.
 
     ``origin`` is the step that a branch began from: ``run-1@400``. ``notice_until``: when its
-    machine goes, once that was said, and in ``notice`` what will be saved by then.
+    machine goes, once that was said, and in ``notice`` what will be saved by then. ``restart`` is
+    what was asked for, ``restarts`` how often the run went on by itself, ``restarted`` why and how
+    the last time, at ``restarted_at``.
     """
 
     run_id: str
@@ -134,3 +149,7 @@ class RunView(msgspec.Struct, frozen=True):
     origin: str | None = None
     notice_until: float | None = None
     notice: str = ""
+    restart: Restart = "auto"
+    restarts: int = 0
+    restarted: str = ""
+    restarted_at: float | None = None

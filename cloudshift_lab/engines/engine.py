@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal, Protocol
 
 import msgspec
@@ -14,7 +15,8 @@ JobState = Literal["starting", "running", "exited", "lost"]
 class Handle(msgspec.Struct, frozen=True):
     """One started attempt; can be written down and used by another process later.
 
-    ``start_time`` tells the process from a later one with the same pid.
+    ``start_time`` tells the process from a later one with the same pid. ``machine`` is what its
+    engine calls the machine, empty where it does not tell.
     """
 
     run_id: str
@@ -22,6 +24,7 @@ class Handle(msgspec.Struct, frozen=True):
     pid: int
     start_time: str
     workdir: str
+    machine: str = ""
 
 
 class Observation(msgspec.Struct, frozen=True):
@@ -40,6 +43,24 @@ class Observation(msgspec.Struct, frozen=True):
         return self.state in ("exited", "lost")
 
 
+def machine_of(job: JobSpec) -> str:
+    """The machine of a job's node, where a place has numbered ones: ``local:here/0``.
+
+    The nodes of an attempt take the lowest numbers that it may use.
+    """
+    numbers = (n for n in itertools.count() if _machine(job, n) not in job.exclude)
+    return _machine(job, next(itertools.islice(numbers, job.node, None)))
+
+
+def num_usable(job: JobSpec, num: int) -> int:
+    """How many of the first ``num`` machines of its place a job may use."""
+    return sum(_machine(job, n) not in job.exclude for n in range(num))
+
+
+def _machine(job: JobSpec, number: int) -> str:
+    return f"{job.placement.target}/{number}"
+
+
 class Engine(Protocol):
     """Runs attempts. Every call is idempotent; none starts a second agent beside a living one."""
 
@@ -48,6 +69,7 @@ class Engine(Protocol):
 
         Raises:
             UsageError: The job cannot run here (no interpreter, no script).
+            Exhausted: Every machine that there is is one the job must not use.
             Unavailable: The agent did not come up in time.
         """
 

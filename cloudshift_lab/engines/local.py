@@ -13,12 +13,12 @@ from pathlib import Path
 
 import msgspec
 
-from cloudshift_lab.core.errors import Unavailable, UsageError
+from cloudshift_lab.core.errors import Exhausted, Unavailable, UsageError
 from cloudshift_lab.core.home import write_private
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.core.world import REAL_WORLD, World
-from cloudshift_lab.engines.engine import Handle, Observation
+from cloudshift_lab.engines.engine import Handle, Observation, machine_of, num_usable
 from cloudshift_lab.engines.logs import AGENT_LOG, last_lines
 from cloudshift_lab.engines.process import environment, has_ended, process_start_time, reap
 
@@ -151,7 +151,15 @@ class LocalEngine:
         limit = self._max_nodes
         if limit is None and told is not None and told.isdecimal():
             limit = int(told)
-        return job.placement.nodes if limit is None else max(1, min(limit, job.placement.nodes))
+        if limit is None:
+            return job.placement.nodes
+        usable = num_usable(job, max(1, limit))
+        if not usable:
+            raise Exhausted(
+                f"{job.placement.target} has no machine left but {', '.join(job.exclude)}, which "
+                f"{job.run_id} must not use; choose another place"
+            )
+        return min(usable, job.placement.nodes)
 
     def _known(self, job: JobSpec, *, only_if_never_started: bool) -> Handle | None:
         known = self._find(self.workdir(job.run_id, job.generation, job.node))
@@ -198,7 +206,9 @@ class LocalEngine:
 
 def write_handle(job: JobSpec, pid: int, start_time: str) -> Handle:
     """Make a started agent findable; its submitter and the agent itself both write the same."""
-    handle = Handle(job.run_id, job.generation, pid, start_time, job.workdir)
+    handle = Handle(
+        job.run_id, job.generation, pid, start_time, job.workdir, machine=machine_of(job)
+    )
     write_private(Path(job.workdir) / HANDLE_FILE, to_json(handle))
     return handle
 

@@ -68,7 +68,7 @@ class Stage:
     def train(self, *, nodes: int = 1, ranks: int = 2) -> None:
         spec = RunSpec(
             name="spot", script=SCRIPT, target=CLOUD, nodes=nodes, ranks_per_node=ranks,
-            save_policy="1000000",
+            save_policy="1000000", restart="never",
         )  # fmt: skip
         self.run_id = self.bed.train(spec).run_id
         self.bed.reach(self.run_id, 20)

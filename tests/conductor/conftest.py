@@ -13,7 +13,7 @@ from cloudshift_lab.core.errors import CloudshiftError, NotFound
 from cloudshift_lab.core.orders import AgentStatus, Order, OrderResult, inbox_key, status_key
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.wire import from_json, to_json
-from cloudshift_lab.engines.engine import Handle, Observation
+from cloudshift_lab.engines.engine import Handle, Observation, machine_of
 from cloudshift_lab.storage.log import RunLog
 from cloudshift_lab.storage.memory import MemoryStore
 from cloudshift_lab.storage.store import Store
@@ -255,8 +255,9 @@ class PuppetEngine:
 
     def _handle(self, run_id: str, generation: int) -> Handle:
         return Handle(
-            run_id=run_id, generation=generation, pid=1, start_time="0", workdir="/nowhere"
-        )
+            run_id=run_id, generation=generation, pid=1, start_time="0", workdir="/nowhere",
+            machine=machine_of(self.puppets[run_id, generation].job),
+        )  # fmt: skip
 
 
 @dataclass

@@ -135,7 +135,7 @@ def weights() -> np.ndarray:
 @pytest.fixture
 def saved(desk: Desk, weights: np.ndarray) -> str:
     """A run with steps 10 and 20."""
-    run_id = desk.train()
+    run_id = desk.train(restart="never")
     desk.save(run_id, 10, weights)
     desk.save(run_id, 20, weights + 1)
     return run_id
@@ -421,16 +421,16 @@ def test_a_branch_on_another_store_says_to_branch_then_move(desk: Desk, saved: s
 def test_a_branch_whose_store_was_away_is_taken_up_by_the_next_conductor(
     desk: Desk, saved: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cloudshift_lab.conductor import tending
+    from cloudshift_lab.conductor import resuming
 
     def away(*args: Any, **named: Any) -> None:
         raise Unavailable("the store does not answer; try again")
 
-    original = tending.branch
-    monkeypatch.setattr(tending, "branch", away)
+    original = resuming.branch
+    monkeypatch.setattr(resuming, "branch", away)
     with pytest.raises(Unavailable):
         desk.service.branch(BranchAsk("gpt@10"))
-    monkeypatch.setattr(tending, "branch", original)
+    monkeypatch.setattr(resuming, "branch", original)
     desk.service.close()
     desk.service = ConductorService(desk.root, desk.engine, desk.world)
     desk.step()

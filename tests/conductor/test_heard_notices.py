@@ -71,7 +71,7 @@ def test_a_drained_run_says_what_is_saved_and_what_to_do_next(bench: Bench) -> N
 
 
 def test_a_machine_that_was_spared_is_not_said_to_go_any_more(bench: Bench) -> None:
-    run_id = bench.train()
+    run_id = bench.train(restart="never")
     hear(bench, run_id, 1.0)
     bench.step()
     bench.engine.puppets[run_id, 1].say(notice_until=None)
@@ -98,7 +98,7 @@ def test_a_spared_machine_may_be_given_another_notice(bench: Bench) -> None:
 
 
 def test_a_machine_that_went_as_it_had_heard_says_so(bench: Bench) -> None:
-    run_id = bench.train()
+    run_id = bench.train(restart="never")
     hear(bench, run_id, 2.0)
     bench.step()
     bench.engine.puppets[run_id, 1].is_gone = True
@@ -111,7 +111,7 @@ def test_a_machine_that_went_as_it_had_heard_says_so(bench: Bench) -> None:
 
 
 def test_a_machine_that_went_before_its_notice_was_read_says_so(bench: Bench) -> None:
-    run_id = bench.train()
+    run_id = bench.train(restart="never")
     hear(bench, run_id, 30.0)
     bench.engine.puppets[run_id, 1].is_gone = True
     bench.step()

@@ -406,7 +406,7 @@ def test_what_cannot_be_saved_in_time_is_said_beforehand(bench: Bench) -> None:
 
 
 def test_a_machine_that_went_after_its_notice_says_so(bench: Bench) -> None:
-    run_id = bench.train()
+    run_id = bench.train(restart="never")
     bench.service.notice(run_id, NoticeAsk(within_s=1.0))
     bench.engine.puppets[run_id, 1].is_gone = True
     bench.step()

@@ -166,7 +166,7 @@ def test_a_claim_whose_race_was_lost_takes_the_next_number(
 
 
 def test_every_attempt_has_an_owner_of_its_own_that_survives_a_restart(bench: Bench) -> None:
-    run_id = bench.train()
+    run_id = bench.train(restart="never")
     bench.move(run_id)
     bench.engine.puppets[run_id, 2].is_gone = True
     bench.step()
@@ -205,7 +205,7 @@ def test_a_failing_script_shows_the_rank_and_its_traceback(bench: Bench) -> None
 
 
 def test_an_agent_that_vanished_makes_the_run_lost_with_advice(bench: Bench) -> None:
-    run_id = bench.train()
+    run_id = bench.train(restart="never")
     bench.engine.puppets[run_id, 1].is_gone = True
     bench.step()
     view = bench.service.run(run_id)
@@ -308,7 +308,7 @@ def commit(puppet: Any, step: int) -> None:
 
 
 def test_a_resumed_run_continues_at_least_from_what_is_known_to_be_saved(bench: Bench) -> None:
-    run_id = bench.train()
+    run_id = bench.train(restart="never")
     commit(bench.engine.puppets[run_id, 1], 7)
     for generation in (1, 2, 3):
         bench.step()
@@ -324,7 +324,7 @@ def test_a_resumed_run_continues_at_least_from_what_is_known_to_be_saved(bench: 
 
 
 def test_a_run_that_never_saved_begins_again_when_resumed(bench: Bench) -> None:
-    run_id = bench.train()
+    run_id = bench.train(restart="never")
     bench.engine.puppets[run_id, 1].is_gone = True
     bench.step()
     bench.service.resume(run_id)
@@ -335,7 +335,7 @@ def test_a_run_that_never_saved_begins_again_when_resumed(bench: Bench) -> None:
 def test_a_run_whose_bucket_was_emptied_is_not_started_again_from_nothing(
     bench: Bench, moved: bool
 ) -> None:
-    run_id = bench.train()
+    run_id = bench.train(restart="never")
     commit(bench.engine.puppets[run_id, 1], 1)
     bench.step()
     step = 1
@@ -362,7 +362,7 @@ def test_a_run_whose_bucket_was_emptied_is_not_started_again_from_nothing(
 
 
 def test_a_lost_run_is_resumed_and_its_old_agent_is_fenced(bench: Bench) -> None:
-    run_id = bench.train()
+    run_id = bench.train(restart="never")
     zombie = bench.engine.puppets[run_id, 1]
     zombie.is_gone = True
     bench.step()
@@ -439,7 +439,7 @@ def test_a_run_that_cannot_be_started_has_failed_and_is_not_tried_for_ever(
 
 
 def test_a_run_that_cannot_be_resumed_or_started_later_has_failed(bench: Bench) -> None:
-    run_id = bench.train()
+    run_id = bench.train(restart="never")
     bench.engine.puppets[run_id, 1].is_gone = True
     bench.step()
     bench.engine.refuse = Unavailable("not now; try again")

@@ -13,12 +13,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from cloudshift_lab.core.errors import Exhausted
 from cloudshift_lab.core.placement import Placement
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.wire import from_json
 from cloudshift_lab.core.world import REAL_WORLD
 from cloudshift_lab.engines import Handle, LocalEngine, Observation
 from cloudshift_lab.engines import process as process_module
+from cloudshift_lab.engines.engine import machine_of
 from cloudshift_lab.engines.local import HANDLE_FILE
 from cloudshift_lab.engines.process import environment, has_ended, process_start_time, reap
 
@@ -215,3 +217,23 @@ def test_a_zombie_has_ended_and_can_be_collected() -> None:
     assert reap(child.pid) == 3
     assert reap(child.pid) is None
     child.returncode = 3
+
+
+def test_a_job_takes_the_first_machines_that_it_may_use(job: JobSpec) -> None:
+    barred = msgspec.structs.replace(two_nodes(job), exclude=("local:here/0", "local:here/2"))
+    names = [machine_of(msgspec.structs.replace(barred, node=number)) for number in (0, 1)]
+    assert names == ["local:here/1", "local:here/3"]
+    assert machine_of(job) == "local:here/0"
+
+
+def test_where_every_machine_is_excluded_nothing_is_started(tmp_path: Path, job: JobSpec) -> None:
+    engine = LocalEngine(tmp_path, max_nodes=2)
+    barred = msgspec.structs.replace(job, exclude=("local:here/0", "local:here/1"))
+    with pytest.raises(Exhausted, match=r"no machine left but local:here/0, local:here/1"):
+        engine.submit(barred)
+    assert engine.find(job.run_id, job.generation) is None
+
+
+def test_a_handle_tells_its_machine(engine: LocalEngine, running: Handle) -> None:
+    assert running.machine == "local:here/0"
+    assert engine.find(running.run_id, running.generation) == running
