@@ -28,6 +28,7 @@ from cloudshift_lab.core.steps import BranchAsk, History, JobAsk, JobView
 from cloudshift_lab.core.views import Changes, Check, CostView, Health, Problem, Series, Target
 from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.engines.process import environment, has_ended
+from cloudshift_lab.health.report import GoodputReport, HealthReport
 from cloudshift_lab.migration import Receipt
 
 T = TypeVar("T")
@@ -128,6 +129,14 @@ class Client:
     def series(self, run: str, *, points: int = 240) -> Series:
         """A run's curves in at most ``points`` points."""
         return self._get(f"/v1/runs/{quote(run, safe='')}/series", Series, query={"points": points})
+
+    def run_health(self, run: str) -> HealthReport:
+        """What the detectors find about a run, and what they looked at."""
+        return self._get(f"/v1/runs/{quote(run, safe='')}/health", HealthReport)
+
+    def run_goodput(self, run: str) -> GoodputReport:
+        """What a run's time went into. Raises UsageError before its first step."""
+        return self._get(f"/v1/runs/{quote(run, safe='')}/goodput", GoodputReport)
 
     # -- stored steps ----------------------------------------------------------------------
 

@@ -214,6 +214,16 @@ class _Series(_Handler):
         self.reply(await self.quick(self.gate.service.series, run, points=points))
 
 
+class _RunHealth(_Handler):
+    async def get(self, run: str) -> None:
+        self.reply(await self.slow(self.gate.service.run_health, run))
+
+
+class _RunGoodput(_Handler):
+    async def get(self, run: str) -> None:
+        self.reply(await self.slow(self.gate.service.run_goodput, run))
+
+
 class _RunMigrations(_Handler):
     async def post(self, run: str) -> None:
         self.reply(await self.slow(self.gate.service.migrate, run, self.body(MoveAsk)))
@@ -332,6 +342,8 @@ def application(gate: Gate) -> tornado.web.Application:
         (f"/v1/runs/{name}/logs", _Logs),
         (f"/v1/runs/{name}/cost", _Cost),
         (f"/v1/runs/{name}/series", _Series),
+        (f"/v1/runs/{name}/health", _RunHealth),
+        (f"/v1/runs/{name}/goodput", _RunGoodput),
         (f"/v1/runs/{name}/migrations", _RunMigrations),
         (f"/v1/runs/{name}/notice", _Notice),
         (f"/v1/runs/{name}/receipts", _Receipts),

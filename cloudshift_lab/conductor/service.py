@@ -23,6 +23,7 @@ from cloudshift_lab.conductor.receipts import Receipts
 from cloudshift_lab.conductor.registry import Registry, Ticker
 from cloudshift_lab.conductor.starting import RunStarter
 from cloudshift_lab.conductor.tending import RunTender
+from cloudshift_lab.conductor.vigil import Vigil
 from cloudshift_lab.core.approval import parse
 from cloudshift_lab.core.asks import MoveAsk, NoticeAsk, NoticeView, refuse_unused_places
 from cloudshift_lab.core.errors import Corrupt, NotFound, UsageError
@@ -33,6 +34,7 @@ from cloudshift_lab.core.steps import BranchAsk, History, JobAsk, JobView
 from cloudshift_lab.core.views import Check, CostView, Health, Series, Target
 from cloudshift_lab.core.world import World
 from cloudshift_lab.engines.engine import Engine
+from cloudshift_lab.health.report import GoodputReport, HealthReport
 from cloudshift_lab.migration import Receipt
 from cloudshift_lab.storage.store import Store, probe_store
 from cloudshift_lab.telemetry.store import TelemetryStore
@@ -88,10 +90,12 @@ class ConductorService:
         self._jobs = Jobs(world, self._changed)
         self._fortune = fortune
         self._archive = Archive(self._registry, self._jobs, world)
+        self._vigil = Vigil(self._registry, self._around, self.telemetry)
 
     def start(self) -> None:
         """Begin to look after the runs; those of before a restart are taken up where they were."""
         self._ticker.start()
+        self._vigil.start()
         for tender in self._registry.all():
             move = tender.open_move
             if move is not None:
@@ -104,6 +108,7 @@ class ConductorService:
         if self._fortune is not None:
             self._fortune.close()
         self._ticker.stop()
+        self._vigil.stop()
         self.telemetry.close()
 
     # -- seeing ----------------------------------------------------------------------------
@@ -136,6 +141,18 @@ class ConductorService:
         curve = self.telemetry.step_curve(tender.run_id, points)
         with tender.lock:
             return shown.show_series(tender, curve, now=self._world.now())
+
+    def run_health(self, run: str) -> HealthReport:
+        """What the detectors find about a run, and what they looked at."""
+        return self._vigil.health(self._registry.find(run))
+
+    def run_goodput(self, run: str) -> GoodputReport:
+        """What a run's time went into, and what is to be expected.
+
+        Raises:
+            UsageError: It has not trained yet.
+        """
+        return self._vigil.goodput(self._registry.find(run))
 
     def logs(self, run: str, *, rank: int | None, tail: int) -> str:
         return self._registry.find(run).logs(rank, tail)

@@ -14,7 +14,7 @@ from cloudshift_lab.core.save_policy import young_daly_interval_s
 
 Cause = Literal[
     "training", "saving", "lost work", "detecting", "restarting", "saving after a failure",
-    "planned moves", "waiting for nodes", "slow ranks", "idle",
+    "planned moves", "waiting for nodes", "slow ranks", "starting", "idle",
 ]  # fmt: skip
 UNPLANNED: frozenset[Cause] = frozenset(
     {"lost work", "detecting", "restarting", "saving after a failure"}

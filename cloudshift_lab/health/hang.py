@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,9 +14,11 @@ from cloudshift_lab.health.windows import ProgressWindow
 
 COLLECTIVE_WORDS = (
     "all_reduce", "allreduce", "all_gather", "reduce_scatter", "broadcast", "barrier",
-    "all_to_all", "wait",
+    "all_to_all", "run_backward", "wait",
 )  # fmt: skip
-"""A stack with one of these at its top waits for other ranks."""
+"""A stack with one of these at its top waits for other ranks; DDP does within its backward."""
+OWN_WORDS = ("threading.py", "multiprocessing", "queue.py", "dataloader", "selectors.py")
+"""A stack with one of these at its top waits for a thread or process of its own."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,53 @@ def confirm_hang(finding: Finding, stacks: Mapping[int, str]) -> Finding:
     )  # fmt: skip
 
 
+def name_hang(finding: Finding, stacks: Mapping[int, str]) -> Finding:
+    """A hang of which nobody is behind, with the ranks named that the others wait for.
+
+    All ranks of a synchronous run end the same step before one of them hangs in the next, so its
+    place tells nothing; its stack does: it does not wait while the others do, or is somewhere else
+    than most. A finding that names ranks is confirmed as :func:`confirm_hang` does.
+
+    Args:
+        finding: From ``find_hang``.
+        stacks: Per rank, the stack as text, newest call first.
+    """
+    if finding.ranks:
+        return confirm_hang(finding, stacks)
+    named = _not_waiting(stacks) or _elsewhere(stacks)
+    if not named:
+        seen = tuple(
+            Evidence(f"rank {rank} is in", _top(stacks[rank])) for rank in list(stacks)[:6]
+        )
+        return msgspec.structs.replace(finding, evidence=finding.evidence + seen)
+    names = f"Rank {named[0]}" if len(named) == 1 else f"Ranks {', '.join(map(str, named[:8]))}"
+    place = _top(stacks[named[0]])
+    found = msgspec.structs.replace(
+        finding, rule_id="hang.rank", subject=Subject("rank", str(named[0])), ranks=named,
+        confidence=0.9,
+        words=f"{names} hung in {place} and the others wait; look at the stack, then restart the "
+        "run without that node.",
+    )  # fmt: skip
+    return confirm_hang(found, stacks)
+
+
+def _not_waiting(stacks: Mapping[int, str]) -> tuple[int, ...]:
+    """Ranks that wait for nobody while at least one other rank does."""
+    ranks = tuple(sorted(rank for rank in stacks if not _waits(stacks[rank])))
+    return ranks if len(ranks) < len(stacks) else ()
+
+
+def _elsewhere(stacks: Mapping[int, str]) -> tuple[int, ...]:
+    """Ranks that are not where more than half of all are."""
+    places = Counter(_top(stack) for stack in stacks.values())
+    if not places:
+        return ()
+    place, num = places.most_common(1)[0]
+    if 2 * num <= len(stacks):
+        return ()
+    return tuple(sorted(rank for rank, stack in stacks.items() if _top(stack) != place))
+
+
 def find_dead(
     exit_codes: Mapping[int, int], now: float, nodes: Mapping[int, str] | None = None
 ) -> tuple[Finding, ...]:
@@ -164,7 +214,10 @@ def _place(window: ProgressWindow, rank: int) -> Evidence:
 
 
 def _waits(stack: str) -> bool:
-    return any(word in _top(stack) for word in COLLECTIVE_WORDS)
+    top = _top(stack)
+    return any(word in top for word in COLLECTIVE_WORDS) and not any(
+        word in top for word in OWN_WORDS
+    )
 
 
 def _top(stack: str) -> str:

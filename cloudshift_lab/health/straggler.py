@@ -154,6 +154,21 @@ class StragglerWatch:
         """Ranks that have been slower by the limit for long enough, and still are."""
         return () if self._known is None else self._known.stragglers
 
+    @property
+    def slow_nodes(self) -> tuple[int, ...]:
+        """Nodes most of whose ranks are slower than their own past now."""
+        return () if self._known is None else self._known.slow_nodes
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether all ranks alike are slower than they were."""
+        return self._known is not None and self._known.is_slow
+
+    @property
+    def is_judging(self) -> bool:
+        """Whether the first baseline is complete; nothing is said before."""
+        return self._known is not None
+
 
 class _Known:
     """What is known after the first baseline."""
@@ -192,6 +207,14 @@ class _Known:
     @property
     def stragglers(self) -> tuple[int, ...]:
         return tuple(int(rank) for rank in np.flatnonzero(self._slow))
+
+    @property
+    def slow_nodes(self) -> tuple[int, ...]:
+        return tuple(int(node) for node in np.flatnonzero(self._nodes.raised))
+
+    @property
+    def is_slow(self) -> bool:
+        return bool(self._common.raised[0])
 
     def judge(
         self, step: int, log_s: Floats, parts: Floats, sections: Sequence[str]

@@ -34,6 +34,7 @@ __all__ = [
     "du",
     "forget",
     "gc",
+    "goodput",
     "jobs",
     "log",
     "migrate",
@@ -224,6 +225,15 @@ def resume(name: str | None = None) -> Run:
 def cost(name: str | None = None) -> Report:
     """What a run has cost so far, line by line."""
     return run(name).cost()
+
+
+def goodput(name: str | None = None) -> Report:
+    """What a run's time went into, by cause, and what is to be expected.
+
+    Raises:
+        UsageError: It has not trained yet.
+    """
+    return run(name).goodput()
 
 
 def log(name: str | None = None, *, last: int = 20) -> Report:

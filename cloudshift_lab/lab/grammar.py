@@ -21,11 +21,12 @@ _COMMENT = re.compile(r"(?:^|(?<=\s))#")
 
 @dataclass(frozen=True)
 class Call:
-    """A parsed line: the verb, its arguments, and words meant for somebody else."""
+    """A parsed line: the verb with its arguments, or the words as they are for another room."""
 
     verb: Verb
     args: argparse.Namespace
     rest: tuple[str, ...] = ()
+    is_for_others: bool = False
 
 
 def parse_line(line: str, *, surface: Surface = "line") -> Call:
@@ -67,10 +68,10 @@ def parse_words(words: Sequence[str], *, surface: Surface) -> Call:
         raise _no_such_verb(name)
     if surface == "cell" and name != "train":
         raise UsageError(f"'%%cloudshift {name}' takes no cell; use '%cloudshift {name}'")
-    if {"-h", "--help"} & set(rest) and not verb.passes_on:
+    if verb.is_for_others(rest):
+        return Call(verb, argparse.Namespace(), tuple(rest), is_for_others=True)
+    if {"-h", "--help"} & set(rest):
         verb, rest = find_verb("help") or verb, [name]
-    if verb.passes_on:
-        return Call(verb, argparse.Namespace(), tuple(rest))
     return Call(verb, _parse_arguments(verb, rest))
 
 

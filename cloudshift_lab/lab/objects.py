@@ -16,6 +16,7 @@ from cloudshift_lab.lab.render import card, move, reports
 from cloudshift_lab.lab.render.markup import MONO, box, tag
 from cloudshift_lab.lab.render.records import notice_sheet, receipts_sheet
 from cloudshift_lab.lab.render.sheet import sheet_html, sheet_text
+from cloudshift_lab.lab.render.wellbeing import goodput_sheet, health_sheet
 
 
 class Shown(Protocol):
@@ -143,6 +144,22 @@ class Run(Displayed):
         """What it has cost so far, line by line."""
         view = self._desk.client().cost(self.run_id)
         return Report(view, reports.cost_text(view), reports.cost_html(view))
+
+    def health(self) -> Report:
+        """What its detectors find, with evidence; ``report.data`` is a ``HealthReport``."""
+        found = self._desk.client().run_health(self.run_id)
+        sheet = health_sheet(found, self._desk.prompt)
+        return Report(found, sheet_text(sheet), sheet_html(sheet))
+
+    def goodput(self) -> Report:
+        """What its time went into, by cause; ``report.data`` is a ``GoodputReport``.
+
+        Raises:
+            UsageError: It has not trained yet.
+        """
+        found = self._desk.client().run_goodput(self.run_id)
+        sheet = goodput_sheet(found, self._desk.prompt)
+        return Report(found, sheet_text(sheet), sheet_html(sheet))
 
     def migrate(
         self,

@@ -48,7 +48,7 @@ def perform(request: Request) -> Shown | None:
     Raises:
         CloudshiftError: One line about what is wrong and what to do.
     """
-    if request.call.verb.passes_on:
+    if request.call.is_for_others:
         return _pass_on(request.call.verb.name, request.call.rest)
     return _ACTIONS[request.call.verb.name](request)
 
@@ -186,6 +186,16 @@ def _seconds(word: str | None, prompt: str) -> float:
 def _cost(request: Request) -> Shown:
     args, desk = request.args, request.desk
     return Run(desk, desk.find_run(args.run)).cost()
+
+
+def _health(request: Request) -> Shown:
+    args, desk = request.args, request.desk
+    return Run(desk, desk.find_run(args.run)).health()
+
+
+def _goodput(request: Request) -> Shown:
+    args, desk = request.args, request.desk
+    return Run(desk, desk.find_run(args.run)).goodput()
 
 
 def _logs(request: Request) -> Shown:
@@ -359,6 +369,8 @@ _ACTIONS: dict[str, Callable[[Request], Shown | None]] = {
     "receipt": _receipt,
     "notice": _notice,
     "cost": _cost,
+    "health": _health,
+    "goodput": _goodput,
     "logs": _logs,
     "stop": _stop,
     "resume": _resume,

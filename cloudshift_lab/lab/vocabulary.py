@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,7 +36,8 @@ class Argument:
 class Verb:
     """One thing that can be asked for; with ``passes_on`` another room reads its words.
 
-    ``notes`` are lines that its help ends with.
+    With ``passes_on_first`` it does so where the first word is one of these. ``notes`` are lines
+    that its help ends with.
     """
 
     name: str
@@ -43,6 +45,11 @@ class Verb:
     arguments: tuple[Argument, ...] = ()
     notes: tuple[str, ...] = ()
     passes_on: bool = False
+    passes_on_first: frozenset[str] = frozenset()
+
+    def is_for_others(self, words: Sequence[str]) -> bool:
+        """Whether another room reads these words."""
+        return self.passes_on or (bool(words) and words[0] in self.passes_on_first)
 
     def find(self, flag: str) -> Argument | None:
         """The flag called ``flag``, or None."""
@@ -170,6 +177,24 @@ VERBS: tuple[Verb, ...] = (
         ),
     ),
     Verb("cost", "what a run has cost so far, line by line", (RUN, JSON)),
+    Verb(
+        "health",
+        "what its detectors find about a run, with evidence and what to do",
+        (RUN, JSON),
+        (
+            "While the conductor runs it looks at every run once a second and keeps what it finds.",
+            "Findings without proof only ask: nothing is done about them by itself.",
+            "health evaluate --data DIR judges the rules on labelled data, health replay --trace",
+            "CSV replays a real fault trace; a run that is called so is asked for by its id.",
+        ),
+        passes_on_first=frozenset({"evaluate", "replay"}),
+    ),
+    Verb(
+        "goodput",
+        "what a run's time went into, by cause, and what is to be expected",
+        (RUN, JSON),
+        ("Expected: the validated formula, from what this run has shown and assumed failures.",),
+    ),
     Verb(
         "logs",
         "what the ranks printed (all of them, each line with its rank)",
@@ -319,7 +344,6 @@ VERBS: tuple[Verb, ...] = (
     Verb("sim", "thousands of simulated histories with injected faults", passes_on=True),
     Verb("bench", "measure against what people use today", passes_on=True),
     Verb("chaos", "kill real processes while a real run moves, then judge", passes_on=True),
-    Verb("health", "judge the health rules on data; replay a real fault trace", passes_on=True),
     Verb("help", "this list", (Argument("topic", "text", "a verb"),)),
 )
 _BY_NAME = {verb.name: verb for verb in VERBS}

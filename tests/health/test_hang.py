@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from cloudshift_lab.health.hang import confirm_hang, find_dead, find_hang, hang_limit_s
+from cloudshift_lab.health.hang import (
+    confirm_hang,
+    find_dead,
+    find_hang,
+    hang_limit_s,
+    name_hang,
+)
 from cloudshift_lab.health.windows import ProgressWindow
 
 
@@ -68,6 +74,36 @@ def test_stacks_prove_a_hang_when_only_the_culprit_waits_for_nobody() -> None:
     assert not confirm_hang(found, {0: waiting, 2: waiting}).deterministic
     assert not confirm_hang(found, {0: culprit, 2: culprit}).deterministic
     assert not confirm_hang(found, {2: culprit}).deterministic
+
+
+def test_of_ranks_at_the_same_place_the_stacks_tell_who_is_waited_for() -> None:
+    same = {"steps": np.full(4, 50), "collectives": np.full(4, 3)}
+    (found,) = find_hang(window(**same))
+    assert (found.rule_id, found.ranks) == ("hang.run", ())
+    backward = "    _engine_run_backward (torch/autograd/graph.py:829)\n    main (train.py:9)"
+    loading = "    wait (threading.py:331)\n    get (queue.py:171)\n    main (train.py:5)"
+    named = name_hang(found, {0: backward, 1: backward, 2: loading, 3: backward})
+    assert (named.rule_id, named.ranks, named.subject.name) == ("hang.rank", (2,), "2")
+    assert named.deterministic
+    assert "wait (threading.py:331)" in named.words
+
+
+def test_stacks_that_tell_nobody_apart_name_nobody_and_are_shown() -> None:
+    same = {"steps": np.full(2, 50), "collectives": np.full(2, 3)}
+    (found,) = find_hang(window(**same, still_s=np.full(2, 20.0), sections=("",) * 2))
+    waiting = "    all_reduce (torch/distributed.py:3)"
+    named = name_hang(found, {0: waiting, 1: waiting})
+    assert (named.rule_id, named.deterministic) == ("hang.run", False)
+    assert named.evidence[-1].value == "all_reduce (torch/distributed.py:3)"
+    assert name_hang(found, {}).ranks == ()
+
+
+def test_where_most_ranks_are_at_one_place_those_elsewhere_are_named_without_proof() -> None:
+    same = {"steps": np.full(4, 50), "collectives": np.full(4, 3)}
+    (found,) = find_hang(window(**same))
+    there, here = "    item (train.py:9)", "    read (loader.py:3)"
+    named = name_hang(found, {0: there, 1: there, 2: there, 3: here})
+    assert (named.ranks, named.deterministic) == ((3,), False)
 
 
 def test_a_dead_rank_is_proof() -> None:
