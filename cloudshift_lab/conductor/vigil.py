@@ -25,19 +25,20 @@ from cloudshift_lab.health.finding import Finding, Severity
 from cloudshift_lab.health.hang import name_hang
 from cloudshift_lab.health.live import LiveWatch, Looked
 from cloudshift_lab.health.report import GoodputReport, HealthReport
-from cloudshift_lab.health.standing import Change, Standing, stand
+from cloudshift_lab.health.standing import QUIET_S, Change, Standing, stand
 from cloudshift_lab.telemetry import schema
 from cloudshift_lab.telemetry.findings import (
     found_row,
     gone_row,
     leave,
     newest_rows,
+    past_findings,
     save_row,
 )
 from cloudshift_lab.telemetry.store import TelemetryStore
 
 LOOK_EVERY_S = 1.0
-_AGAIN_S = 5.0
+_AGAIN_S = 2.0
 """Rows may come late: so far back they are read again."""
 _OFF_S = 3600.0
 """So far clocks of ranks may be behind ours before their first rows are overlooked."""
@@ -150,6 +151,10 @@ class _Followed:
         self._num_batches = 0
         self._committed: tuple[int, int] | None = None
         self._hang: tuple[float | None, Finding] | None = None
+        self._since = around.world.now()
+        self._left_open = {
+            each.key for each in past_findings(telemetry, tender.run_id) if each.until is None
+        }
         self.watch: LiveWatch = watch_from_rows(telemetry, tender)
 
     def look(self) -> None:
@@ -200,7 +205,8 @@ class _Followed:
             )
             for each in change.raised
         ]  # fmt: skip
-        rows += [gone_row(run_id, generation, now, key=each.key) for each in change.gone]
+        gone = {each.key for each in change.gone} | self._gone_while_away(now)
+        rows += [gone_row(run_id, generation, now, key=key) for key in sorted(gone)]
         saved = self._newly_saved()
         if saved is not None:
             step, lost_s = saved
@@ -208,6 +214,14 @@ class _Followed:
         if rows:
             self._num_batches += 1
             leave(self._telemetry, f"{run_id}-{self._nonce}-{self._num_batches}", rows)
+
+    def _gone_while_away(self, now: float) -> set[str]:
+        """What an earlier conductor found and we have not, in as long as makes a finding gone."""
+        self._left_open -= {each.key for each in self.standing}
+        if now - self._since < QUIET_S:
+            return set()
+        gone, self._left_open = self._left_open, set()
+        return gone
 
     def _newly_saved(self) -> tuple[int, float | None] | None:
         """A step that was committed since the last look, and what that save took of training."""

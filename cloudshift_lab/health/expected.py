@@ -12,6 +12,7 @@ ENOUGH_FAILURES = 3
 """Fewer say too little about how often a run fails."""
 _DETECT_S = 10.0
 _RESTART_S = 60.0
+_SAVE_S = 1.0
 _LEAST_S = 1e-3
 
 
@@ -38,14 +39,15 @@ def expect(course: Course, shown: Shown) -> tuple[Goodput, tuple[str, ...]]:
     detect_s, detecting = _detect(course)
     restart_s, restarting = _restart(course)
     num, healed = len(course.failures), course.num_healed
+    save_s = _SAVE_S if shown.save_s is None else max(shown.save_s, _LEAST_S)
     facts = GoodputFacts(
-        mtbf_s=mtbf_s, save_s=max(shown.save_s or _LEAST_S, _LEAST_S), detect_s=detect_s,
-        restart_s=restart_s, interval_s=shown.interval_s or None, step_s=shown.step_s,
+        mtbf_s=mtbf_s, save_s=save_s, detect_s=detect_s, restart_s=restart_s,
+        interval_s=shown.interval_s or None, step_s=shown.step_s,
         jit_share=healed / num if num else 0.0,
     )  # fmt: skip
     found = forecast(facts)
     saving = (
-        "no save was measured yet" if shown.save_s is None
+        f"a save takes {_short(_SAVE_S)} of training (assumed)" if shown.save_s is None
         else f"a save takes {_short(shown.save_s)} of training"
     )  # fmt: skip
     every = "seen" if shown.interval_s else "best, by Daly"

@@ -184,14 +184,15 @@ def _stuck(
     window: ProgressWindow, behind: tuple[int, ...], still_s: float, evidence: tuple[Evidence, ...]
 ) -> Finding:
     names = f"Rank {behind[0]}" if len(behind) == 1 else f"Ranks {', '.join(map(str, behind[:8]))}"
-    place = window.sections[behind[0]] or "outside of all sections"
+    place = window.sections[behind[0]]
+    where = f" ({place})" if place else ""
     waiting = sorted({window.waits_in[rank] for rank in window.waits_in if rank not in behind})
     others = f"; the others wait in {waiting[0]}" if waiting else "; the others wait"
     return Finding(
         rule_id="hang.rank", subject=Subject("rank", str(behind[0])), severity="critical",
         evidence=evidence, action="restart the run", confidence=0.95 if len(behind) == 1 else 0.8,
         deterministic=False, at=window.now, ranks=behind,
-        words=f"{names} hung in step {int(window.steps[behind[0]])} ({place}){others} for "
+        words=f"{names} hung in step {int(window.steps[behind[0]])}{where}{others} for "
         f"{still_s:.0f} s; look at the stack, then restart the run without that node.",
     )  # fmt: skip
 
@@ -208,9 +209,12 @@ def _together(window: ProgressWindow, still_s: float, evidence: tuple[Evidence, 
 
 
 def _place(window: ProgressWindow, rank: int) -> Evidence:
-    where = window.waits_in.get(rank) or window.sections[rank] or "outside of all sections"
-    at = f"step {int(window.steps[rank])}, collective {int(window.collectives[rank])}, {where}"
-    return Evidence(f"rank {rank} is at", at)
+    """As far as it is known: not all who look know of collectives and sections."""
+    words = [f"step {int(window.steps[rank])}"]
+    if window.collectives.any():
+        words.append(f"collective {int(window.collectives[rank])}")
+    where = window.waits_in.get(rank) or window.sections[rank]
+    return Evidence(f"rank {rank} is at", ", ".join([*words, *filter(None, [where])]))
 
 
 def _waits(stack: str) -> bool:

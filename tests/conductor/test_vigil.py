@@ -135,6 +135,24 @@ def test_what_was_found_is_known_to_the_next_conductor(bench: Bench) -> None:
     assert events == [{"kind": "health.found", "severity": "error"}]
 
 
+def test_what_is_over_when_the_next_conductor_looks_is_said_to_be(bench: Bench) -> None:
+    run_id = bench.train()
+    send(bench, run_id, range(1, 60))
+    vigil = vigil_of(bench)
+    for _ in range(13):
+        speak(bench, run_id, step=10)
+        vigil.look()
+    bench.restart()
+    later = vigil_of(bench)
+    for number in range(18):
+        send(bench, run_id, range(60 + number, 61 + number))
+        speak(bench, run_id, step=60 + number)
+        later.look()
+    report = later.health(bench.service._registry.find(run_id))
+    assert report.standing == ()
+    assert [each.until is not None for each in report.bygone] == [True]
+
+
 def test_saves_are_counted_and_taken_from_the_training(bench: Bench) -> None:
     run_id = bench.train()
     vigil = vigil_of(bench)

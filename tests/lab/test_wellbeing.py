@@ -104,7 +104,7 @@ def test_goodput_is_shown_by_cause_beside_what_is_expected(call) -> None:
     for said in (
         "80.0% of 3 min 20 s trained and was kept", "restarting (unplanned)", "15.00%", "1.00%",
         "1 failure, 40 s down and lost for each; 4 steps were computed twice",
-        "3 saves were counted", "97.0% of the time trains", "a failure every 8 h",
+        "3 saves were counted", "97.00% of the time trains", "a failure every 8 h",
     ):  # fmt: skip
         assert said in out
     saving = next(line for line in out.splitlines() if line.strip().startswith("saving"))

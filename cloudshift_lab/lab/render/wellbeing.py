@@ -8,7 +8,7 @@ from cloudshift_lab.core.money import format_duration
 from cloudshift_lab.health.finding import Evidence, Finding
 from cloudshift_lab.health.goodput import UNPLANNED
 from cloudshift_lab.health.report import Bygone, GoodputReport, HealthReport, Told
-from cloudshift_lab.lab.render.figures import ago, clock, number
+from cloudshift_lab.lab.render.figures import ago, clock
 from cloudshift_lab.lab.render.sheet import Sheet, Table
 
 EVIDENCE_HEAD = ("seen", "value", "limit", "when")
@@ -145,6 +145,5 @@ def _counts(report: GoodputReport) -> Iterable[str]:
 def _forecast(report: GoodputReport) -> Iterable[str]:
     if report.expected is None:
         return
-    share = number(100 * report.expected.share, 1)
-    yield f"to be expected in the long run: {share}% of the time trains, computed from"
+    yield f"to be expected in the long run: {report.expected.share:.2%} of the time trains, from"
     yield from (f"  {line}" for line in report.basis)
