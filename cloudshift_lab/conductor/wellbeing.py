@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from cloudshift_lab.conductor.formerly import modernised
+from cloudshift_lab.conductor.healing import restarted_words
 from cloudshift_lab.conductor.journal import Journal
 from cloudshift_lab.conductor.moves import Move
 from cloudshift_lab.conductor.records import AttemptStarted, RunEnded, RunEvent, RunResumed
@@ -123,8 +124,16 @@ def health_report(
             for each in past
             if each.until is not None or each.key not in keys
         )[:_BYGONE],
-        looked=(*watch.looked(word), *also),
+        looked=(*watch.looked(word), *_restarts(tender), *also),
     )
+
+
+def _restarts(tender: RunTender) -> tuple[Looked, ...]:
+    """That a run went on by itself: by then its end is no finding any more."""
+    num, words = len(tender.record.restarts), restarted_words(tender.record)
+    if not num:
+        return ()
+    return (Looked("restarts", f"{num} by itself; the last time: {words}"),)
 
 
 def _told(standing: Sequence[Standing], now: float) -> Iterable[Told]:
@@ -218,13 +227,10 @@ def _through(move: Move, now: float) -> float:
 
 
 def _shown(tender: RunTender, trained: Sequence[Session], saved: Saves) -> Shown:
-    status = tender.status
-    interval_s = None
-    if saved.num > 1 and saved.first_at is not None and saved.last_at is not None:
-        interval_s = (saved.last_at - saved.first_at) / (saved.num - 1)
+    told = None if tender.status is None else tender.status.saves.lost_s
     return Shown(
         step_s=trained[-1].step_s if trained else 0.0,
-        save_s=None if status is None else status.saves.lost_s,
-        interval_s=interval_s or None,
+        save_s=saved.mean_s if told is None else told,
+        interval_s=saved.every_s or None,
         assumed_mtbf_s=assumed_mtbf_s(tender.owner.job.placement),
     )

@@ -132,7 +132,7 @@ class StragglerWatch:
             )
         own_s = sections_s.sum(axis=0)
         log_s = np.log(np.where(own_s > 0, own_s, np.nan))
-        parts = sections_s - middle(sections_s.T)[:, None]
+        parts = sections_s - middle(sections_s.T, QUANTILE)[:, None]
         if self._known is None:
             self._first.append(log_s)
             self._first_parts.append(parts)

@@ -58,12 +58,15 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Saves(msgspec.Struct, frozen=True):
-    """Saves that were seen to be committed: how many, and the training time they took, seconds."""
+    """Saves that were seen to be committed: how many, and the training time they took, seconds.
+
+    ``mean_s`` is that of one, ``every_s`` the median time between two; None: not known yet.
+    """
 
     num: int = 0
     lost_s: float = 0.0
-    first_at: float | None = None
-    last_at: float | None = None
+    mean_s: float | None = None
+    every_s: float | None = None
 
 
 class Past(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,10 +126,13 @@ def sessions(source: Source, run_id: str) -> tuple[Session, ...]:
 
 def saves(source: Source, run_id: str) -> Saves:
     """What was noted with :func:`save_row`."""
-    query = f"""SELECT count(*) AS num,
-        coalesce(sum(CAST(json_extract(detail, '$.lost_s') AS DOUBLE)), 0) AS lost_s,
-        epoch(min(ts)) AS first_at, epoch(max(ts)) AS last_at
-        FROM event WHERE run_id = {_quoted(run_id)} AND kind = '{SAVED}'"""
+    query = f"""WITH mine AS (
+            SELECT CAST(json_extract(detail, '$.lost_s') AS DOUBLE) AS lost_s,
+                epoch(ts) - epoch(lag(ts) OVER (ORDER BY ts)) AS gap_s
+            FROM event WHERE run_id = {_quoted(run_id)} AND kind = '{SAVED}'
+        )
+        SELECT count(*) AS num, coalesce(sum(lost_s), 0) AS lost_s, avg(lost_s) AS mean_s,
+            median(gap_s) AS every_s FROM mine"""
     return Saves(**source.sql(query, limit=1).to_pylist()[0])
 
 

@@ -100,6 +100,16 @@ def test_a_run_that_becomes_slower_as_a_whole_has_no_straggler_but_is_reported()
     assert found[0].subject.kind == "run"
 
 
+def test_of_two_ranks_the_slow_ones_section_is_blamed_too() -> None:
+    own_s = times_s(ranks=2, sigma=0.02)
+    data_s = np.full_like(own_s, 0.3)
+    own_s[ONSET:, 1] *= 1.5
+    found = find_stragglers(StepWindow(0, {"data": data_s, "forward": own_s}, 2))
+    slow = next(each for each in found if each.rule_id == "straggler.rank")
+    assert slow.ranks == (1,)
+    assert "growth of forward by 0.2" in slow.words
+
+
 def test_the_section_that_grew_is_blamed() -> None:
     compute_s, wait_s = times_s(), 0.01 * times_s(seed=9)
     wait_s[ONSET:, 5] += 0.1
