@@ -12,24 +12,33 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
 from cloudshift_lab import __version__
 from cloudshift_lab.conductor import discovery
+from cloudshift_lab.conductor.answers import lost_message, problem
 from cloudshift_lab.core.asks import Carrier, ClosingWish, MoveAsk, NoticeAsk, Noticed, NoticeView
-from cloudshift_lab.core.errors import Corrupt, Denied, Unavailable, error_from_wire
+from cloudshift_lab.core.errors import Corrupt, Denied, Unavailable
 from cloudshift_lab.core.home import home, open_home
+from cloudshift_lab.core.maintenance import (
+    MaintenanceAsk,
+    MaintenanceMark,
+    MaintenanceView,
+    Passport,
+)
 from cloudshift_lab.core.plan import Decision, MigrationView, MissingNodesPolicy
 from cloudshift_lab.core.run import RunSpec, RunView
 from cloudshift_lab.core.steps import BranchAsk, History, JobAsk, JobView
-from cloudshift_lab.core.views import Changes, Check, CostView, Health, Problem, Series, Target
+from cloudshift_lab.core.views import Changes, Check, CostView, Health, Series, Target
 from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.engines.process import environment, has_ended
-from cloudshift_lab.health.report import GoodputReport, HealthReport
 from cloudshift_lab.migration import Receipt
+
+if TYPE_CHECKING:  # the room of health needs numpy, which a command line can do without
+    from cloudshift_lab.health.report import GoodputReport, HealthReport
 
 T = TypeVar("T")
 _START_DEADLINE_S = 45.0
@@ -132,11 +141,34 @@ class Client:
 
     def run_health(self, run: str) -> HealthReport:
         """What the detectors find about a run, and what they looked at."""
+        from cloudshift_lab.health.report import HealthReport
+
         return self._get(f"/v1/runs/{quote(run, safe='')}/health", HealthReport)
 
     def run_goodput(self, run: str) -> GoodputReport:
         """What a run's time went into. Raises UsageError before its first step."""
+        from cloudshift_lab.health.report import GoodputReport
+
         return self._get(f"/v1/runs/{quote(run, safe='')}/goodput", GoodputReport)
+
+    # -- machines --------------------------------------------------------------------------
+
+    def maintenance(self) -> tuple[MaintenanceView, ...]:
+        """All maintenance requests, those that wait for somebody first."""
+        return self._get("/v1/maintenance", tuple[MaintenanceView, ...])
+
+    def ask_maintenance(self, ask: MaintenanceAsk) -> MaintenanceView:
+        """Open a request, or find the open one about the same thing."""
+        return self._post("/v1/maintenance", to_json(ask), MaintenanceView)
+
+    def mark_maintenance(self, request_id: str, mark: MaintenanceMark) -> MaintenanceView:
+        """Acknowledge or resolve a request. Raises NotFound, Conflict, UsageError."""
+        path = f"/v1/maintenance/{quote(request_id, safe='')}"
+        return self._post(path, to_json(mark), MaintenanceView)
+
+    def passport(self, node: str) -> Passport:
+        """What has happened to a machine. Raises NotFound, listing the known ones."""
+        return self._get(f"/v1/nodes/{quote(node, safe='')}", Passport)
 
     # -- stored steps ----------------------------------------------------------------------
 
@@ -362,34 +394,10 @@ class Client:
                 answer = connection.getresponse()
                 data = answer.read()
             except (OSError, http.client.HTTPException) as error:
-                raise Unavailable(_lost_message(method, error, timeout_s)) from error
+                raise Unavailable(lost_message(method, error, timeout_s)) from error
         if answer.status >= 400:
-            raise _problem(answer.status, data)
+            raise problem(answer.status, data)
         return data
-
-
-def _lost_message(method: str, error: Exception, timeout_s: float) -> str:
-    if isinstance(error, TimeoutError):
-        return (
-            f"the conductor did not answer within {timeout_s:.0f} s; "
-            "check `cloudshift status`, then try again"
-        )
-    if isinstance(error, ConnectionRefusedError):
-        return "the conductor is not running; run the command again to start it"
-    if method == "GET":
-        return "the conductor stopped while answering; run the command again"
-    return (
-        "the conductor stopped while answering, so whether it acted is unknown; "
-        "check `cloudshift status` before trying again (runs go on without it)"
-    )
-
-
-def _problem(status: int, data: bytes) -> Exception:
-    try:
-        problem = from_json(data, Problem, what="the conductor's answer")
-    except Corrupt:
-        return Unavailable(f"the conductor answered with HTTP {status}; see its conductor.log")
-    return error_from_wire(problem.kind, problem.message)
 
 
 def _attach(root: Path) -> Client | None:
@@ -470,7 +478,8 @@ def _spawn(root: Path) -> Client:
         )
     finally:
         os.close(log)
-    _reap_quietly(process)
+    # collected should it end before us, so that it never lingers as a zombie
+    threading.Thread(target=process.wait, name="conductor-reaper", daemon=True).start()
     until = time.monotonic() + _START_DEADLINE_S
     while time.monotonic() < until:
         client = _attach(root)
@@ -486,8 +495,3 @@ def _spawn(root: Path) -> Client:
         f"the conductor did not answer within {_START_DEADLINE_S:.0f} s of its start; "
         f"look into {root / discovery.LOG_FILE} and try again"
     )
-
-
-def _reap_quietly(process: subprocess.Popen[bytes]) -> None:
-    """Collect the daemon should it end before us, so that it never lingers as a zombie."""
-    threading.Thread(target=process.wait, name="conductor-reaper", daemon=True).start()

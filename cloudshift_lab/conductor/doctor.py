@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cloudshift_lab import __version__
+from cloudshift_lab.conductor.maintenance import Maintenance
 from cloudshift_lab.core.errors import CloudshiftError
 from cloudshift_lab.core.money import format_bytes
 from cloudshift_lab.core.placement import Cloud
@@ -101,3 +102,24 @@ def _store_check(cloud: Cloud) -> Callable[[], Check]:
 def _advice(error: CloudshiftError) -> str:
     """The part of a message that says what to do."""
     return error.message.rpartition(";")[2].strip() or "see conductor.log"
+
+
+def examine_maintenance(maintenance: Maintenance) -> tuple[Check, ...]:
+    """Whether maintenance requests can be kept and sent; nothing where all is well."""
+    if maintenance.damage:
+        return (
+            Check(
+                name="maintenance", ok=False, detail=maintenance.damage,
+                advice="restore maintenance.jsonl from a copy",
+            ),
+        )  # fmt: skip
+    waits = {
+        f"{each.sink}: {each.trouble}"
+        for view in maintenance.all()
+        for each in view.deliveries
+        if each.trouble
+    }
+    return tuple(
+        Check(name="maintenance", ok=False, detail=words, advice="mend that; it is sent again")
+        for words in sorted(waits)
+    )

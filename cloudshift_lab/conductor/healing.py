@@ -9,11 +9,15 @@ from typing import Literal
 import msgspec
 
 from cloudshift_lab.conductor.automation import Automation
+from cloudshift_lab.conductor.maintenance import Maintenance
+from cloudshift_lab.conductor.moves import Surroundings
 from cloudshift_lab.conductor.noticing import is_outlived
 from cloudshift_lab.conductor.places import Places, is_sold_as, placement_at
 from cloudshift_lab.conductor.pricing import price_source
 from cloudshift_lab.conductor.records import AttemptStarted, Restarted, RunRecord, RunResumed
+from cloudshift_lab.conductor.requests import ask_about
 from cloudshift_lab.core.errors import UsageError
+from cloudshift_lab.core.maintenance import PassportEntry
 from cloudshift_lab.core.money import format_duration
 from cloudshift_lab.core.orders import AgentStatus
 from cloudshift_lab.core.placement import Cloud, Offer
@@ -153,7 +157,7 @@ def _when_allowed(taken: Sequence[Taken], automation: Automation) -> Ruled:
 
 def restart(
     record: RunRecord, loss: Loss, attempt: AttemptStarted, status: AgentStatus | None,
-    *, machine: str, places: Places,
+    *, machine: str, around: Surroundings,
 ) -> RunResumed:  # fmt: skip
     """A lost run's next attempt, with why.
 
@@ -163,7 +167,7 @@ def restart(
         attempt: As it would go on where it was.
         status: The last word of the agent that is gone.
         machine: Where that was; empty: its engine does not tell.
-        places: Where the run may go on.
+        around: Where the run may go on, and who looks after machines.
 
     Raises:
         UsageError: A place that its spec names is none any more.
@@ -171,8 +175,11 @@ def restart(
     notice = record.notices.get(loss.generation)
     was_taken = notice is not None and not is_outlived(notice, status, now=attempt.at)
     excluded = machine if was_taken or loss.in_vain else ""
-    offers = allowed_offers(record.spec, attempt, places)
-    moved = moved_attempt(attempt, offers, in_vain=loss.in_vain, machine=excluded)
+    offers = allowed_offers(record.spec, attempt, around.places)
+    barred = [*(each.machine for each in record.in_a_row if each.machine), excluded]
+    moved = moved_attempt(attempt, offers, in_vain=loss.in_vain, barred=[b for b in barred if b])
+    if machine:
+        _report(loss, machine, around.maintenance, is_suspect=loss.in_vain > 0)
     restarted = Restarted(
         at=attempt.at,
         key=finding_of(loss).key,
@@ -181,6 +188,22 @@ def restart(
         machine=excluded,
     )
     return RunResumed(attempt=moved, restarted=restarted)
+
+
+def _report(loss: Loss, machine: str, maintenance: Maintenance, *, is_suspect: bool) -> None:
+    """Keep in a machine's passport that a run was lost there; have a suspect one looked at.
+
+    Damaged books are no reason to leave a run lost: the doctor tells of them.
+    """
+    if maintenance.damage:
+        return
+    finding = finding_of(loss)
+    words = f"{loss.run_id}, generation {loss.generation}: {loss.words}"
+    entry = PassportEntry(loss.at, "lost", words, run_id=loss.run_id)
+    maintenance.note(machine, finding.key, entry)
+    if is_suspect:
+        key = f"{machine}/{finding.rule_id}"
+        maintenance.open(ask_about(finding, machine, "look at", key=key, run_id=loss.run_id))
 
 
 # -- where ---------------------------------------------------------------------------------------
@@ -228,7 +251,7 @@ def restart_places(spec: RunSpec, places: Places, store_url: str) -> list[tuple[
 
 
 def moved_attempt(
-    attempt: AttemptStarted, offers: Sequence[Offer], *, in_vain: int, machine: str
+    attempt: AttemptStarted, offers: Sequence[Offer], *, in_vain: int, barred: Sequence[str]
 ) -> AttemptStarted:
     """The attempt that goes on, elsewhere the more often it was in vain.
 
@@ -239,11 +262,10 @@ def moved_attempt(
         attempt: As it would go on where it was.
         offers: Those allowed, the present one first.
         in_vain: Restarts in a row that led no further.
-        machine: The one it was lost on, which is not used any more; empty: it may be.
+        barred: Machines it was lost on, which are not used any more.
     """
     job = attempt.job
-    exclude = tuple(dict.fromkeys((*job.exclude, *([machine] if machine else []))))
-    job = msgspec.structs.replace(job, exclude=exclude)
+    job = msgspec.structs.replace(job, exclude=tuple(sorted({*job.exclude, *barred})))
     turn = max(0, in_vain - 1)
     if turn == 0 or turn >= len(offers):
         return msgspec.structs.replace(attempt, job=job)

@@ -17,6 +17,7 @@ from cloudshift_lab.conductor.api import Service
 from cloudshift_lab.conductor.client import Logs
 from cloudshift_lab.core.asks import MoveAsk, NoticeAsk
 from cloudshift_lab.core.errors import CloudshiftError, Corrupt, StaleDecision, UsageError
+from cloudshift_lab.core.maintenance import MaintenanceAsk, MaintenanceMark
 from cloudshift_lab.core.plan import Decision
 from cloudshift_lab.core.run import RunSpec
 from cloudshift_lab.core.steps import BranchAsk, JobAsk
@@ -286,6 +287,26 @@ class _CancelJob(_Handler):
         self.reply(await self.quick(self.gate.service.cancel_job, job_id))
 
 
+class _Maintenance(_Handler):
+    async def get(self) -> None:
+        self.reply(await self.quick(self.gate.service.maintenance))
+
+    async def post(self) -> None:
+        ask = self.body(MaintenanceAsk)
+        self.reply(await self.quick(self.gate.service.ask_maintenance, ask))
+
+
+class _MaintenanceMark(_Handler):
+    async def post(self, request_id: str) -> None:
+        mark = self.body(MaintenanceMark)
+        self.reply(await self.quick(self.gate.service.mark_maintenance, request_id, mark))
+
+
+class _Passport(_Handler):
+    async def get(self, node: str) -> None:
+        self.reply(await self.quick(self.gate.service.passport, node))
+
+
 class _Targets(_Handler):
     async def get(self) -> None:
         self.reply(await self.quick(self.gate.service.targets))
@@ -355,6 +376,9 @@ def application(gate: Gate) -> tornado.web.Application:
         ("/v1/migrations", _Migrations),
         (f"/v1/migrations/{name}", _Migration),
         (f"/v1/migrations/{name}/decision", _Decide),
+        ("/v1/maintenance", _Maintenance),
+        (f"/v1/maintenance/{name}", _MaintenanceMark),
+        (f"/v1/nodes/{name}", _Passport),
         ("/v1/targets", _Targets),
         ("/v1/doctor", _Doctor),
         ("/v1/changes", _Changes),

@@ -18,6 +18,7 @@ from cloudshift_lab.conductor.driver import MigrationDriver
 from cloudshift_lab.conductor.effects import MoveEffects
 from cloudshift_lab.conductor.fares import Fares, ends_of
 from cloudshift_lab.conductor.journal import Journal
+from cloudshift_lab.conductor.maintenance import Maintenance
 from cloudshift_lab.conductor.places import Places
 from cloudshift_lab.conductor.pricing import limit_of, move_lines, price_source, reprice
 from cloudshift_lab.conductor.receipts import Receipts
@@ -66,6 +67,11 @@ class Surroundings:
         self.places = places
         self.engine = engine
         self.world = world
+        self.maintenance = Maintenance(root, world)
+
+    def cordoned(self) -> tuple[str, ...]:
+        """Machines on which nothing new is started."""
+        return tuple(sorted(self.maintenance.cordoned()))
 
     def run_folder(self, run_id: str) -> Path:
         """Where everything about a run is kept."""
@@ -424,8 +430,9 @@ def journal_path(folder: Path, migration_id: str) -> Path:
 
 
 def target_job(
-    source: JobSpec, plan: Plan, *, generation: int, workdir: Path, owner_id: str
-) -> JobSpec:
+    source: JobSpec, plan: Plan, *, generation: int, workdir: Path, owner_id: str,
+    exclude: tuple[str, ...] = (),
+) -> JobSpec:  # fmt: skip
     """The standby job that a move starts at its target; ``owner_id`` is used once in the world."""
     return JobSpec(
         run_id=source.run_id,
@@ -446,4 +453,7 @@ def target_job(
         source_cloud=plan.source.cloud,
         source_url=plan.source_url,
         conductor_home=source.conductor_home,
+        restarts=source.restarts,
+        spare=source.spare,
+        exclude=exclude,
     )

@@ -142,6 +142,7 @@ class MovePlanner:
                 generation=generation,
                 workdir=folder,
                 owner_id=self._around.world.new_id("owner"),
+                exclude=self._around.cordoned(),
             ),
             price_micro_usd_per_h=target.offer.price_micro_usd_per_h * plan.target.nodes,
             price_source=price_source(target.offer),

@@ -94,8 +94,9 @@ def refuse_lost_checkpoint(store: Store, run_id: str, step: int | None, world: W
 
 
 def resumed_attempt(
-    owner: AttemptStarted, *, generation: int, restore_step: int | None, folder: Path, world: World
-) -> AttemptStarted:
+    owner: AttemptStarted, *, generation: int, restore_step: int | None, folder: Path,
+    exclude: tuple[str, ...], world: World,
+) -> AttemptStarted:  # fmt: skip
     """The attempt that goes on where the last owner was.
 
     Args:
@@ -103,6 +104,7 @@ def resumed_attempt(
         generation: Its own, new one.
         restore_step: Must be committed; later commits, if any, are continued from instead.
         folder: The run's, below the state directory.
+        exclude: Machines that it must not use.
         world: Clock and ids.
     """
     job = msgspec.structs.replace(
@@ -114,5 +116,6 @@ def resumed_attempt(
         restore_step=restore_step,
         source_cloud=None,
         source_url=None,
+        exclude=exclude,
     )
     return msgspec.structs.replace(owner, job=job, at=world.now(), migration_id=None)

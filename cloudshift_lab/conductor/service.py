@@ -16,6 +16,7 @@ from cloudshift_lab.conductor import doctor, shown
 from cloudshift_lab.conductor.archive import Archive
 from cloudshift_lab.conductor.fortune import Fortune
 from cloudshift_lab.conductor.jobs import Jobs
+from cloudshift_lab.conductor.maintenance import Postman
 from cloudshift_lab.conductor.moves import Move, Surroundings
 from cloudshift_lab.conductor.places import Places
 from cloudshift_lab.conductor.planner import Ends, MovePlanner, check_ask
@@ -27,6 +28,12 @@ from cloudshift_lab.conductor.vigil import Vigil
 from cloudshift_lab.core.approval import parse
 from cloudshift_lab.core.asks import MoveAsk, NoticeAsk, NoticeView, refuse_unused_places
 from cloudshift_lab.core.errors import Corrupt, NotFound, UsageError
+from cloudshift_lab.core.maintenance import (
+    MaintenanceAsk,
+    MaintenanceMark,
+    MaintenanceView,
+    Passport,
+)
 from cloudshift_lab.core.placement import Cloud, Offer
 from cloudshift_lab.core.plan import Decision, Futures, MigrationView
 from cloudshift_lab.core.run import RunSpec, RunView
@@ -90,12 +97,14 @@ class ConductorService:
         self._jobs = Jobs(world, self._changed)
         self._fortune = fortune
         self._archive = Archive(self._registry, self._jobs, world)
+        self._postman = Postman(self._around.maintenance, self._changed)
         self._vigil = Vigil(self._registry, self._around, self.telemetry)
 
     def start(self) -> None:
         """Begin to look after the runs; those of before a restart are taken up where they were."""
         self._ticker.start()
         self._vigil.start()
+        self._postman.start()
         for tender in self._registry.all():
             move = tender.open_move
             if move is not None:
@@ -109,6 +118,7 @@ class ConductorService:
             self._fortune.close()
         self._ticker.stop()
         self._vigil.stop()
+        self._postman.stop()
         self.telemetry.close()
 
     # -- seeing ----------------------------------------------------------------------------
@@ -198,7 +208,7 @@ class ConductorService:
             Check(name=run, ok=False, detail=text, advice="restore its journal from a copy")
             for run, text in self._registry.damaged.items()
         )
-        return (*checks, *damaged)
+        return (*checks, *damaged, *doctor.examine_maintenance(self._around.maintenance))
 
     def _query_telemetry(self) -> None:
         self.telemetry.sql("SELECT 1")
@@ -217,6 +227,24 @@ class ConductorService:
         self._registry.find(run)
         if self.telemetry.ingest(batch, table, data):
             self._changed()
+
+    # -- machines --------------------------------------------------------------------------
+
+    def maintenance(self) -> tuple[MaintenanceView, ...]:
+        """All requests, those that wait for somebody first."""
+        return self._around.maintenance.all()
+
+    def ask_maintenance(self, ask: MaintenanceAsk) -> MaintenanceView:
+        """Open a request, or find the open one about the same thing."""
+        return self._around.maintenance.open(ask)
+
+    def mark_maintenance(self, request_id: str, mark: MaintenanceMark) -> MaintenanceView:
+        """Acknowledge or resolve a request."""
+        return self._around.maintenance.mark(request_id, mark)
+
+    def passport(self, node: str) -> Passport:
+        """What has happened to a machine."""
+        return self._around.maintenance.passport(node)
 
     # -- runs ------------------------------------------------------------------------------
 

@@ -156,6 +156,7 @@ class RunStarter:
             python=spec.python,
             restore_step=None if origin is None else origin.step,
             conductor_home=str(root),
+            exclude=self._around.cordoned(),
         )
         return AttemptStarted(
             job=job,

@@ -211,13 +211,14 @@ class RunTender:
                 generation=self.record.next_generation,
                 restore_step=step,
                 folder=self._around.run_folder(self.run_id),
+                exclude=self._around.cordoned(),
                 world=world,
             )
             resumed = RunResumed(attempt=attempt)
             if loss is not None:
                 resumed = restart(
                     self.record, loss, attempt, self.status,
-                    machine=side.machine(), places=self._around.places,
+                    machine=side.machine(), around=self._around,
                 )  # fmt: skip
             self.record.keep(resumed)
             self.status = self.ruled = None

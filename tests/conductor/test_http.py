@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 import pytest
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
@@ -25,6 +26,7 @@ from cloudshift_lab.core.errors import (
     Unavailable,
     UsageError,
 )
+from cloudshift_lab.core.maintenance import MaintenanceAsk, MaintenanceMark
 from cloudshift_lab.core.plan import Decision, MigrationView
 from cloudshift_lab.core.run import RunSpec
 from cloudshift_lab.core.steps import ENDED_JOB, BranchAsk, DiffAsk, UsageAsk
@@ -390,3 +392,20 @@ def test_notices_and_receipts_cross_http(serve: Callable[[Any], Served]) -> None
     (receipt,) = client.receipts("gpt")
     assert receipt.actual_micro_usd == 3
     assert check_chain([receipt]) == receipt.digest
+
+
+def test_maintenance_requests_and_passports_cross_http(
+    serve: Callable[[Any], Served], service: ConductorService
+) -> None:
+    client = serve(service).client()
+    ask = MaintenanceAsk(node="local:here/0", action="reboot", words="ECC", by="ada")
+    view = client.ask_maintenance(ask)
+    assert client.maintenance() == (view,)
+    mark = MaintenanceMark("resolved", by="bob", words="rebooted")
+    assert client.mark_maintenance("mnt-1", mark).state == "resolved"
+    passport = client.passport("local:here/0")
+    assert [entry.what for entry in passport.entries] == ["opened", "resolved"]
+    with pytest.raises(NotFound, match="nothing is known against"):
+        client.passport("other/0")
+    with pytest.raises(UsageError, match="action"):
+        client.ask_maintenance(msgspec.structs.replace(ask, action="burn"))  # type: ignore[arg-type]
