@@ -27,6 +27,7 @@ class Attempt:
 
     ``view`` is of this tick. ``drain_asked``: the ranks were asked for their last state;
     ``only_noticed``: for no other reason than a notice that this machine goes.
+    ``is_healing``: the ranks failed and are being started again.
     ``active`` are the orders being obeyed, by their ids. ``ended_at`` is monotonic seconds.
     """
 
@@ -42,6 +43,7 @@ class Attempt:
     only_noticed: bool = False
     active: dict[str, tuple[Order, Activity]] = field(default_factory=dict)
     ended_at: float | None = None
+    is_healing: bool = False
     _failed_at: float | None = None
 
     @property

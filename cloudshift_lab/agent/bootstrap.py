@@ -8,6 +8,8 @@ Only what the standard library has is imported before the script runs: start-up 
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import runpy
@@ -23,6 +25,13 @@ _LAUNCHER_ENV = "CLOUDSHIFT_LAUNCHER_PID"
 LAUNCH_FILE = "launch.json"
 LOGS = "logs"
 ERRORS = "errors"
+DONE_SUFFIX = ".done"
+MODULES_FILE = "modules.json"
+GATE_ENV = "CLOUDSHIFT_GATE"
+IMPORTED_ENV = "CLOUDSHIFT_IMPORTED"
+_NODE_DIR_ENV = "CLOUDSHIFT_NODE_DIR"
+_GATE_POLL_S = 0.02
+_BEGAN = time.time()
 
 
 def launch(parent_pid: int, errors: Path, arguments: list[str]) -> None:
@@ -56,6 +65,8 @@ def run_rank(workdir: Path, script: str, arguments: list[str]) -> None:
     die_with_parent(int(os.environ.get(_LAUNCHER_ENV, os.getppid())))
     rank = int(os.environ["RANK"])
     _log_to(workdir / LOGS / f"rank-{rank}.log")
+    _preload()
+    _wait_at_gate(rank)
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(Path(script).parent))
     try:
@@ -63,6 +74,8 @@ def run_rank(workdir: Path, script: str, arguments: list[str]) -> None:
     except SystemExit as error:
         if error.code not in (None, 0):
             sys.last_value = error
+        else:
+            _tell_done(workdir, rank)
         raise
     except Exception as error:  # noqa: BLE001 - recorded for the agent, and ends the rank
         sys.last_value = error
@@ -71,6 +84,36 @@ def run_rank(workdir: Path, script: str, arguments: list[str]) -> None:
         sys.stderr.write(text)
         _write_failure(workdir / ERRORS / f"rank-{rank}.json", rank, error, text)
         sys.exit(1)
+    else:
+        _tell_done(workdir, rank)
+
+
+def _preload() -> None:
+    """Import what the ranks before us had imported of installed packages; say how long it took."""
+    known = Path(os.environ.get(_NODE_DIR_ENV, "")) / MODULES_FILE
+    if not known.is_file():
+        return
+    for name in json.loads(known.read_text()):
+        with contextlib.suppress(Exception):  # the script imports it itself, if it needs it
+            importlib.import_module(name)
+    os.environ[IMPORTED_ENV] = f"{_BEGAN} {time.time()}"
+
+
+def _wait_at_gate(rank: int) -> None:
+    """Be a spare, if that is what we are: until the gate's file says at which port to meet."""
+    name = os.environ.pop(GATE_ENV, None)
+    if name is None:
+        return
+    gate = Path(name)
+    gate.with_name(f"{gate.name}.ready-{rank}").touch()
+    while not gate.exists():
+        time.sleep(_GATE_POLL_S)
+    os.environ["MASTER_PORT"] = gate.read_text()
+
+
+def _tell_done(workdir: Path, rank: int) -> None:
+    """Say that this rank ends as it should: its end is no death."""
+    (workdir / ERRORS / f"rank-{rank}{DONE_SUFFIX}").touch()
 
 
 def trim(frames: TracebackType | None) -> TracebackType | None:

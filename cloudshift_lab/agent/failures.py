@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+from collections.abc import Collection
 from pathlib import Path
 
 from cloudshift_lab.agent.bootstrap import LAUNCH_FILE
@@ -18,7 +19,7 @@ _PEER_LOST = re.compile(
 )
 
 
-def first_failure(errors: Path, log_tail: str) -> RankError:
+def first_failure(errors: Path, log_tail: str, dead: Collection[int] = ()) -> RankError:
     """The failure that explains the others.
 
     A rank that lost its peer raises too, often with a worse message than the cause; a rank that
@@ -27,12 +28,19 @@ def first_failure(errors: Path, log_tail: str) -> RankError:
     Args:
         errors: Where ranks and launcher wrote.
         log_tail: End of the launcher's log, for a failure that nobody wrote down.
+        dead: Ranks whose processes had ended before anybody ended the others, if that is known.
     """
     told = sorted(_told(errors), key=lambda failure: failure.at)
     causes = [failure for failure in told if not _PEER_LOST.search(failure.message)]
-    killed = [end for end in _killed(errors) if end[0] not in {f.rank for f in told}]
+    has_told = {failure.rank for failure in told}
+    killed = [
+        end for end in _killed(errors) if end[0] not in has_told and (not dead or end[0] in dead)
+    ]
     if not causes and killed:
         return _by_signal(*killed[0])
+    silent = [rank for rank in sorted(dead) if rank not in has_told]
+    if not causes and silent:
+        return RankError(silent[0], f"rank {silent[0]} ended without a word; see its log")
     if told:
         failure = (causes or told)[0]
         return RankError(failure.rank, failure.message, failure.traceback)

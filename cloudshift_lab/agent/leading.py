@@ -51,7 +51,11 @@ class LedRanks:
         self._local.prepare(restore, standby=standby)
         self._is_wanted = True
 
-    def go(self, restore: Restore, limit: int | None = None) -> None:
+    def restart(self) -> None:
+        """As ``start``: what the ranks of other nodes had staged is not kept."""
+        self.start(None, standby=True)
+
+    def go(self, restore: Restore | None, limit: int | None = None) -> None:
         self._local.go(restore, limit)
         self._share()
 

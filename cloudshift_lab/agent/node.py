@@ -7,6 +7,7 @@ from collections.abc import Callable
 from cloudshift_lab.agent.attempt import LAST_WORDS_S, STOP_PATIENCE_S, Attempt
 from cloudshift_lab.agent.board import Board
 from cloudshift_lab.agent.cadence import Cadence
+from cloudshift_lab.agent.healing import Healing
 from cloudshift_lab.agent.moves import Mover
 from cloudshift_lab.agent.notice import outlive
 from cloudshift_lab.agent.obeying import Obeying
@@ -98,6 +99,7 @@ class NodeAgent:
         self._attempt = Attempt(
             job, world, ranks, tenure, self._board, saves, retention
         )  # fmt: skip
+        self._healing = Healing(self._attempt)
         self._movers: dict[str, Mover] = {}
         self._rehearsal = self._make_rehearsal(prove)
         obeying = Obeying(self._attempt, self._mover_of, self._rehearsal)
@@ -178,8 +180,8 @@ class NodeAgent:
     def _work(self) -> None:
         attempt, orders = self._attempt, self._orders
         parts = (
-            self._begin, self._beat, self._save, self._rehearse, orders.read, orders.advance,
-            self._outlive, self._settle, self._tidy,
+            self._begin, self._beat, self._save, self._rehearse, self._heal, orders.read,
+            orders.advance, self._outlive, self._settle, self._tidy,
         )  # fmt: skip
         for part in parts:
             try:
@@ -221,13 +223,16 @@ class NodeAgent:
         if self._rehearsal is not None:
             self._rehearsal.tick()
 
+    def _heal(self) -> None:
+        self._healing.tick()
+
     def _outlive(self) -> None:
         if outlive(self._attempt):
             now = self._world.now()
             self._orders.accept(Order(order_id=f"outlived-{now:.0f}", kind="resume", at=now))
 
     def _settle(self) -> None:
-        if not self._obeying.holds_on():
+        if not self._attempt.is_healing and not self._obeying.holds_on():
             self._attempt.settle()
 
     def _tidy(self) -> None:
@@ -311,6 +316,8 @@ class NodeAgent:
         if self._job.standby and not attempt.is_owner:
             is_rehearsing = self._rehearsal is not None and self._rehearsal.origin is not None
             return "standby" if is_ready or is_rehearsing else "starting"
+        if attempt.is_healing:
+            return "running"
         if attempt.view.state == "gate":
             return "standby"
         return "running" if is_ready else "starting"

@@ -277,6 +277,8 @@ class Obeying:
 
     def _stop(self, _order: Order) -> Activity:
         attempt = self._attempt
+        while attempt.is_healing:
+            yield OrderResult(state="running", detail="the ranks are being started again")
         is_training = attempt.view.state in ("running", "held", "drained") or attempt.drain_asked
         if attempt.is_owner and is_training:
             attempt.drain()

@@ -78,11 +78,14 @@ class RanksProtocol(Protocol):
             standby: Build everything, then wait at the gate for ``go``.
         """
 
-    def go(self, restore: Restore, limit: int | None = None) -> None:
+    def restart(self) -> None:
+        """Start all ranks again, up to the gate; what they had staged stays until ``go``."""
+
+    def go(self, restore: Restore | None, limit: int | None = None) -> None:
         """Open the gate; said again with the same words it changes nothing.
 
         Args:
-            restore: Where to continue.
+            restore: Where to continue; None: at the script's own beginning.
             limit: The ranks hold after this step, as ``limit`` says; None: they train on.
         """
 

@@ -8,18 +8,21 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from cloudshift_lab.agent.bootstrap import ERRORS, LOGS
+from cloudshift_lab.agent.bootstrap import DONE_SUFFIX, ERRORS, GATE_ENV, LAUNCH_FILE, LOGS
 from cloudshift_lab.agent.failures import first_failure
 from cloudshift_lab.agent.ports import PortClaim
 from cloudshift_lab.agent.progress import Progress
 from cloudshift_lab.agent.protocols import RankError, RanksState, RanksView, Restore
+from cloudshift_lab.agent.rescue import Rescue
+from cloudshift_lab.agent.spare import WARM_AFTER_STEPS, Spare, may_keep_spare
+from cloudshift_lab.core.rescue import RESCUE_SLOT
 from cloudshift_lab.core.run import JobSpec
 from cloudshift_lab.core.staging import (
     CONTROL_FILE,
@@ -41,6 +44,7 @@ from cloudshift_lab.core.world import World
 
 T = TypeVar("T", bound=msgspec.Struct)
 FAILURE_GRACE_S = 2.0
+LAUNCHER_S = 1.0
 LAUNCHER_LOG = "torchrun.log"
 _LOOPBACK = "127.0.0.1"
 _BOOTSTRAP = "cloudshift_lab.agent.bootstrap"
@@ -90,6 +94,12 @@ class TorchrunRanks:
         self._are_rows_shipped = False
         self._failing_since: float | None = None
         self._ports = PortClaim(_LOOPBACK, world.random)
+        is_whole = job.restarts > 0 and job.placement.nodes == 1
+        self._can_rescue = is_whole and Rescue.is_possible()
+        self._rescue: Rescue | None = None
+        self._keeps_spare = may_keep_spare(job)
+        self._spare: Spare | None = None
+        self._num_spares = 0
 
     @property
     def control(self) -> Control:
@@ -99,6 +109,18 @@ class TorchrunRanks:
     def start(self, restore: Restore | None, *, standby: bool) -> None:
         self.prepare(restore, standby=standby)
         self.launch(Meeting(_LOOPBACK, self.free_port()))
+
+    def restart(self) -> None:
+        spare, self._spare = self._spare, None
+        self.kill()
+        self._forget(keep=self._staged_files())
+        self.mirror(Control())
+        if spare is None or not spare.is_alive:
+            self.launch(Meeting(_LOOPBACK, self.free_port()))
+            return
+        self._process, self._ports = spare.process, spare.ports
+        self._watch()
+        spare.open()
 
     def prepare(self, restore: Restore | None, *, standby: bool) -> None:
         """The part of ``start`` before there are any ranks; what is said then they will hear."""
@@ -119,11 +141,15 @@ class TorchrunRanks:
 
     def launch(self, meeting: Meeting) -> None:
         """Start this node's ranks, which meet those of the other nodes."""
+        self._process = self._launched(meeting, {})
+        self._watch()
+
+    def _launched(self, meeting: Meeting, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
         (self._workdir / LOGS).mkdir(parents=True, exist_ok=True)
         with (self._workdir / LOGS / LAUNCHER_LOG).open("ab") as log:
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 self._command(meeting),
-                env=self._environment(),
+                env={**self._environment(), **env},
                 cwd=self._workdir,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -131,7 +157,25 @@ class TorchrunRanks:
                 start_new_session=True,
             )
 
-    def go(self, restore: Restore, limit: int | None = None) -> None:
+    def _watch(self) -> None:
+        if self._can_rescue:
+            self._rescue = Rescue(self._node_dir, self._ranks, self._world)
+
+    def _keep_spare(self) -> None:
+        """Have interpreters wait for the next restart, once these ranks train."""
+        if self._spare is not None or self._progress.num_steps < WARM_AFTER_STEPS:
+            return
+        self._num_spares += 1
+        gate = self._node_dir / f"gate-{self._num_spares}"
+        ports = PortClaim(_LOOPBACK, self._world.random)
+        meeting = Meeting(_LOOPBACK, ports.take())
+        process = self._launched(meeting, {GATE_ENV: str(gate)})
+        self._spare = Spare(process, gate, ports, PortClaim(_LOOPBACK, self._world.random))
+
+    def go(self, restore: Restore | None, limit: int | None = None) -> None:
+        if self._control.go is None:
+            for path in self._staged_files():
+                path.unlink()
         self._say(go=_go(restore), limit=limit)
 
     def limit(self, step: int | None) -> None:
@@ -159,6 +203,8 @@ class TorchrunRanks:
         while self._rows:
             self._progress.add(self._rows.popleft())
         progress = self._progress
+        if self._keeps_spare and state == "running":
+            self._keep_spare()
         step, is_last = self._newest_staged()
         return RanksView(
             state=state,
@@ -181,6 +227,12 @@ class TorchrunRanks:
 
     def kill(self) -> None:
         process, self._process = self._process, None
+        rescue, self._rescue = self._rescue, None
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.kill()
+        if rescue is not None:
+            rescue.close()
         if process is None:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -221,11 +273,12 @@ class TorchrunRanks:
         """A port that is free, and that no other agent here takes before torchrun listens."""
         return self._ports.take()
 
-    def _forget(self) -> None:
+    def _forget(self, keep: Collection[Path] = ()) -> None:
         """Nothing of an earlier start may be taken for one of this start."""
         for pattern in ("rank-*", ".rank-*"):
             for path in self._node_dir.glob(pattern):
-                path.unlink(missing_ok=True)
+                if path not in keep:
+                    path.unlink(missing_ok=True)
         errors = self._workdir / ERRORS
         errors.mkdir(parents=True, exist_ok=True)
         for path in errors.iterdir():
@@ -235,6 +288,9 @@ class TorchrunRanks:
         self._progress = Progress(self._ranks[0])
         self._failing_since = None
         self._are_rows_shipped = False
+
+    def _staged_files(self) -> set[Path]:
+        return set(self._node_dir.glob("rank-*.slot-*"))
 
     def _say(self, **changes: object) -> None:
         """Change the ranks' orders; what is no change is not said."""
@@ -261,7 +317,8 @@ class TorchrunRanks:
             return ("held" if self._is_held(states) else _while_alive(told)), None
         if returncode == 0:
             return "finished", None
-        return "failed", first_failure(self._workdir / ERRORS, self._launcher_tail())
+        dead = frozenset() if self._rescue is None else self._rescue.first_dead
+        return "failed", first_failure(self._workdir / ERRORS, self._launcher_tail(), dead)
 
     def _is_held(self, states: list[RankState]) -> bool:
         """All ranks wait after the same step, and the limit that was said last lets them."""
@@ -271,20 +328,39 @@ class TorchrunRanks:
         return is_all and len(held) == 1 and limit is not None and limit <= min(held)
 
     def _is_failing(self) -> bool:
-        """A rank has raised and the others have had time to say what it did to them.
+        """A rank has failed and the others have had time to do what is to be done then.
 
-        torchrun would give a survivor that hangs in a collective thirty seconds.
+        They say what it did to them, and stage what they have. torchrun would give a survivor that
+        hangs in a collective thirty seconds.
         """
+        dead = self._dead()
         if self._failing_since is None:
-            if not any((self._workdir / ERRORS).glob("rank-*.json")):
+            if not dead and not any((self._workdir / ERRORS).glob("rank-*.json")):
                 return False
             self._failing_since = self._world.monotonic()
-        if self._world.monotonic() - self._failing_since < FAILURE_GRACE_S:
+        if not self._have_done_all(dead, self._world.monotonic() - self._failing_since):
             return False
         assert self._process is not None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         return True
+
+    def _dead(self) -> set[int]:
+        """Ranks that have ended, and not as they should."""
+        if self._rescue is None:
+            return set()
+        errors = self._workdir / ERRORS
+        ended = self._rescue.dead()
+        return {rank for rank in ended if not (errors / f"rank-{rank}{DONE_SUFFIX}").exists()}
+
+    def _have_done_all(self, dead: Collection[int], failing_s: float) -> bool:
+        if self._rescue is None or self._control.limit is not None:
+            return failing_s >= FAILURE_GRACE_S
+        if not self._rescue.is_over(dead, self._newest_staged()[0]):
+            return False
+        self._rescue.end_ranks()
+        waited_s = self._world.monotonic() - (self._rescue.ended_at or 0.0)
+        return (self._workdir / ERRORS / LAUNCH_FILE).exists() or waited_s >= LAUNCHER_S
 
     def _states(self) -> list[RankState]:
         paths = (state_file(self._node_dir, rank) for rank in self._ranks)
@@ -294,7 +370,8 @@ class TorchrunRanks:
         """The newest step that every rank holds, and whether none of them runs another."""
         complete: dict[int, bool] | None = None
         for rank in self._ranks:
-            paths = (staged_file(self._node_dir, rank, slot) for slot in range(NUM_SLOTS))
+            slots = (*range(NUM_SLOTS), RESCUE_SLOT)
+            paths = [staged_file(self._node_dir, rank, slot) for slot in slots]
             heads = [h for path in paths if (h := self._read(path, StagedHead)) is not None]
             steps = {head.step: head.is_last for head in heads}
             if complete is None:

@@ -46,6 +46,7 @@ from cloudshift_lab.core.errors import (
 )
 from cloudshift_lab.core.home import load_clouds
 from cloudshift_lab.core.lineage import die_with_parent
+from cloudshift_lab.core.rescue import RESCUE_SLOT
 from cloudshift_lab.core.staging import NUM_SLOTS, StagedHead, StagedRank, staged_file
 from cloudshift_lab.core.wire import from_json, to_json
 from cloudshift_lab.core.world import REAL_WORLD, World
@@ -328,7 +329,7 @@ def read_slot(node_dir: Path, rank: int, step: int) -> Staged:
     Raises:
         NotFound: The rank has not staged that step (any more).
     """
-    for slot in range(NUM_SLOTS):
+    for slot in (*range(NUM_SLOTS), RESCUE_SLOT):
         path = staged_file(node_dir, rank, slot)
         try:
             data = path.read_bytes()

@@ -128,7 +128,12 @@ class SimRanks:
         name = f"ranks-g{self._job.generation}.{self._starts}"
         self._actor = self._scheduler.spawn(name, lambda: self._live(restore, standby=standby))
 
-    def go(self, restore: Restore, limit: int | None = None) -> None:
+    def restart(self) -> None:
+        staged = self.staged
+        self.start(None, standby=True)
+        self.staged = staged
+
+    def go(self, restore: Restore | None, limit: int | None = None) -> None:
         self._gate, self._limit = restore, limit
 
     def limit(self, step: int | None) -> None:

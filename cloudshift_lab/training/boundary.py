@@ -20,6 +20,7 @@ from cloudshift_lab.training.flight import Lost
 from cloudshift_lab.training.inventory import Optimizers, listed
 from cloudshift_lab.training.node import Node
 from cloudshift_lab.training.parts import Part, Share
+from cloudshift_lab.training.rescue import Lifeline
 from cloudshift_lab.training.state import TrainingState
 from cloudshift_lab.training.watching import Watch
 
@@ -80,6 +81,12 @@ class Boundary:
         self._step = 0
         self._marked: tuple[Part, ...] | None = None
         self._mark: Watch | None = None
+        self._lifeline: Lifeline | None = None
+        if node.job.restarts > 0 and node.job.placement.nodes == 1:
+            self._lifeline = Lifeline(
+                node, state, listed(optimizers), world_size=world_size,
+                is_steady=self._is_steady, say=say,
+            )  # fmt: skip
 
     @property
     def kept_step(self) -> int | None:
@@ -102,6 +109,8 @@ class Boundary:
         """
         self._step = step
         self._tell()
+        if self._lifeline is not None:
+            self._lifeline.enter(step)
         flags = self._agreement.agree(self._heard())
         return flags.holds(step) and self._wait(step).drain
 
@@ -115,6 +124,8 @@ class Boundary:
             UsageError: A leaf that a checkpoint cannot hold.
         """
         self._step = step
+        if self._lifeline is not None:
+            self._lifeline.mark(step)
         if self._mark is not None:
             self._mark.begin()
         self._capture.settle()
@@ -170,6 +181,11 @@ class Boundary:
         """Announce what is under way or held."""
         self._capture.finish()
         self._capture.announce_held()
+
+    def _is_steady(self) -> bool:
+        """Whether only the optimizer's steps are seen to change parameters."""
+        is_seen = self._mark is not None and self._mark.changed() is not None
+        return self._capture.mode == "overlapped" and not is_seen
 
     # -- the limit --------------------------------------------------------------------------------
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol, cast
 
+import msgspec
 import torch
 from torch import nn
 
+from cloudshift_lab.checkpoint.leaves import decode_leaves, encode_leaves
 from cloudshift_lab.checkpoint.reader import Checkpoint
 from cloudshift_lab.core.errors import Unsupported
 from cloudshift_lab.training import randomness
@@ -19,6 +21,7 @@ from cloudshift_lab.training.inventory import (
     unwrap,
 )
 from cloudshift_lab.training.matching import ModelRestore, OptimizerRestore, SavedState
+from cloudshift_lab.training.own import Owned
 from cloudshift_lab.training.parts import Share
 from cloudshift_lab.training.plan import SharePlan, whole_part
 from cloudshift_lab.training.restore import Differences, RestoreReport, read_into, read_new
@@ -26,6 +29,7 @@ from cloudshift_lab.training.sharding import is_sharded
 from cloudshift_lab.training.tree import pull_tensors
 
 LAYOUT = 2
+_NO_EXTRAS = encode_leaves({})
 __all__ = ["RestoreReport", "Stateful", "TrainingState", "unwrap"]
 
 
@@ -91,14 +95,7 @@ class TrainingState:
         """
         plan = self._current_plan()
         own: dict[str, torch.Tensor] = {}
-        leaves = {
-            "layout": LAYOUT,
-            "step": step,
-            "world_size": self._world_size,
-            "model": self._model.leaves,
-            "optimizer": self._optimizer.leaves,
-            **self._own_leaves(own),
-        }
+        leaves = {**self._common_leaves(step), **self._own_leaves(own)}
         volatile = plan.volatile(self._volatile())
         mine = tuple(whole_part(name, tensor) for name, tensor in own.items())
         return Share(plan.steady, (*volatile, *mine), leaves, plan.catalog)
@@ -118,6 +115,63 @@ class TrainingState:
 
     def _volatile(self) -> dict[str, torch.Tensor]:
         return {**self._model.volatile, **self._optimizer.volatile}
+
+    # -- for a rescue -----------------------------------------------------------------------------
+
+    def extras(self) -> bytes:
+        """This rank's extras as JSON.
+
+        Raises:
+            UsageError: A leaf that a checkpoint cannot hold.
+            Unsupported: An extra has tensors, of which only captures take a copy.
+        """
+        if not self._extra:
+            return _NO_EXTRAS
+        tensors: dict[str, torch.Tensor] = {}
+        states = {name: part.state_dict() for name, part in self._extra.items()}
+        leaves = pull_tensors(states, "extra", tensors)
+        if tensors:
+            raise Unsupported("an extra has tensors")
+        return encode_leaves(leaves)
+
+    def buffers(self) -> dict[str, torch.Tensor]:
+        """What may change at any moment, by name."""
+        return self._volatile()
+
+    def steady_tensors(self) -> dict[str, torch.Tensor]:
+        """What only an optimizer's step changes, by name."""
+        self._current_plan()
+        return self._steady()
+
+    def share_of(
+        self, step: int, rank: int, own: Owned, buffers: Mapping[str, torch.Tensor]
+    ) -> Share:
+        """A rank's share of the state after ``step``; what it alone has is given.
+
+        Args:
+            step: Optimizer step.
+            rank: Whose share; this rank must hold its part of every tensor.
+            own: What that rank alone has.
+            buffers: As ``buffers`` were after that step.
+        """
+        self._current_plan()
+        plan = SharePlan(self._steady(), buffers, rank=rank, world_size=self._world_size)
+        leaves = {
+            **self._common_leaves(step),
+            "extra": decode_leaves(msgspec.Raw(own.extras)),
+            "rng": own.rng,
+        }
+        mine = tuple(whole_part(name, tensor) for name, tensor in own.tensors.items())
+        return Share(plan.steady, (*plan.volatile(buffers), *mine), leaves, plan.catalog)
+
+    def _common_leaves(self, step: int) -> Leaves:
+        return {
+            "layout": LAYOUT,
+            "step": step,
+            "world_size": self._world_size,
+            "model": self._model.leaves,
+            "optimizer": self._optimizer.leaves,
+        }
 
     def _own_leaves(self, own: dict[str, torch.Tensor]) -> Leaves:
         """What this rank alone has: extras and randomness; their tensors go into ``own``."""

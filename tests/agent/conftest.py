@@ -103,8 +103,13 @@ class ScriptedRanks:
         is_slow = self.is_slow_to_start
         self.view = RanksView(state="starting" if is_slow else "gate" if standby else "running")
 
-    def go(self, restore: Restore, limit: int | None = None) -> None:
-        self.told.append(f"go {restore.step}" + ("" if limit is None else f" up to {limit}"))
+    def restart(self) -> None:
+        self.told.append("restart")
+        self.view = RanksView(state="starting", staged_step=self.view.staged_step)
+
+    def go(self, restore: Restore | None, limit: int | None = None) -> None:
+        where = "scratch" if restore is None else f"{restore.step}"
+        self.told.append(f"go {where}" + ("" if limit is None else f" up to {limit}"))
         self.view = RanksView(state="running")
 
     def limit(self, step: int | None) -> None:

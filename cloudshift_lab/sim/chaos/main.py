@@ -15,6 +15,7 @@ from cloudshift_lab.core.home import open_home
 from cloudshift_lab.core.world import REAL_WORLD
 from cloudshift_lab.sim.bed import Bed, ending_in_order
 from cloudshift_lab.sim.bench import surroundings
+from cloudshift_lab.sim.chaos import ranks
 from cloudshift_lab.sim.chaos.campaign import Campaign
 from cloudshift_lab.sim.chaos.report import (
     KILLED,
@@ -37,21 +38,31 @@ def main(argv: list[str]) -> int:
     folder = Path(options.keep or tempfile.mkdtemp(prefix="chaos-"))
     try:
         with ending_in_order():
+            if options.what == "ranks":
+                wounded = ranks.attack(options.seeds, folder, _say, spare=options.spare)
+                return _tell(wounded, ranks.text_of(wounded), options.json)
             report = attack(options.kills, options.seed, folder, _say)
     except CloudshiftError as error:
         print(f"chaos failed: {error.message}", file=sys.stderr)
         return 1
-    if options.json is not None:
-        Path(options.json).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1))
-    print(text_of(report))
+    return _tell(report, text_of(report), options.json)
+
+
+def _tell(report: Report | ranks.RanksReport, text: str, json: str | None) -> int:
+    if json is not None:
+        Path(json).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1))
+    print(text)
     return 0 if report.passed else 1
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="cloudshift chaos", description=main.__doc__)
-    parser.add_argument("what", choices=("migration",))
+    parser.add_argument("what", choices=("migration", "ranks"))
     parser.add_argument("--kills", type=int, default=100, help="kill -9 and link cuts to deliver")
     parser.add_argument("--seed", type=int, default=1, help="of what is hit, where and when")
+    parser.add_argument("--seeds", type=int, default=25, help="ranks: runs with a kill per phase")
+    parser.add_argument("--spare", choices=("auto", "on", "off"), default="on",
+                        help="ranks: whether imported interpreters wait")  # fmt: skip
     parser.add_argument("--json", help="file for the report")
     parser.add_argument("--keep", help="folder for everything; a temporary one that stays if not")
     return parser.parse_args(argv)
