@@ -9,8 +9,9 @@ __version__ = "0.1.0"
 
 _API = frozenset(
     {"Migration", "Run", "ScriptFailed", "approve", "branch", "cost", "diff", "du", "forget", "gc",
-     "goodput", "jobs", "log", "migrate", "move", "notice", "pin", "receipts", "reject", "repair",
-     "restore", "resume", "run", "runs", "status", "stop", "targets", "train", "unpin", "verify"}
+     "goodput", "jobs", "log", "maintenance", "migrate", "move", "notice", "pin", "receipts",
+     "reject", "repair", "restore", "resume", "run", "runs", "status", "stop", "targets", "train",
+     "unpin", "verify"}
 )  # fmt: skip
 
 

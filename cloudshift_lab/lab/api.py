@@ -11,7 +11,7 @@ from cloudshift_lab.core.plan import MissingNodesPolicy
 from cloudshift_lab.core.run import RunSpec
 from cloudshift_lab.core.steps import RestoreFormat
 from cloudshift_lab.core.views import Target
-from cloudshift_lab.lab import stored
+from cloudshift_lab.lab import machines, stored
 from cloudshift_lab.lab.desk import Desk
 from cloudshift_lab.lab.objects import Migration, Report, Run, ScriptFailed
 from cloudshift_lab.lab.render import card
@@ -37,6 +37,7 @@ __all__ = [
     "goodput",
     "jobs",
     "log",
+    "maintenance",
     "migrate",
     "move",
     "notice",
@@ -139,6 +140,11 @@ def status() -> Report:
     return Report(
         views, card.runs_text(views, waiting, "cloudshift"), card.runs_html(views, waiting)
     )
+
+
+def maintenance() -> Report:
+    """What is to be done to machines, those requests that wait for somebody first."""
+    return machines.maintenance(_desk())
 
 
 def migrate(

@@ -17,7 +17,7 @@ from cloudshift_lab.core.plan import FINAL_PHASES, Verdict
 from cloudshift_lab.core.run import FINAL_STATES, RunSpec
 from cloudshift_lab.core.views import Target
 from cloudshift_lab.core.wire import to_json
-from cloudshift_lab.lab import stored
+from cloudshift_lab.lab import machines, stored
 from cloudshift_lab.lab.desk import Desk
 from cloudshift_lab.lab.doctor import examine
 from cloudshift_lab.lab.grammar import help_text
@@ -374,6 +374,7 @@ _ACTIONS: dict[str, Callable[[Request], Shown | None]] = {
     "logs": _logs,
     "stop": _stop,
     "resume": _resume,
+    "maintenance": machines.perform,
     "dashboard": _dashboard,
     "doctor": _doctor,
     "clouds": _clouds,

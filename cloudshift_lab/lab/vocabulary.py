@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from cloudshift_lab.core.maintenance import NODE_ACTIONS
+
 Kind = Literal[
     "text", "switch", "int", "number", "usd", "run", "target", "migration", "pairs", "interval",
     "step", "step or run", "job", "path", "runs", "rule", "targets",
@@ -70,6 +72,8 @@ STEP = Argument("step", "step", "a stored step; of the only run: @400 is enough"
 MISSING = ("roll-back", "wait", "shrink", "elsewhere")
 CLOSINGS = ("auto", "copy", "replay")
 PLAYED = ("aws-sim", "gcp-sim")
+MAINTENANCE = ("list", "ask", "show", "take", "done", "machine")
+MACHINE_ACTIONS = tuple(action.replace(" ", "-") for action in NODE_ACTIONS)
 FORMATS = ("safetensors", "dcp", "state_dict", "npz")
 
 VERBS: tuple[Verb, ...] = (
@@ -313,6 +317,24 @@ VERBS: tuple[Verb, ...] = (
             Argument("job", "job", "wait for this one and show what it gives"),
             Argument("--cancel", "switch", "end it"),
             JSON,
+        ),
+    ),
+    Verb(
+        "maintenance",
+        "what is to be done to machines: ask for it, take it on, say it is done",
+        (
+            Argument("action", "text", "what", "list", MAINTENANCE),
+            Argument("name", "text", "a request (show, take, done) or a machine (ask, machine)"),
+            Argument("--do", "text", "ask: what is to be done", "look-at", MACHINE_ACTIONS),
+            Argument("--words", "text", "ask: what happened; done: what was done"),
+            Argument("--run", "run", "ask: the run that met it"),
+            Argument("--within", "text", "ask: until when it presses: 30m, 4h, 2d"),
+            JSON,
+        ),
+        (
+            "Until a drain, reset, reboot or replacement is done, nothing new starts on that",
+            "machine. Requests never change; a file of each is kept, and automation.json may name",
+            "a webhook. machine NAME shows everything that happened to a machine.",
         ),
     ),
     Verb("dashboard", "live dashboard", (RUN,)),
