@@ -61,7 +61,7 @@ def decode(table: str, data: bytes) -> pa.Table:
         found.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(str(error) or "empty", data) from error
-    found = _completed(found, schema)
+    found = completed(found, schema)
     if found.schema.names != schema.names or found.schema.types != schema.types:
         raise Corrupt(
             f"telemetry batch has other columns than table '{table}'; "
@@ -87,6 +87,17 @@ def schema_of(table: str) -> pa.Schema:
     return SCHEMAS[table]
 
 
+def completed(data: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A batch from before the newest columns were added, with these empty."""
+    num_known = len(data.schema.names)
+    if data.schema.names != schema.names[:num_known]:
+        return data
+    for field in list(schema)[num_known:]:
+        if field.nullable:
+            data = data.append_column(field, pa.nulls(data.num_rows, field.type))
+    return data
+
+
 def _damaged(reason: str, data: bytes) -> Corrupt:
     first_line = reason.splitlines()[0]
     return Corrupt(
@@ -100,17 +111,6 @@ def _cell(row: Row, name: str) -> object:
     if isinstance(value, dict):
         return list(value.items())
     return round(value * MICRO_PER_S) if name == "ts" else value
-
-
-def _completed(data: pa.Table, schema: pa.Schema) -> pa.Table:
-    """A batch from before the newest columns were added, with these empty."""
-    num_known = len(data.schema.names)
-    if data.schema.names != schema.names[:num_known]:
-        return data
-    for field in list(schema)[num_known:]:
-        if field.nullable:
-            data = data.append_column(field, pa.nulls(data.num_rows, field.type))
-    return data
 
 
 def _refuse_nulls(data: pa.RecordBatch | pa.Table, schema: pa.Schema) -> None:

@@ -11,33 +11,35 @@ CREATE_TABLES = (
     """CREATE TABLE IF NOT EXISTS event (
         ts TIMESTAMP NOT NULL, run_id VARCHAR NOT NULL, generation BIGINT NOT NULL,
         kind VARCHAR NOT NULL, severity VARCHAR NOT NULL, detail VARCHAR NOT NULL)""",
-    """CREATE TABLE IF NOT EXISTS batch (
-        batch_id VARCHAR PRIMARY KEY, table_name VARCHAR NOT NULL, num_rows BIGINT NOT NULL)""",
 )
 
-LATEST = """
-    WITH newest_generation AS (
-        SELECT max(generation) AS generation FROM step WHERE run_id = $1
-    ), newest AS (
-        SELECT generation, max(step.step) AS step
-        FROM step JOIN newest_generation USING (generation)
-        WHERE run_id = $1 GROUP BY generation
+LATEST = (
+    """
+    WITH recent AS (
+        SELECT step, loss, ts FROM step
+        WHERE run_id = $1 AND generation = $2 AND ts >= make_timestamp($3)
     )
     SELECT step, avg(loss) FILTER (isfinite(loss)), epoch(max(ts))
-    FROM step JOIN newest USING (generation, step)
-    WHERE run_id = $1 GROUP BY step
-"""
+    FROM recent WHERE step = (SELECT max(step) FROM recent) GROUP BY step
+    """,
+    """
+    SELECT last_step, avg(last_loss), epoch(max(last_ts)) FROM step_10s
+    WHERE run_id = $1 AND generation = $2 AND last_ts >= make_timestamp($3)
+    GROUP BY last_step ORDER BY last_step DESC LIMIT 1
+    """,
+    """
+    SELECT last_step, avg(last_loss), epoch(max(last_ts)) FROM step_1m
+    WHERE run_id = $1 AND generation = $2 AND last_ts >= make_timestamp($3)
+    GROUP BY last_step ORDER BY last_step DESC LIMIT 1
+    """,
+)
+"""The newest step of a generation (``$2``) since ``$3``: of the finest rows that are there."""
 
 THROUGHPUT = """
-    WITH newest AS (
-        SELECT generation, max(ts) AS ts FROM step
-        WHERE run_id = $1 GROUP BY generation ORDER BY generation DESC LIMIT 1
-    ), per_rank AS (
-        SELECT sum(tokens) / sum(step_s) AS tokens_per_s
-        FROM step SEMI JOIN newest
-            ON step.generation = newest.generation
-            AND step.ts > newest.ts - to_microseconds(CAST($2 * 1000000 AS BIGINT))
-        WHERE run_id = $1 AND tokens IS NOT NULL AND step_s > 0
+    WITH per_rank AS (
+        SELECT sum(tokens) / sum(step_s) AS tokens_per_s FROM step
+        WHERE run_id = $1 AND generation = $2 AND ts > make_timestamp($3)
+            AND tokens IS NOT NULL AND step_s > 0
         GROUP BY rank
     )
     SELECT sum(tokens_per_s) FROM per_rank

@@ -21,7 +21,7 @@ _DATABASE_DAMAGE = re.compile(
 )
 _WAL_POSITION = re.compile(r"Corrupt WAL file: entry at byte position (\d+)")
 _WHAT_TO_DO = (
-    "batches still spooled in the bucket are taken in again by themselves; "
+    "what the spool and the archive beside it have is taken back by itself; "
     "delete the set-aside file when you do not miss anything"
 )
 
@@ -57,6 +57,12 @@ def open_database(
     return _open_checked(path, config), tuple(warnings)
 
 
+def ended_uncleanly(path: Path) -> bool:
+    """Whether the process that had the database open was cut off: its log was not merged."""
+    log = _log_of(path)
+    return log.exists() and log.stat().st_size > 0
+
+
 def _open_checked(path: Path, config: Mapping[str, str]) -> duckdb.DuckDBPyConnection:
     """Open; after an unclean end also merge the log and read every block once.
 
@@ -64,14 +70,13 @@ def _open_checked(path: Path, config: Mapping[str, str]) -> duckdb.DuckDBPyConne
     that a checkpoint leaves behind was ignored. What cannot be noticed: damage in the length of an
     entry (8 of its bytes) looks like the torn tail that every kill leaves, and is cut silently.
     """
-    log = _log_of(path)
-    was_unclean = log.exists() and log.stat().st_size > 0
+    was_unclean = ended_uncleanly(path)
     connection = _connect(path, config)
     if not was_unclean:
         return connection
     try:
         connection.execute("CHECKPOINT").fetchall()
-        if log.exists() and log.stat().st_size > 0:
+        if ended_uncleanly(path):
             raise Damaged("the write-ahead log was not replayed")
         _read_everything(connection)
     except (duckdb.Error, Damaged) as error:

@@ -32,6 +32,12 @@ CERTAIN = {
         "ours: detected, or without effect",
     },
     "migration": {"tiny: lost steps", "tiny: losses that differ from the control's"},
+    "telemetry": {
+        "load: rows lost",
+        "acknowledged rows lost",
+        "rows stored twice",
+        "rows lost, acknowledged or not",
+    },
 }
 
 
