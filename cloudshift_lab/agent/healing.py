@@ -5,6 +5,7 @@ from __future__ import annotations
 from cloudshift_lab.agent.attempt import Attempt
 from cloudshift_lab.agent.failures import is_peer_lost
 from cloudshift_lab.agent.protocols import RankError
+from cloudshift_lab.core.orders import STARTED_AGAIN
 
 SAVE_PATIENCE_S = 60.0
 
@@ -84,7 +85,7 @@ class Healing:
         self._began_at = attempt.world.monotonic()
         attempt.board.note(
             "healing",
-            f"{error.message if error else 'the ranks failed'}: they are started again after step "
+            f"{error.message if error else 'the ranks failed'}: {STARTED_AGAIN} "
             f"{max(self._newest(), 0)}",
         )
         attempt.ranks.restart()

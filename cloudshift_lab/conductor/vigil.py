@@ -13,11 +13,13 @@ from cloudshift_lab.conductor.registry import Registry
 from cloudshift_lab.conductor.stacks import find_py_spy, rank_stacks
 from cloudshift_lab.conductor.tending import RunTender
 from cloudshift_lab.conductor.wellbeing import (
+    Heal,
     agent_word,
     facts_found,
     found_in_rows,
     goodput_report,
     health_report,
+    newest_heal,
     watch_from_rows,
 )
 from cloudshift_lab.core.errors import CloudshiftError
@@ -30,6 +32,8 @@ from cloudshift_lab.telemetry import schema
 from cloudshift_lab.telemetry.findings import (
     found_row,
     gone_row,
+    heal_row,
+    heals,
     leave,
     newest_rows,
     past_findings,
@@ -151,6 +155,7 @@ class _Followed:
         self._num_batches = 0
         self._committed: tuple[int, int] | None = None
         self._hang: tuple[float | None, Finding] | None = None
+        self._heal: Heal | None = None
         self._since = around.world.now()
         self._left_open = {
             each.key for each in past_findings(telemetry, tender.run_id) if each.until is None
@@ -211,6 +216,7 @@ class _Followed:
         if saved is not None:
             step, lost_s = saved
             rows.append(save_row(run_id, generation, now, step=step, lost_s=lost_s))
+        rows += self._newly_healed(now)
         if rows:
             self._num_batches += 1
             leave(self._telemetry, f"{run_id}-{self._nonce}-{self._num_batches}", rows)
@@ -222,6 +228,18 @@ class _Followed:
             return set()
         gone, self._left_open = self._left_open, set()
         return gone
+
+    def _newly_healed(self, now: float) -> list[schema.EventRow]:
+        """That the ranks began anew since the last look, once however often that is looked at."""
+        tender, status = self._tender, self._tender.status
+        heal = None if status is None else newest_heal(status)
+        if heal is None or heal == self._heal:
+            return []
+        self._heal = heal
+        if heal.step in heals(self._telemetry, tender.run_id):
+            return []
+        generation = tender.owner.job.generation
+        return [heal_row(tender.run_id, generation, now, step=heal.step, words=heal.words)]
 
     def _newly_saved(self) -> tuple[int, float | None] | None:
         """A step that was committed since the last look, and what that save took of training."""

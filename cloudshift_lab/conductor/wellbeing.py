@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -14,6 +16,7 @@ from cloudshift_lab.conductor.moves import Move
 from cloudshift_lab.conductor.records import AttemptStarted, RunEnded, RunEvent, RunResumed
 from cloudshift_lab.conductor.shown import run_state
 from cloudshift_lab.conductor.tending import RunTender
+from cloudshift_lab.core.orders import STARTED_AGAIN, AgentStatus
 from cloudshift_lab.core.plan import FINAL_PHASES
 from cloudshift_lab.core.save_policy import assumed_mtbf_s
 from cloudshift_lab.health.course import Ending, Happened, course_of
@@ -21,13 +24,14 @@ from cloudshift_lab.health.expected import Shown, expect
 from cloudshift_lab.health.finding import Finding
 from cloudshift_lab.health.goodput import measured
 from cloudshift_lab.health.live import AgentWord, LiveWatch, Looked
-from cloudshift_lab.health.outcome import find_end, find_notice, find_troubles
+from cloudshift_lab.health.outcome import find_end, find_healing, find_notice, find_troubles
 from cloudshift_lab.health.policy import rule
 from cloudshift_lab.health.report import Bygone, GoodputReport, HealthReport, Told
 from cloudshift_lab.health.standing import Standing, stand
 from cloudshift_lab.telemetry.findings import (
     Saves,
     Session,
+    heals,
     newest_generation,
     newest_rows,
     past_findings,
@@ -37,6 +41,7 @@ from cloudshift_lab.telemetry.findings import (
 from cloudshift_lab.telemetry.store import TelemetryStore
 
 _BYGONE = 10
+_HEAL = re.compile(rf"{STARTED_AGAIN} ([0-9]+)")
 _EVENTS: msgspec.json.Decoder[RunEvent] = msgspec.json.Decoder(RunEvent)
 
 
@@ -55,7 +60,24 @@ def agent_word(tender: RunTender, now: float) -> AgentWord:
         step=status.step,
         said_at=status.at,
         silent_s=tender.side(owner).line.silent_for_s(),
+        healed_after=None if (heal := newest_heal(status)) is None else heal.step,
     )  # fmt: skip
+
+
+class Heal(NamedTuple):
+    """Ranks that failed and began anew after ``step``, in their agent's words."""
+
+    step: int
+    words: str
+
+
+def newest_heal(status: AgentStatus) -> Heal | None:
+    """The last time an agent started its ranks again; None when it never has."""
+    for words in reversed(status.warnings):
+        match = _HEAL.search(words)
+        if match is not None:
+            return Heal(int(match[1]), words)
+    return None
 
 
 def facts_found(tender: RunTender, now: float) -> tuple[Finding, ...]:
@@ -71,7 +93,11 @@ def facts_found(tender: RunTender, now: float) -> tuple[Finding, ...]:
             find_end(ended.state, why, ended.at, rank=ended.error_rank, last_line=last_line),
         )  # fmt: skip
     warnings = () if status is None else status.warnings
-    found = find_troubles(tender.trouble, warnings, now)
+    heal = None if status is None else newest_heal(status)
+    others = [words for words in warnings if _HEAL.search(words) is None]
+    found = find_troubles(tender.trouble, others, now)
+    if heal is not None and status is not None and (status.step or 0) <= heal.step:
+        found += (find_healing(heal.words, now),)
     notice = record.notices.get(tender.owner.job.generation)
     if notice is not None and notice.deadline > now:
         found += (find_notice(notice.deadline - now, now, notice.words or "its machine goes"),)
@@ -162,7 +188,7 @@ def goodput_report(
     """
     trained = sessions(telemetry, tender.run_id)
     saved = saves(telemetry, tender.run_id)
-    happened = _happened(tender, folder, saved, now=now, is_still=is_still)
+    happened = _happened(telemetry, tender, folder, saved, now=now, is_still=is_still)
     course = course_of(trained, happened)
     shown = _shown(tender, trained, saved)
     found, basis = (None, ()) if not trained else expect(course, shown)
@@ -190,8 +216,9 @@ def goodput_report(
 
 
 def _happened(
-    tender: RunTender, folder: Path, saved: Saves, *, now: float, is_still: bool
-) -> Happened:
+    telemetry: TelemetryStore, tender: RunTender, folder: Path, saved: Saves, *, now: float,
+    is_still: bool,
+) -> Happened:  # fmt: skip
     events = [
         _EVENTS.decode(modernised(line))
         for line in Journal(folder / "journal.jsonl").replay()
@@ -202,6 +229,7 @@ def _happened(
         created_at=tender.record.created.at,
         endings=tuple(Ending(each.at, each.state) for each in events if isinstance(each, RunEnded)),
         starts=tuple(sorted(starts)),
+        heals=heals(telemetry, tender.run_id),
         moves=tuple(
             (began, until)
             for move in tuple(tender.moves.values())

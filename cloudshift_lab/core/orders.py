@@ -64,6 +64,9 @@ class OrderResult(msgspec.Struct, frozen=True):
     apart_step: int | None = None
 
 
+STARTED_AGAIN = "they are started again after step"
+"""How an agent says in its warnings that its ranks failed and begin anew; the step follows."""
+
 AgentState = Literal[
     "starting", "standby", "running", "draining", "drained", "stopped", "finished", "failed",
     "retired", "fenced",

@@ -50,7 +50,7 @@ class Happened:
         endings: Whenever it was over, also where it was resumed later, oldest first.
         starts: Whenever an attempt was begun, oldest first.
         moves: When each move that began took the run, and when it was through.
-        heals: Whenever an attempt began its ranks anew by itself after a failure.
+        heals: Steps after which an attempt began its ranks anew by itself after a failure.
         now: Now.
         is_over: Whether it is over now.
         is_still: Whether it stands still now although it should train.
@@ -61,7 +61,7 @@ class Happened:
     endings: tuple[Ending, ...] = ()
     starts: tuple[float, ...] = ()
     moves: tuple[tuple[float, float], ...] = ()
-    heals: tuple[float, ...] = ()
+    heals: tuple[int, ...] = ()
     now: float = 0.0
     is_over: bool = False
     is_still: bool = False
@@ -106,7 +106,7 @@ def course_of(sessions: Sequence[Session], happened: Happened) -> Course:
         again = max(0, previous.last_step - session.first_step + 1) if previous else 0
         is_same = previous is not None and previous.generation == session.generation
         begin = max(cursor, session.began)
-        if is_same and not again and not _is_healed(cursor, begin, happened):
+        if is_same and not again and session.first_step - 1 not in happened.heals:
             pause = _calm(cursor, begin, happened)
         else:
             pause = _pause(previous, cursor, begin, happened)
@@ -210,10 +210,6 @@ def _after_the_end(session: Session | None, begin: float, happened: Happened) ->
 
 def _kept_s(session: Session) -> float:
     return max(0.0, (session.kept_until or session.began) - session.began)
-
-
-def _is_healed(begin: float, end: float, happened: Happened) -> bool:
-    return any(begin <= at <= end for at in happened.heals)
 
 
 def _is_moving(begin: float, end: float, happened: Happened) -> bool:

@@ -33,6 +33,7 @@ class AgentWord:
         step: Newest step that the agent tells of.
         said_at: When the agent said so, seconds of its own clock; None: it has said nothing.
         silent_s: For how long it has said nothing new.
+        healed_after: The step after which its ranks began anew the last time; None: they never did.
     """
 
     now: float
@@ -40,6 +41,7 @@ class AgentWord:
     step: int | None = None
     said_at: float | None = None
     silent_s: float = 0.0
+    healed_after: int | None = None
 
 
 class Looked(msgspec.Struct, frozen=True):
@@ -163,8 +165,11 @@ class LiveWatch:
     def _hang(self, word: AgentWord) -> tuple[Finding, ...]:
         if not word.is_training or not self._newest or word.silent_s > _SILENT_S:
             return ()
-        if word.step is not None and word.step > max(step for step, _ in self._newest.values()):
+        newest = max(step for step, _ in self._newest.values())
+        if word.step is not None and word.step > newest:
             return ()  # the rows are late, not the ranks
+        if word.healed_after is not None and newest <= word.healed_after:
+            return ()  # the ranks are being started
         return find_hang(self._progress(word.now, _offset_s(word)), self._hang_limits())
 
     def _progress(self, now: float, offset_s: float) -> ProgressWindow:

@@ -29,6 +29,12 @@ def find_end(
         evidence.append(Evidence("last line of the traceback", last_line[:_LONGEST], at=at))
     if state == "lost":
         return _found("run.lost", _RUN, evidence, "restart the run", error, severity="critical")
+    if rank is not None and not last_line:  # it raised nothing: something ended it
+        words = f"Rank {rank} is gone and the run with it: {error}; resume it."
+        return _found(
+            "rank.death", Subject("rank", str(rank)), evidence, "restart the run", words,
+            severity="critical", ranks=(rank,),
+        )  # fmt: skip
     if rank is None:
         words = f"The run failed: {error}"
         return _found(
@@ -61,6 +67,12 @@ def find_troubles(trouble: str | None, warnings: Sequence[str], at: float) -> tu
             _found("agent.warning", _RUN, evidence, "watch", warnings[-1], severity="watch")
         )
     return tuple(found)
+
+
+def find_healing(words: str, at: float) -> Finding:
+    """Ranks that failed and are being started again by their agent; ``words`` are the agent's."""
+    evidence = [Evidence("the agent says", words[:_LONGEST], at=at)]
+    return _found("ranks.healing", _RUN, evidence, "none", words, severity="warning")
 
 
 def find_notice(left_s: float, at: float, words: str) -> Finding:

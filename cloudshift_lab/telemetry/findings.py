@@ -13,7 +13,7 @@ from cloudshift_lab.core.step_rows import Floats, StepRows
 from cloudshift_lab.telemetry.batch import encode
 from cloudshift_lab.telemetry.schema import EventRow, Severity
 
-FOUND, GONE, SAVED = "health.found", "health.gone", "saved"
+FOUND, GONE, SAVED, HEALED = "health.found", "health.gone", "saved", "healed"
 MOST_ROWS = 10_000
 STALL_S = 10.0
 STALL_STEPS = 5.0
@@ -85,6 +85,11 @@ class _Detail(msgspec.Struct, frozen=True):
     severity: str = "info"
 
 
+class _Heal(msgspec.Struct, frozen=True):
+    step: int
+    words: str
+
+
 class _Save(msgspec.Struct, frozen=True):
     step: int
     lost_s: float | None = None
@@ -136,6 +141,13 @@ def saves(source: Source, run_id: str) -> Saves:
     return Saves(**source.sql(query, limit=1).to_pylist()[0])
 
 
+def heals(source: Source, run_id: str) -> tuple[int, ...]:
+    """Steps after which ranks began anew in their attempt, as :func:`heal_row` noted them."""
+    query = f"""SELECT CAST(json_extract(detail, '$.step') AS BIGINT) AS step FROM event
+        WHERE run_id = {_quoted(run_id)} AND kind = '{HEALED}' ORDER BY ts"""
+    return tuple(source.sql(query, limit=MOST_ROWS).column("step").to_pylist())
+
+
 def past_findings(source: Source, run_id: str, *, limit: int = 50) -> tuple[Past, ...]:
     """Findings that were raised, newest first, each with when it went."""
     query = f"""SELECT epoch(ts) AS at, kind, detail FROM event
@@ -176,6 +188,12 @@ def save_row(
     return EventRow(
         at, run_id, generation, SAVED, detail=msgspec.json.encode(_Save(step, lost_s)).decode()
     )
+
+
+def heal_row(run_id: str, generation: int, at: float, *, step: int, words: str) -> EventRow:
+    """That the ranks of an attempt failed and began anew after a step."""
+    detail = msgspec.json.encode(_Heal(step, words)).decode()
+    return EventRow(at, run_id, generation, HEALED, "warning", detail)
 
 
 def leave(sink: Sink, batch_id: str, rows: Sequence[EventRow]) -> None:

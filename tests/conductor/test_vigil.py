@@ -9,6 +9,7 @@ import pytest
 
 from cloudshift_lab.conductor.vigil import Vigil
 from cloudshift_lab.core.errors import NotFound
+from cloudshift_lab.core.orders import STARTED_AGAIN
 from cloudshift_lab.core.run import RunSpec, SaveStats
 from cloudshift_lab.telemetry.batch import encode
 from cloudshift_lab.telemetry.schema import StepRow
@@ -35,7 +36,7 @@ def send(
         for rank in range(2)
     ]  # fmt: skip
     name = f"{run_id}-{generation}-{steps}-{now}"
-    bench.service.ingest(run_id, batch=name, table="step", data=encode("step", rows))
+    bench.service.ingest(run_id, batch=name, table="step", data=encode("step", rows)).result()
 
 
 def vigil_of(bench: Bench, **stacks: object) -> Vigil:
@@ -151,6 +152,28 @@ def test_what_is_over_when_the_next_conductor_looks_is_said_to_be(bench: Bench) 
     report = later.health(bench.service._registry.find(run_id))
     assert report.standing == ()
     assert [each.until is not None for each in report.bygone] == [True]
+
+
+def test_ranks_that_begin_anew_are_no_hang_and_count_as_a_failure(bench: Bench) -> None:
+    run_id = bench.train()
+    bench.step(60)
+    vigil = vigil_of(bench)
+    tender = bench.service._registry.find(run_id)
+    send(bench, run_id, range(1, 60))
+    said = f"rank 1 was killed by SIGKILL: {STARTED_AGAIN} 59"
+    for _ in range(14):
+        speak(bench, run_id, step=59, warnings=("the disk is slow", said))
+        vigil.look()
+    told = {each.finding.rule_id: each.finding.words for each in vigil.health(tender).standing}
+    assert told == {"ranks.healing": said, "agent.warning": "the disk is slow"}
+    bench.world.clock_s += 2.0
+    send(bench, run_id, range(60, 64))
+    speak(bench, run_id, step=63)
+    vigil.look()
+    report = vigil.goodput(tender)
+    assert (report.num_failures, report.num_healed, report.lost_steps) == (1, 1, 0)
+    assert report.seconds["restarting"] == pytest.approx(14.0)
+    assert "idle" not in report.seconds
 
 
 def test_saves_are_counted_and_taken_from_the_training(bench: Bench) -> None:

@@ -67,9 +67,9 @@ def test_ranks_that_began_again_in_their_attempt_are_a_failure_that_healed() -> 
     assert (course.failures, course.num_healed, course.lost_steps) == (((0, 4),), 1, 1)
 
 
-@pytest.mark.parametrize(("heals", "cause", "num"), [((), "idle", 0), ((101.0,), "restarting", 1)])
+@pytest.mark.parametrize(("heals", "cause", "num"), [((), "idle", 0), ((100,), "restarting", 1)])
 def test_a_break_without_a_repeated_step_is_a_failure_only_if_the_ranks_began_anew(
-    heals: tuple[float, ...], cause: str, num: int
+    heals: tuple[int, ...], cause: str, num: int
 ) -> None:
     sessions = trained(Trained(0, 100, 1, 100), Trained(104, 150, 101, 146))
     course = course_of(sessions, Happened(0, heals=heals, now=150))

@@ -76,7 +76,8 @@ def test_the_rank_that_did_not_end_the_step_of_the_others_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"is_training": False}, {"silent_s": 30.0}, {"step": 33}]
+    "changes",
+    [{"is_training": False}, {"silent_s": 30.0}, {"step": 33}, {"healed_after": 30}],
 )  # fmt: skip
 def test_no_hang_is_found_where_rows_are_late_or_the_run_need_not_train(
     changes: dict[str, object],

@@ -10,6 +10,12 @@ def test_a_rank_that_raised_is_named_with_its_last_line() -> None:
     assert found.deterministic
 
 
+def test_a_rank_that_raised_nothing_was_ended_and_the_run_can_go_on() -> None:
+    found = find_end("failed", "rank 1 was killed by SIGKILL", 5.0, rank=1)
+    assert (found.rule_id, found.action, found.ranks) == ("rank.death", "restart the run", (1,))
+    assert "mend the script" not in found.words
+
+
 def test_a_lost_run_is_to_be_restarted_and_a_failed_one_looked_at() -> None:
     assert find_end("lost", "the agent ended", 5.0).action == "restart the run"
     assert find_end("failed", "could not be started", 5.0).rule_id == "run.failed"
