@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Protocol
 
 from cloudshift_lab.core.asks import MoveAsk, NoticeAsk, NoticeView
@@ -53,7 +54,9 @@ class Service(Protocol):
     def targets(self) -> tuple[Target, ...]: ...
     def doctor(self) -> tuple[Check, ...]: ...
     def sql(self, query: str) -> bytes: ...
-    def ingest(self, run: str, *, batch: str, table: str, data: bytes) -> None: ...
+    def ingest(self, run: str, *, batch: str, table: str, data: bytes) -> Future[bool] | None:
+        """Take a batch; ends when it is durable, None where it is already."""
+
     def version(self) -> int:
         """Grows with every visible change."""
 

@@ -330,7 +330,9 @@ class _Ingest(_Handler):
         if not all(given.values()):
             raise UsageError("ingest needs run, batch and table in its query; mend the call")
         run = given.pop("run")
-        await self.quick(self.gate.service.ingest, run, data=self.request.body, **given)
+        stored = await self.quick(self.gate.service.ingest, run, data=self.request.body, **given)
+        if stored is not None:  # no thread waits for the commit that many batches share
+            await asyncio.wrap_future(stored)
         self.reply({})
 
 

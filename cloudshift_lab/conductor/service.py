@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from cloudshift_lab.conductor.tending import RunTender
 from cloudshift_lab.conductor.vigil import Vigil
 from cloudshift_lab.core.approval import parse
 from cloudshift_lab.core.asks import MoveAsk, NoticeAsk, NoticeView, refuse_unused_places
-from cloudshift_lab.core.errors import Corrupt, NotFound, UsageError
+from cloudshift_lab.core.errors import Corrupt, NotFound, Unavailable, UsageError
 from cloudshift_lab.core.maintenance import (
     MaintenanceAsk,
     MaintenanceMark,
@@ -45,6 +46,7 @@ from cloudshift_lab.health.report import GoodputReport, HealthReport
 from cloudshift_lab.migration import Receipt
 from cloudshift_lab.storage.store import Store, probe_store
 from cloudshift_lab.telemetry.store import TelemetryStore
+from cloudshift_lab.telemetry.upkeep import Upkeep
 
 _NUM_LOSSES = 60
 _VIEW_FRESH_S = 0.4
@@ -88,7 +90,8 @@ class ConductorService:
         self._planning = threading.Lock()
         self._views: dict[str, _Held] = {}
         self.places = Places(root, world)
-        self.telemetry = TelemetryStore(root / "telemetry.duckdb")
+        self.telemetry = TelemetryStore(root / "telemetry.duckdb", world=world)
+        self._upkeep = Upkeep(self.telemetry, world)
         self._around = Surroundings(root, self.places, engine, world)
         self._registry = Registry(self._around, ingest=self.telemetry.ingest, changed=self._changed)
         self._planner = MovePlanner(self._around, self._registry, self.telemetry)
@@ -105,6 +108,7 @@ class ConductorService:
         self._ticker.start()
         self._vigil.start()
         self._postman.start()
+        self._upkeep.start()
         for tender in self._registry.all():
             move = tender.open_move
             if move is not None:
@@ -119,6 +123,7 @@ class ConductorService:
         self._ticker.stop()
         self._vigil.stop()
         self._postman.stop()
+        self._upkeep.stop()
         self.telemetry.close()
 
     # -- seeing ----------------------------------------------------------------------------
@@ -214,6 +219,8 @@ class ConductorService:
         self.telemetry.sql("SELECT 1")
         if self.telemetry.warnings:
             raise Corrupt("; ".join(self.telemetry.warnings))
+        if self._upkeep.last_error is not None:
+            raise Unavailable(f"telemetry is not kept in order: {self._upkeep.last_error}")
 
     def sql(self, query: str) -> bytes:
         """One read-only query; an Arrow IPC stream."""
@@ -223,9 +230,15 @@ class ConductorService:
             writer.write_table(table)
         return bytes(sink.getvalue().to_pybytes())
 
-    def ingest(self, run: str, *, batch: str, table: str, data: bytes) -> None:
+    def ingest(self, run: str, *, batch: str, table: str, data: bytes) -> Future[bool]:
+        """Take a telemetry batch; ends when it is durable, False if it was there before."""
         self._registry.find(run)
-        if self.telemetry.ingest(batch, table, data):
+        stored = self.telemetry.offer(batch, table, data)
+        stored.add_done_callback(self._taken)
+        return stored
+
+    def _taken(self, stored: Future[bool]) -> None:
+        if stored.exception() is None and stored.result():
             self._changed()
 
     # -- machines --------------------------------------------------------------------------

@@ -745,8 +745,8 @@ def test_telemetry_shows_in_the_run_and_its_series_and_a_batch_counts_once(bench
     run_id = bench.train()
     data = rows(run_id, bench.world.now(), range(1, 4))
     before = bench.service.version()
-    bench.service.ingest(run_id, batch="b1", table="step", data=data)
-    bench.service.ingest(run_id, batch="b1", table="step", data=data)
+    bench.service.ingest(run_id, batch="b1", table="step", data=data).result()
+    bench.service.ingest(run_id, batch="b1", table="step", data=data).result()
     assert bench.service.version() == before + 1
     bench.world.clock_s += 1
     view = bench.service.run(run_id)
