@@ -38,6 +38,7 @@ CERTAIN = {
         "rows stored twice",
         "rows lost, acknowledged or not",
     },
+    "steady": set(),
 }
 
 
