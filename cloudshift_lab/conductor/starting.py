@@ -11,7 +11,7 @@ import msgspec
 from cloudshift_lab.checkpoint.keep import parse_keep
 from cloudshift_lab.conductor.archive import Found
 from cloudshift_lab.conductor.claim import Claim, claim_run
-from cloudshift_lab.conductor.healing import restart_places
+from cloudshift_lab.conductor.healing import MOST_IN_VAIN, restart_places
 from cloudshift_lab.conductor.journal import Journal
 from cloudshift_lab.conductor.moves import Surroundings
 from cloudshift_lab.conductor.places import placement_at
@@ -156,6 +156,8 @@ class RunStarter:
             python=spec.python,
             restore_step=None if origin is None else origin.step,
             conductor_home=str(root),
+            restarts=MOST_IN_VAIN if spec.restart == "auto" else 0,
+            spare=spec.spare,
             exclude=self._around.cordoned(),
         )
         return AttemptStarted(

@@ -25,8 +25,9 @@ class RunSpec(msgspec.Struct, frozen=True):
 
     ``save_policy`` says how often a step is saved (``core.save_policy``), ``keep`` which of the
     saved steps stay (``checkpoint.keep``), ``approve`` who approves its moves (``core.approval``).
-    ``restart``: whether a run whose agent or machine is gone goes on by itself; ``restart_on``: the
-    places where it may, besides the one it was lost in. They keep their state in its store.
+    ``restart``: whether a run whose ranks fail or whose agent or machine is gone goes on by itself;
+    ``restart_on``: the places where it may, besides the one it was lost in, which keep their state
+    in its store; ``spare``: whether interpreters wait for that, as in ``JobSpec``.
     """
 
     name: str
@@ -44,6 +45,7 @@ class RunSpec(msgspec.Struct, frozen=True):
     nodes: int = 1
     restart: Restart = "auto"
     restart_on: tuple[str, ...] = ()
+    spare: Spare = "auto"
 
 
 class JobSpec(msgspec.Struct, frozen=True):

@@ -317,6 +317,17 @@ def test_a_script_that_fails_is_not_started_again_by_the_conductor(bench: Bench)
     assert bench.engine.started == [1]
 
 
+@pytest.mark.parametrize(("restart", "times"), [("auto", 3), ("never", 0)])
+def test_the_agent_starts_ranks_again_unless_the_run_is_not_to_be(
+    bench: Bench, restart: str, times: int
+) -> None:
+    run_id = bench.train(restart=restart, spare="off")
+    bench.move(run_id)
+    for generation in (1, 2):
+        job = bench.engine.puppets[run_id, generation].job
+        assert (job.restarts, job.spare) == (times, "off")
+
+
 def test_what_is_no_way_of_restarting_is_refused(bench: Bench) -> None:
     with pytest.raises(UsageError, match="restart is one of auto, never"):
         bench.train(restart="sometimes")
