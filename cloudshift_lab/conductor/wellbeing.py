@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,10 +38,12 @@ from cloudshift_lab.telemetry.findings import (
     past_findings,
     saves,
     sessions,
+    summarised_since,
 )
 from cloudshift_lab.telemetry.store import TelemetryStore
 
 _BYGONE = 10
+_SUMMARY_S = 60.0
 _HEAL = re.compile(rf"{STARTED_AGAIN} ([0-9]+)")
 _EVENTS: msgspec.json.Decoder[RunEvent] = msgspec.json.Decoder(RunEvent)
 
@@ -187,8 +190,10 @@ def goodput_report(
         Corrupt: Its journal is damaged.
     """
     trained = sessions(telemetry, tender.run_id)
-    saved = saves(telemetry, tender.run_id)
+    since = _counted_since(telemetry, tender, trained)
+    saved = saves(telemetry, tender.run_id, since=since)
     happened = _happened(telemetry, tender, folder, saved, now=now, is_still=is_still)
+    happened = replace(happened, created_at=since)
     course = course_of(trained, happened)
     shown = _shown(tender, trained, saved)
     found, basis = (None, ()) if not trained else expect(course, shown)
@@ -213,6 +218,16 @@ def goodput_report(
         expected=found,
         basis=basis,
     )
+
+
+def _counted_since(
+    telemetry: TelemetryStore, tender: RunTender, trained: Sequence[Session]
+) -> float:
+    """When it was asked for; of a run whose first steps are kept in summary only, its others."""
+    oldest = summarised_since(telemetry, tender.run_id)
+    if trained and oldest is not None and oldest < trained[0].began - _SUMMARY_S:
+        return trained[0].began
+    return tender.record.created.at
 
 
 def _happened(

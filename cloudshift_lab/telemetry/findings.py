@@ -129,12 +129,22 @@ def sessions(source: Source, run_id: str) -> tuple[Session, ...]:
     return tuple(Session(**row) for row in table.to_pylist())
 
 
-def saves(source: Source, run_id: str) -> Saves:
-    """What was noted with :func:`save_row`."""
+def summarised_since(source: Source, run_id: str) -> float | None:
+    """When the oldest step ended that is kept at least in summary; None while nothing is."""
+    query = f"""SELECT epoch(min(first_ts)) AS oldest FROM (
+        SELECT first_ts FROM step_10s WHERE run_id = {_quoted(run_id)} UNION ALL
+        SELECT first_ts FROM step_1m WHERE run_id = {_quoted(run_id)})"""
+    oldest: float | None = source.sql(query, limit=1).column(0)[0].as_py()
+    return oldest
+
+
+def saves(source: Source, run_id: str, *, since: float = 0.0) -> Saves:
+    """What was noted with :func:`save_row`, at ``since`` (wall-clock seconds) or later."""
     query = f"""WITH mine AS (
             SELECT CAST(json_extract(detail, '$.lost_s') AS DOUBLE) AS lost_s,
                 epoch(ts) - epoch(lag(ts) OVER (ORDER BY ts)) AS gap_s
             FROM event WHERE run_id = {_quoted(run_id)} AND kind = '{SAVED}'
+                AND ts >= make_timestamp({round(since * 1_000_000)})
         )
         SELECT count(*) AS num, coalesce(sum(lost_s), 0) AS lost_s, avg(lost_s) AS mean_s,
             median(gap_s) AS every_s FROM mine"""

@@ -217,6 +217,21 @@ def test_goodput_shows_the_break_of_a_run_that_was_lost_and_resumed(bench: Bench
     assert report.expected is not None
 
 
+def test_steps_that_are_kept_in_summary_only_are_not_taken_for_the_start(bench: Bench) -> None:
+    run_id = bench.train()
+    bench.step(40)
+    send(bench, run_id, range(1, 61))
+    telemetry = bench.service.telemetry
+    bench.world.clock_s += 8 * 86_400.0
+    telemetry.roll(bench.world.now())
+    telemetry.forget(bench.world.now())
+    send(bench, run_id, range(61, 121))
+    telemetry.roll(bench.world.now() + 120)
+    report = bench.service.run_goodput(run_id)
+    assert report.seconds == {"training": pytest.approx(30.0)}
+    assert report.began_at == pytest.approx(bench.world.now() - 30.0)
+
+
 def test_a_run_that_has_not_trained_only_says_so(bench: Bench) -> None:
     run_id = bench.train()
     bench.step(5)
