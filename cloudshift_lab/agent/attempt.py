@@ -137,6 +137,10 @@ class Attempt:
             return True
         return self._may_be_saved_yet()
 
+    def is_left_unsaved(self) -> bool:
+        """Whether what the ranks have staged is not committed, and may still be."""
+        return self.saves.is_owed(self.view) and self.saves.refused(self.view) is None
+
     def _may_be_saved_yet(self) -> bool:
         now = self.world.monotonic()
         self._failed_at = now if self._failed_at is None else self._failed_at

@@ -100,7 +100,7 @@ def _preload() -> None:
 
 
 def _wait_at_gate(rank: int) -> None:
-    """Be a spare, if that is what we are: until the gate's file says at which port to meet."""
+    """Be a spare, if that is what we are: until the gate's file is there."""
     name = os.environ.pop(GATE_ENV, None)
     if name is None:
         return
@@ -108,7 +108,6 @@ def _wait_at_gate(rank: int) -> None:
     gate.with_name(f"{gate.name}.ready-{rank}").touch()
     while not gate.exists():
         time.sleep(_GATE_POLL_S)
-    os.environ["MASTER_PORT"] = gate.read_text()
 
 
 def _tell_done(workdir: Path, rank: int) -> None:

@@ -94,9 +94,10 @@ class Healing:
     def _is_saving(self) -> bool:
         """Whether what the ranks left behind may still be saved."""
         attempt = self._attempt
-        if not attempt.saves.is_owed(attempt.view) or attempt.saves.refused(attempt.view):
-            return False
-        return attempt.world.monotonic() - self._began_at < SAVE_PATIENCE_S
+        return (
+            attempt.is_left_unsaved()
+            and attempt.world.monotonic() - self._began_at < SAVE_PATIENCE_S
+        )
 
     def _go_on(self) -> None:
         attempt = self._attempt

@@ -277,8 +277,8 @@ class Obeying:
 
     def _stop(self, _order: Order) -> Activity:
         attempt = self._attempt
-        while attempt.is_healing:
-            yield OrderResult(state="running", detail="the ranks are being started again")
+        while attempt.is_healing and attempt.is_left_unsaved():
+            yield OrderResult(state="running", detail="saving what the ranks left")
         is_training = attempt.view.state in ("running", "held", "drained") or attempt.drain_asked
         if attempt.is_owner and is_training:
             attempt.drain()

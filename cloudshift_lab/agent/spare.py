@@ -20,16 +20,15 @@ _BYTES_PER_RANK = 512 << 20
 
 @dataclass(frozen=True)
 class Spare:
-    """A launcher whose ranks wait before the script until ``gate`` is there; it names their port.
+    """A launcher whose ranks wait before the script until ``gate`` is there.
 
-    ``ports`` holds the launcher's own port, ``meeting`` the one at which the ranks will meet:
-    what the launcher chose itself may be somebody else's after a long wait.
+    ``ports`` holds its port, at which it listens already: its ranks will meet there and nowhere
+    else, so that they never find the addresses of those before them.
     """
 
     process: subprocess.Popen[bytes]
     gate: Path
     ports: PortClaim
-    meeting: PortClaim
 
     @property
     def is_alive(self) -> bool:
@@ -38,7 +37,7 @@ class Spare:
 
     def open(self) -> None:
         """Let the ranks begin."""
-        replace_file(self.gate, str(self.meeting.take()).encode())
+        replace_file(self.gate, b"")
 
     def kill(self) -> None:
         """End it."""

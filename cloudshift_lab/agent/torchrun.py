@@ -170,7 +170,7 @@ class TorchrunRanks:
         ports = PortClaim(_LOOPBACK, self._world.random)
         meeting = Meeting(_LOOPBACK, ports.take())
         process = self._launched(meeting, {GATE_ENV: str(gate)})
-        self._spare = Spare(process, gate, ports, PortClaim(_LOOPBACK, self._world.random))
+        self._spare = Spare(process, gate, ports)
 
     def go(self, restore: Restore | None, limit: int | None = None) -> None:
         if self._control.go is None:
