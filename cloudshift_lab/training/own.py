@@ -18,6 +18,7 @@ from cloudshift_lab.training.tree import pull_tensors
 
 _NUM_WORDS = 625
 _WORDS = struct.Struct(f"<{_NUM_WORDS}I")
+_POS = struct.Struct("<i")
 _HEAD = struct.Struct("<qqqqdqqqd")
 _TWISTER = "MT19937"
 
@@ -43,6 +44,7 @@ class OwnState:
     def __init__(self, extras: Callable[[], bytes]) -> None:
         self._extras = extras
         self._python_at = _python_words_at()
+        self._numpy = _Numpy()
         self._cuda = torch.cuda.is_available()
 
     def take(self) -> bytes:
@@ -62,7 +64,7 @@ class OwnState:
         state = torch.get_rng_state()
         cuda = torch.cuda.get_rng_state().numpy().tobytes() if self._cuda else b""
         gauss = random._inst.gauss_next  # type: ignore[attr-defined]
-        numpy, numpy_words = _numpy_now()
+        numpy, numpy_words = self._numpy.now()
         head = _HEAD.pack(
             torch.initial_seed() - 2**63, state.numel(), len(cuda),
             gauss is not None, gauss or 0.0, *numpy,
@@ -111,15 +113,45 @@ def read_own(data: bytes, rank: int) -> Owned:
     return Owned(rng, tensors, data[at:])
 
 
-def _numpy_now() -> tuple[tuple[int, int, int, float], bytes]:
-    numpy = sys.modules.get("numpy")
-    if numpy is None:
-        return (0, 0, 0, 0.0), b""
-    now = numpy.random.get_state(legacy=False)
-    if now["bit_generator"] != _TWISTER:
-        raise Unsupported(f"numpy's generator is {now['bit_generator']}; use {_TWISTER}")
-    state = now["state"]
-    return (1, state["pos"], now["has_gauss"], now["gauss"]), state["key"].tobytes()
+class _Numpy:
+    """numpy's global generator, which takes 40 microseconds to say how it is.
+
+    So it is asked only when its memory has changed, or a number that it drew in advance is left:
+    to draw that one changes nothing there.
+    """
+
+    def __init__(self) -> None:
+        self._source: Any = None
+        self._at = 0
+        self._words = b""
+        self._known: tuple[tuple[int, int, int, float], bytes] | None = None
+
+    def now(self) -> tuple[tuple[int, int, int, float], bytes]:
+        """Its state as it is now, then its words.
+
+        Raises:
+            Unsupported: It is none of the usual kind.
+        """
+        source = np.random.mtrand._rand._bit_generator
+        if source is not self._source:
+            self._source, self._at = source, source.ctypes.state_address
+            self._known = None
+        if self._known is not None:
+            words = ctypes.string_at(self._at, _WORDS.size)
+            if words == self._words:
+                return self._known
+        return self._ask()
+
+    def _ask(self) -> tuple[tuple[int, int, int, float], bytes]:
+        now = np.random.get_state(legacy=False)
+        if now["bit_generator"] != _TWISTER:
+            raise Unsupported(f"numpy's generator is {now['bit_generator']}; use {_TWISTER}")
+        state = now["state"]
+        found = (1, state["pos"], now["has_gauss"], now["gauss"]), state["key"].tobytes()
+        self._words = ctypes.string_at(self._at, _WORDS.size)
+        is_here = self._words == found[1] + _POS.pack(state["pos"])
+        self._known = found if is_here and not now["has_gauss"] else None
+        return found
 
 
 def _python_words_at() -> int | None:

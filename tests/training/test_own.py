@@ -31,6 +31,17 @@ def test_generators_come_back_from_a_page_as_from_a_capture() -> None:
     assert drawn[:2] == again[:2] and torch.equal(drawn[2], again[2])
 
 
+def test_numbers_that_numpy_drew_in_advance_are_not_missed() -> None:
+    np.random.seed(3)
+    own = OwnState(lambda: b"")
+    for draw in (np.random.standard_normal, np.random.standard_normal, np.random.random_sample):
+        for _ in range(3):
+            draw()
+            for _ in range(2):
+                expected = randomness.gather("rng/0", {})
+                assert encode_leaves(read_own(own.take(), 0).rng) == encode_leaves(expected)
+
+
 def test_shares_that_one_rank_stages_for_all_are_the_whole_state() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
     optimizer = torch.optim.AdamW(model.parameters())
