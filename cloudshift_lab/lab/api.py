@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from cloudshift_lab.core.asks import Carrier, ClosingWish, Noticed
 from cloudshift_lab.core.money import to_micro_usd
 from cloudshift_lab.core.plan import MissingNodesPolicy
-from cloudshift_lab.core.run import RunSpec
+from cloudshift_lab.core.run import Restart, RunSpec
 from cloudshift_lab.core.steps import RestoreFormat
 from cloudshift_lab.core.views import Target
 from cloudshift_lab.lab import machines, stored
@@ -75,6 +75,7 @@ def train(
     env: Mapping[str, str] | None = None,
     budget_usd: float | None = None,
     approve: str = "ask",
+    restart: Restart = "auto",
 ) -> Run:
     """Start a run and return at once.
 
@@ -91,6 +92,7 @@ def train(
         budget_usd: Most it may spend.
         approve: Who approves its moves: ``"ask"``, ``"auto"``, ``"never"``, or a rule such as
             ``"auto if price < 2.5/h and at 22:00-06:00 quiet 23:00-07:00"``.
+        restart: Whether it goes on by itself when ranks fail or its machine is gone: ``"never"``.
 
     Raises:
         UsageError: Syntax error, unknown target or policy; nothing was started.
@@ -112,6 +114,7 @@ def train(
         approve=approve,
         python=sys.executable,
         nodes=nodes,
+        restart=restart,
     )
     return Run(desk, desk.client().train(spec))
 

@@ -71,6 +71,8 @@ def _train(request: Request) -> Shown:
         approve=args.approve,
         python=sys.executable,
         nodes=args.nodes,
+        restart=args.restart,
+        restart_on=args.restart_on,
     )
     return _start(request, spec)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cloudshift_lab.core.maintenance import NODE_ACTIONS
+from cloudshift_lab.core.run import RESTARTS
 
 Kind = Literal[
     "text", "switch", "int", "number", "usd", "run", "target", "migration", "pairs", "interval",
@@ -101,6 +102,14 @@ VERBS: tuple[Verb, ...] = (
             ),
             Argument("--budget", "usd", "most it may spend, US dollars"),
             Argument("--approve", "rule", "who approves moves: ask, auto, never, or a rule", "ask"),
+            Argument(
+                "--restart",
+                "text",
+                "whether it goes on by itself when ranks fail or its machine is gone",
+                "auto",
+                choices=RESTARTS,
+            ),
+            Argument("--restart-on", "targets", "where else it may then: CLOUD[:REGION],...", ()),
             Argument("--seed", "int", "seed of the run", 0),
             Argument("--env", "pairs", "environment of the script: K=V ..."),
             WAIT,

@@ -53,13 +53,15 @@ def test_train_sends_the_script_and_every_flag(service, tmp_path: Path) -> None:
     script = tmp_path / "gpt.py"
     script.write_text("print(1)\n")
     status, out, _ = call("train", str(script), "--on", "aws-sim", "--ranks", "4", "--budget", "2",
-                          "--seed", "3", "--env", "A=1", "--approve", "never")  # fmt: skip
+                          "--seed", "3", "--env", "A=1", "--approve", "never",
+                          "--restart-on", "aws-sim:us-west-2,aws-sim:eu-1")  # fmt: skip
     (spec,) = service.specs
     assert status == 0
     assert "gpt (run-1)" in out
     assert (spec.name, spec.script, spec.target) == ("gpt", str(script), "aws-sim")
     assert (spec.ranks_per_node, spec.budget_micro_usd, spec.seed) == (4, 2_000_000, 3)
     assert (spec.env, spec.approve) == ({"A": "1"}, "never")
+    assert (spec.restart, spec.restart_on) == ("auto", ("aws-sim:us-west-2", "aws-sim:eu-1"))
 
 
 def test_train_without_a_script_says_what_is_missing(service) -> None:

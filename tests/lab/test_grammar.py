@@ -145,3 +145,11 @@ def test_a_comment_at_the_end_of_a_line_is_no_argument(line: str, name: str) -> 
 
 def test_a_line_that_is_all_comment_shows_the_status() -> None:
     assert parse_line("# nothing", surface="line").verb.name == "status"
+
+
+def test_a_run_restarts_by_itself_unless_told_never() -> None:
+    args = parse_line("train --restart never").args
+    assert (args.restart, args.restart_on) == ("never", ())
+    assert parse_line("train").args.restart == "auto"
+    with pytest.raises(UsageError, match="auto"):
+        parse_line("train --restart sometimes")

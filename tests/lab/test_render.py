@@ -54,6 +54,14 @@ def test_the_html_card_says_the_same_and_draws_the_loss(make_run) -> None:
         assert said in words(html)
 
 
+def test_a_run_that_went_on_by_itself_says_how_often_and_why(make_run) -> None:
+    said = "started again by itself from step 7: the agent ended without a word"
+    view = make_run(restarts=2, restarted=said, restarted_at=1_700_000_000.0)
+    for text in (card.run_text(view, "%cloudshift"), words(card.run_html(view))):
+        assert re.search(r"restarted 2 times, last at \d\d:\d\d.*: " + said, text)
+    assert "restarted" not in card.run_text(make_run(), "%cloudshift")
+
+
 def test_a_real_cloud_is_never_called_simulated(make_run) -> None:
     view = make_run(simulated=False, price_source="list price")
     assert "simulated" not in card.run_text(view, "%cloudshift") + card.run_html(view)

@@ -55,6 +55,7 @@ def run_text(view: RunView, prompt: str, move: MigrationView | None = None) -> s
         *(f"  {line}" for line in saves_lines(view.saves)),
         f"  {_as_of(view)}",
         *([f"  {_notice(view)}"] if view.notice_until is not None else []),
+        *(f"  {line}" for line in _restarted(view)),
     ]
     if move is not None:
         lines += [f"  move to {move.plan.target.target}: {state_line(move)}"]
@@ -86,7 +87,7 @@ def run_html(view: RunView, move: MigrationView | None = None) -> str:
         f"run {view.name}", _headline(view), facts,
         tag("div", _notice(view), role="alert") if view.notice_until is not None else None,
         _move_html(view, move), _trouble_html(view),
-        *(dim(line) for line in saves_lines(view.saves)), dim(_as_of(view)),
+        *(dim(line) for line in (*saves_lines(view.saves), *_restarted(view))), dim(_as_of(view)),
         *(next_command(line) for line in _next(view, "%cloudshift")),
     )  # fmt: skip
 
@@ -157,6 +158,15 @@ def _notice(view: RunView) -> str:
     gone = "this machine is taken away"
     when = f"{gone} in {format_duration(left_s)}" if left_s else f"{gone} now"
     return f"notice: {when}" + (f": {view.notice}" if view.notice else "")
+
+
+def _restarted(view: RunView) -> list[str]:
+    """That it went on by itself, when last, and why."""
+    if view.restarted_at is None:
+        return []
+    times = "once" if view.restarts == 1 else f"{view.restarts} times"
+    last = f"{clock(view.restarted_at)}: {view.restarted}"
+    return [f"restarted {times}, {'at' if view.restarts == 1 else 'last at'} {last}"]
 
 
 def _failure(view: RunView) -> str:
