@@ -18,6 +18,7 @@ from cloudshift_lab.sim.bench.collecting import RUN_ID
 EVERY_S = 0.25
 WINDOW_S = 120
 CURVE_EVERY = 4
+_MOST_LOOKS = 200
 NEWEST = """SELECT rank, max(step) AS step, epoch(arg_max(ts, step)) AS at FROM step
     WHERE run_id = '{run}' AND ts > make_timestamp({since_us}) GROUP BY rank"""
 SPREAD = """SELECT rank, avg(step_s) AS mean, quantile_cont(step_s, 0.99) AS p99 FROM step
@@ -43,9 +44,9 @@ class _Reader:
         self.looked = Looked({"newest": [], "curve": [], "spread": []}, [])
 
     def read(self, stop: Event) -> None:
-        """Look until told to stop."""
+        """Look until told to stop and something new was seen, but not for ever."""
         number = 0
-        while not stop.is_set():
+        while not stop.is_set() or (not self.looked.ages_s and number < _MOST_LOOKS):
             due = REAL_WORLD.monotonic() + EVERY_S
             self._look_newest()
             if number % CURVE_EVERY == 0:

@@ -69,7 +69,7 @@ class Kills(NamedTuple):
 
 LOADS: dict[Size, Load] = {
     "tiny": Load(num_hosts=4, hz=2, history_s=60, warm_up_s=2, measured_s=3),
-    "full": Load(num_hosts=125, hz=1, history_s=7200, warm_up_s=6, measured_s=50),
+    "full": Load(num_hosts=125, hz=1, history_s=3600, warm_up_s=6, measured_s=40),
 }
 KILLS: dict[Size, Kills] = {
     "tiny": Kills(num_hosts=4, hz=10, num=3, away_s=2),
@@ -129,8 +129,9 @@ def _load(load: Load, home: Path, say: Say) -> Loaded:
         memory_bytes = collector.memory_bytes()
         for reader in readers:
             reader.tell_to_stop()
+        looked = tuple(reader.answer() for reader in readers)
         emitting.tell_to_stop()
-        looked, emitted = tuple(reader.answer() for reader in readers), emitting.answer()
+        emitted = emitting.answer()
     stored = _stored(home)
     return Loaded(looked, emitted, share, memory_bytes, stored[stored[:, 1] >= first_step])
 
@@ -221,7 +222,7 @@ def _survive(kills: Kills, home: Path, say: Say) -> Survived:
         emitting: Worker[Emitted] = workers.enter_context(Worker(emit, emission))
         address = collector.start()
         for number in range(kills.num):
-            REAL_WORLD.sleep(draw.uniform(0.1, 0.9))
+            REAL_WORLD.sleep(draw.uniform(0.1, 0.6))
             if number % REPLAY_EVERY == REPLAY_EVERY - 1:
                 _replay(bucket, address)
                 say(f"{number + 1} of {kills.num} killed")
