@@ -120,7 +120,8 @@ def course_of(sessions: Sequence[Session], happened: Happened) -> Course:
     last = _last(sessions[-1] if sessions else None, cursor, happened)
     return Course(
         spans=tuple(span for span in (*spans, *last.spans) if span.end_s > span.begin_s),
-        failures=(*failures, *last.failures), num_healed=num_healed, lost_steps=lost_steps,
+        failures=(*failures, *last.failures), lost_steps=lost_steps,
+        num_healed=num_healed,
     )  # fmt: skip
 
 
@@ -191,6 +192,9 @@ def _last(session: Session | None, begin: float, happened: Happened) -> _Pause:
         return _pause(session, begin, happened.now, happened)
     if _is_moving(begin, happened.now, happened):
         return _Pause((Span("planned moves", begin, happened.now),))
+    if session.last_step in happened.heals:
+        down_s = happened.now - begin
+        return _Pause((Span("restarting", begin, happened.now),), ((0.0, down_s),))
     if happened.is_still:
         still_s = happened.now - begin
         return _Pause((Span("detecting", begin, happened.now),), ((still_s, 0.0),))
@@ -202,10 +206,12 @@ def _after_the_end(session: Session | None, begin: float, happened: Happened) ->
     if ending is None or ending.at <= begin:
         is_failure = ending is not None and ending.state in FAILED_ENDS
         return _Pause((), ((0.0, 0.0),) if is_failure else ())
+    if session is None:
+        is_failure = ending.state in FAILED_ENDS
+        return _Pause((Span("starting", begin, ending.at),), ((0.0, 0.0),) if is_failure else ())
     if ending.state in FAILED_ENDS:
         return _Pause((Span("detecting", begin, ending.at),), ((ending.at - begin, 0.0),))
-    cause: Cause = "starting" if session is None else "saving"
-    return _Pause((Span(cause, begin, ending.at),))
+    return _Pause((Span("saving", begin, ending.at),))
 
 
 def _kept_s(session: Session) -> float:

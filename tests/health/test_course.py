@@ -120,6 +120,12 @@ def test_a_hang_is_down_time_and_a_step_under_way_is_not() -> None:
     assert hung.failures == ((30, 0),)
 
 
+def test_ranks_that_are_being_started_again_are_down_until_now() -> None:
+    course = course_of(trained(Trained(0, 100, 1, 100)), Happened(0, heals=(100,), now=112))
+    assert seconds(course) == {"training": 100, "restarting": 12}
+    assert course.failures == ((0, 12),)
+
+
 def test_saves_and_stalls_are_taken_from_the_training_they_were_in() -> None:
     sessions = trained(Trained(0, 100, 1, 100, stalled_s=20), Trained(100, 200, 101, 200))
     course = course_of(sessions, Happened(0, saving_s=10, now=200))
@@ -130,7 +136,8 @@ def test_saves_and_stalls_are_taken_from_the_training_they_were_in() -> None:
 def test_a_run_that_never_trained_has_only_begun() -> None:
     assert seconds(course_of([], Happened(5, now=65))) == {"starting": 60}
     ended = Happened(5, endings=(Ending(15, "failed"),), now=65, is_over=True)
-    assert seconds(course_of([], ended)) == {"detecting": 10}
+    assert seconds(course_of([], ended)) == {"starting": 10}
+    assert len(course_of([], ended).failures) == 1
 
 
 def test_the_spans_of_overlapping_clocks_can_be_counted() -> None:
