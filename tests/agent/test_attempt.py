@@ -378,6 +378,22 @@ def test_a_rank_that_raises_is_named_though_another_hangs_and_heeds_no_signal(
     assert machine.engine.observe(handle).returncode == 1
 
 
+def test_an_error_that_comes_again_is_the_scripts_and_the_step_before_it_is_saved(
+    machine: Machine,
+) -> None:
+    env = {"STEPS": str(STEPS), "RAISE_AT": "1:13"}
+    run_id = REAL_WORLD.new_id("again")
+    job = machine.job(run_id, 32, env=env, save_policy="10m", restarts=3, spare="off")
+    handle = machine.submit(job)
+    status = machine.until(job, lambda s: s.state == "failed")
+    assert (status.error, status.error_rank) == ("ValueError: row 13 is not readable", 1)
+    assert status.committed_step == 12
+    again = [line for line in status.warnings if "started again after step 12" in line]
+    assert len(again) == 1
+    wait_ended(machine.engine, handle)
+    wait_no_process(run_id)
+
+
 def test_saves_by_the_clock_are_of_steps_that_all_ranks_agree_upon(machine: Machine) -> None:
     job = machine.job(
         REAL_WORLD.new_id("clock"), save_policy="1s", env={"STEPS": "100000", "SLOW_FROM": "1"}

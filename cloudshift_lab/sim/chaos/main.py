@@ -6,6 +6,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -39,7 +40,10 @@ def main(argv: list[str]) -> int:
     try:
         with ending_in_order():
             if options.what == "ranks":
-                wounded = ranks.attack(options.seeds, folder, _say, spare=options.spare)
+                keep = partial(_keep, options.json)
+                wounded = ranks.attack(
+                    options.seeds, folder, _say, spare=options.spare, keep=keep
+                )  # fmt: skip
                 return _tell(wounded, ranks.text_of(wounded), options.json)
             report = attack(options.kills, options.seed, folder, _say)
     except CloudshiftError as error:
@@ -49,10 +53,14 @@ def main(argv: list[str]) -> int:
 
 
 def _tell(report: Report | ranks.RanksReport, text: str, json: str | None) -> int:
-    if json is not None:
-        Path(json).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1))
+    _keep(json, report)
     print(text)
     return 0 if report.passed else 1
+
+
+def _keep(json: str | None, report: Report | ranks.RanksReport) -> None:
+    if json is not None:
+        Path(json).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1))
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

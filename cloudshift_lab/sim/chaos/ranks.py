@@ -148,8 +148,18 @@ class Ward:
 def attack(
     num_seeds: int, folder: Path, say: Callable[[str], None], *, spare: Spare,
     num_ranks: int = NUM_RANKS, phases: Sequence[Phase] = PHASES,
+    keep: Callable[[RanksReport], None] = lambda _report: None,
 ) -> RanksReport:  # fmt: skip
     """A whole campaign: one undisturbed run, then one per seed with a kill in each phase.
+
+    Args:
+        num_seeds: How many runs.
+        folder: For everything.
+        say: Shows a line.
+        spare: Whether interpreters wait with everything imported.
+        num_ranks: Of each run.
+        phases: To kill in.
+        keep: Given the report so far after each run: a campaign takes long.
 
     Raises:
         CloudshiftError: A run did not finish, which is a finding too; names where to look.
@@ -160,6 +170,7 @@ def attack(
     control = ward.run("control", (), steps)
     wounds: list[Wound] = []
     num_equal = 0
+    report = _report(wounds, 0, 0, spare=spare, num_ranks=num_ranks, seconds=0.0)
     for seed in range(1, num_seeds + 1):
         orders = orders_of(seed, num_ranks, phases)
         diaries = ward.run(f"seed-{seed}", orders, steps)
@@ -167,10 +178,10 @@ def attack(
         found = [judge(seed, order, diaries, control) for order in orders]
         wounds += found
         say(f"seed {seed}: " + ", ".join(_words(wound) for wound in found))
-    return _report(
-        wounds, num_equal, num_seeds, spare=spare, num_ranks=num_ranks,
-        seconds=REAL_WORLD.monotonic() - began,
-    )  # fmt: skip
+        seconds = REAL_WORLD.monotonic() - began
+        report = _report(wounds, num_equal, seed, spare=spare, num_ranks=num_ranks, seconds=seconds)
+        keep(report)
+    return report
 
 
 def _report(
