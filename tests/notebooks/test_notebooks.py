@@ -54,8 +54,13 @@ def test_the_quickstart_is_shipped_without_outputs() -> None:
     assert [cell.id for cell in cells if cell.get("outputs") or cell.get("execution_count")] == []
 
 
-def test_the_story_of_a_live_move_is_shipped_with_small_outputs_and_no_path_of_a_machine() -> None:
-    path = NOTEBOOKS / "02_live_migration.ipynb"
+@pytest.mark.parametrize(
+    ("name", "num_pictures"), [("02_live_migration.ipynb", 4), ("03_failures.ipynb", 3)]
+)
+def test_a_story_is_shipped_with_small_outputs_and_without_errors(
+    name: str, num_pictures: int
+) -> None:
+    path = NOTEBOOKS / name
     assert path.stat().st_size < 400_000
     cells = nbformat.read(path, as_version=4).cells
     code = [cell for cell in cells if cell.cell_type == "code"]
@@ -65,7 +70,7 @@ def test_the_story_of_a_live_move_is_shipped_with_small_outputs_and_no_path_of_a
     pictures = [
         cell.id for cell in code for each in cell.outputs if "image/png" in each.get("data", {})
     ]
-    assert len(pictures) >= 4
+    assert len(pictures) >= num_pictures
 
 
 def test_the_story_of_a_live_move_is_true(home: Path, tmp_path: Path) -> None:
@@ -85,6 +90,23 @@ def test_the_story_of_a_live_move_is_true(home: Path, tmp_path: Path) -> None:
     assert (int(compared[1]) > 45, float(compared[2])) == (True, 0.0)
     assert "1 receipt of moved, chain checked" in shown["receipt"]
     assert "['source_retired']" in shown["chain"]
+
+
+def test_the_story_of_a_killed_rank_is_true(home: Path, tmp_path: Path) -> None:
+    document = nbformat.read(NOTEBOOKS / "03_failures.ipynb", as_version=4)
+    nbclient.NotebookClient(
+        document, timeout=LIMIT_S, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    shown = {cell.id: text_of(cell) for cell in document.cells if cell.cell_type == "code"}
+    assert "rank 1 was killed after step" in shown["kill"]
+    assert "('running', 1)" in shown["kill"]
+    repeated = re.search(r"steps done twice: (-?\d+)", shown["rows"])
+    assert repeated is not None and 0 <= int(repeated[1]) <= 1, shown["rows"]
+    assert "rank 1 was killed by SIGKILL" in shown["health"]
+    assert "1 healed in place" in shown["goodput"]
+    assert "['backward', 'data', 'forward', 'optimizer']" in shown["sections"]
+    assert "('finished', 'finished')" in shown["control"]
+    assert "(200, 0.0)" in shown["losses"]
 
 
 def test_the_quickstart_moves_a_run_to_another_cloud(home: Path, tmp_path: Path) -> None:
