@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from cloudshift_lab.core.maintenance import Exhibit, MaintenanceAsk, NodeAction
-from cloudshift_lab.health import Action, Evidence, Finding
+from cloudshift_lab.conductor.automation import Automation
+from cloudshift_lab.conductor.maintenance import Maintenance
+from cloudshift_lab.core.maintenance import CORDONING, Exhibit, MaintenanceAsk, NodeAction
+from cloudshift_lab.health import Action, Evidence, Finding, Taken, rule
 
+_RULE = "rule "
 _ASKS: dict[Action, NodeAction] = {
     "reset the GPU": "reset",
     "drain and reset the GPU": "reset",
@@ -15,21 +18,37 @@ _ASKS: dict[Action, NodeAction] = {
 }
 
 
-def request_for(finding: Finding, node: str, *, run_id: str = "") -> MaintenanceAsk | None:
-    """The request that a finding leads to; None: it asks nothing of a machine.
+def ask_people(
+    finding: Finding, node: str, maintenance: Maintenance, automation: Automation, *,
+    run_id: str, now: float,
+) -> None:  # fmt: skip
+    """Make the request that a finding leads to, if it asks for something of its machine.
 
-    Only what is proven takes a machine out of use; what a statistic says asks to look at it.
+    Only what is proven takes a machine out of use, as often as is allowed; else it is asked to be
+    looked at.
 
     Args:
         finding: What is wrong.
         node: The machine it is about.
-        run_id: The run that met it; empty: none.
+        maintenance: Keeps the requests.
+        automation: What is allowed.
+        run_id: The run that met it.
+        now: Wall-clock seconds.
+
+    Raises:
+        Exhausted: The journal's disk is full.
     """
     wanted = _ASKS.get(finding.action)
-    if wanted is None:
-        return None
-    action: NodeAction = wanted if finding.deterministic else "look at"
-    return ask_about(finding, node, action, run_id=run_id)
+    if wanted is None or not node or maintenance.damage:
+        return
+    taken = [
+        Taken(each.request.key, each.request.opened_at)
+        for each in maintenance.all()
+        if each.request.by.startswith(_RULE) and each.request.action in CORDONING
+    ]
+    (ruling,) = rule([finding], taken, now, automation.policy)
+    action: NodeAction = wanted if ruling.verdict == "act" else "look at"
+    maintenance.open(ask_about(finding, node, action, run_id=run_id))
 
 
 def ask_about(
@@ -48,7 +67,7 @@ def ask_about(
         node=node,
         action=action,
         words=finding.words,
-        by=f"rule {finding.rule_id}",
+        by=f"{_RULE}{finding.rule_id}",
         key=key or f"{node}/{finding.key}",
         run_id=run_id,
         evidence=tuple(_exhibit(each) for each in finding.evidence),

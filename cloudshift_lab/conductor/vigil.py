@@ -8,8 +8,10 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from cloudshift_lab.conductor.automation import load_automation
 from cloudshift_lab.conductor.moves import Surroundings
 from cloudshift_lab.conductor.registry import Registry
+from cloudshift_lab.conductor.requests import ask_people
 from cloudshift_lab.conductor.stacks import find_py_spy, rank_stacks
 from cloudshift_lab.conductor.tending import RunTender
 from cloudshift_lab.conductor.wellbeing import (
@@ -173,6 +175,18 @@ class _Followed:
             self.standing = change.standing
             self.trouble = None
         self._write(change, now)
+        for each in change.raised:
+            self._ask_people(each.finding, now)
+
+    def _ask_people(self, finding: Finding, now: float) -> None:
+        """Have a machine looked after; of several nodes only the first one's is known."""
+        owner, around = self._tender.owner, self._around
+        if any(rank >= owner.job.placement.ranks_per_node for rank in finding.ranks):
+            return
+        ask_people(
+            finding, self._tender.side(owner).machine(), around.maintenance,
+            load_automation(around.root), run_id=self._tender.run_id, now=now,
+        )  # fmt: skip
 
     def looked(self) -> tuple[Looked, ...]:
         """What else is to be told of the looks."""

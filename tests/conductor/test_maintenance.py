@@ -13,7 +13,7 @@ import pytest
 
 from cloudshift_lab.conductor.automation import Automation, save_automation
 from cloudshift_lab.conductor.maintenance import Maintenance, Postman
-from cloudshift_lab.conductor.requests import request_for
+from cloudshift_lab.conductor.requests import ask_people
 from cloudshift_lab.conductor.sinks import WebhookSink
 from cloudshift_lab.core.errors import Conflict, Corrupt, Denied, NotFound, Unavailable, UsageError
 from cloudshift_lab.core.maintenance import (
@@ -30,6 +30,7 @@ from .test_healing import commit, lose, newest, settled
 
 __all__ = ["bench"]
 NODE = f"{AWS}/0"
+ALLOWED = Automation()
 ASK = MaintenanceAsk(
     node=NODE, action="drain", words="XID 79: fallen off the bus", by="rule xid",
     evidence=(Exhibit("line of the kernel log", "NVRM: Xid 79"),), within_s=60.0,
@@ -301,10 +302,27 @@ def finding(action: Any, *, proven: bool) -> Finding:
     )  # fmt: skip
 
 
-def test_only_what_is_proven_asks_to_take_a_machine_out_of_use() -> None:
-    proven = request_for(finding("drain and reset the GPU", proven=True), "n", run_id="run-1")
-    assert proven is not None and (proven.action, proven.run_id) == ("reset", "run-1")
-    assert proven.evidence == (Exhibit("temperature", "95.5 C", "90 C", 3.0),)
-    guessed = request_for(finding("replace the node", proven=False), "n")
-    assert guessed is not None and guessed.action == "look at"
-    assert request_for(finding("restart the run", proven=True), "n") is None
+def asked(books: Maintenance, told: Finding, automation: Automation = ALLOWED) -> str:
+    """What is asked of machine ``n`` about this finding."""
+    ask_people(told, "n", books, automation, run_id="run-1", now=books._world.now())
+    views = books.all()
+    return views[0].request.action if views else ""
+
+
+def test_only_what_is_proven_takes_a_machine_out_of_use(books: Maintenance) -> None:
+    assert asked(books, finding("restart the run", proven=True)) == ""
+    assert asked(books, finding("replace the node", proven=False)) == "look at"
+    books.mark("mnt-1", DONE)
+    assert asked(books, finding("drain and reset the GPU", proven=True)) == "reset"
+    request = books.view("mnt-2").request
+    assert (request.run_id, request.by, request.key) == ("run-1", "rule xid", "n/xid/gpu/0")
+    assert request.evidence == (Exhibit("temperature", "95.5 C", "90 C", 3.0),)
+    assert books.cordoned() == {"n"}
+
+
+@pytest.mark.parametrize("automation", [Automation(dry_run=True), Automation(max_per_h=0)])
+def test_what_is_not_allowed_to_be_done_is_asked_for(
+    books: Maintenance, automation: Automation
+) -> None:
+    assert asked(books, finding("replace the node", proven=True), automation) == "look at"
+    assert books.cordoned() == frozenset()

@@ -11,6 +11,7 @@ from cloudshift_lab.conductor.vigil import Vigil
 from cloudshift_lab.core.errors import NotFound
 from cloudshift_lab.core.orders import STARTED_AGAIN
 from cloudshift_lab.core.run import RunSpec, SaveStats
+from cloudshift_lab.health import Finding, Subject
 from cloudshift_lab.telemetry.batch import encode
 from cloudshift_lab.telemetry.schema import StepRow
 
@@ -266,3 +267,22 @@ def test_of_a_run_that_is_not_there_nothing_is_told(bench: Bench) -> None:
     for tell in (bench.service.run_health, bench.service.run_goodput):
         with pytest.raises(NotFound):
             tell("gpt")
+
+
+def test_what_is_found_about_a_machine_asks_somebody_to_look_at_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = bench.train(restart="never")
+    send(bench, run_id, range(1, 60))
+    slow = Finding(
+        rule_id="straggler.rank", subject=Subject("rank", "1"), severity="warning", evidence=(),
+        action="drain the node", confidence=0.95, deterministic=False, words="rank 1 is slow",
+        at=59.0, ranks=(1,),
+    )  # fmt: skip
+    monkeypatch.setattr("cloudshift_lab.conductor.vigil.found_in_rows", lambda *_: [slow])
+    vigil = vigil_of(bench)
+    vigil.look()
+    vigil.look()
+    (view,) = bench.service.maintenance()
+    assert (view.request.node, view.request.action) == ("aws-sim:us-east-1/0", "look at")
+    assert (view.request.words, view.times_seen) == ("rank 1 is slow", 1)
