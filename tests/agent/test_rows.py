@@ -117,6 +117,16 @@ def test_a_batch_is_posted_with_the_conductors_token(tmp_path: Path, conductor: 
     ]
 
 
+def test_the_parts_of_a_step_go_out_with_its_row(tmp_path: Path, conductor: Conductor) -> None:
+    conductor.announce(tmp_path)
+    post = ConductorPost(tmp_path, "run-a")
+    shipper = RowShipper(Sender(post, None, "run-a", generation=1, nonce="n"), make_job())
+    shipper.add([msgspec.structs.replace(report(1), sections={"forward": 0.05}), report(2)])
+    shipper.close()
+    sent = [cell for _, _, body in conductor.taken for cell in decode("step", body)["sections"]]
+    assert [cell.as_py() for cell in sent] == [[("forward", 0.05)], None]
+
+
 def test_rows_wait_in_the_bucket_while_there_is_no_conductor(tmp_path: Path) -> None:
     store = MemoryStore()
     sender = Sender(
