@@ -38,6 +38,7 @@ _OWNERS: frozenset[Victim] = frozenset(
         "target agent", "target rank", "target rank 0",
     }
 )  # fmt: skip
+_SOURCE_RANKS: frozenset[Victim] = frozenset({"source rank", "source rank 0"})
 _AT_TARGET: frozenset[Victim] = frozenset({"target agent", "target rank", "target rank 0"})
 
 
@@ -116,6 +117,8 @@ class Campaign:
         hit = {kill.victim for kill in move.kills}
         if hit & _AT_TARGET:
             self._revived.add(_target_generation(saga))
+        if hit & _SOURCE_RANKS:
+            self._revived.add(before.generation)  # whose agent starts its ranks again
         lost = self._judge(saga, after, is_planned=not (by_hand or hit & _OWNERS))
         self.ended.append(
             Ended(
