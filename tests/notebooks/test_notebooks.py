@@ -23,6 +23,13 @@ README_CELL = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LIMIT_S = 600
 
 
+def readme_cell(beginning: str) -> str:
+    """The one code cell of the README that begins so."""
+    cells = README_CELL.findall((ROOT / "README.md").read_text())
+    (cell,) = [cell for cell in cells if beginning in cell.splitlines()[0]]
+    return str(cell)
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A state directory of its own; whatever the notebook leaves running there is ended."""
@@ -124,7 +131,9 @@ def test_the_quickstart_moves_a_run_to_another_cloud(home: Path, tmp_path: Path)
 
 
 def test_the_readme_does_what_it_shows(home: Path, tmp_path: Path) -> None:
-    load, train, watch, _, _ = README_CELL.findall((ROOT / "README.md").read_text())
+    load, train, watch = (
+        readme_cell(of) for of in ("%load_ext", "%%cloudshift train", "%cloudshift watch")
+    )
     wait = "import cloudshift_lab as cs\ncs.run('gpt').wait(until_step=5)"
     cells = [nbformat.v4.new_code_cell(source) for source in (load, train, wait, watch)]
     document = nbformat.v4.new_notebook(cells=cells)
@@ -137,16 +146,21 @@ def test_the_readme_does_what_it_shows(home: Path, tmp_path: Path) -> None:
     assert Client.connect(home, start=False).run("gpt").state == "running"
 
 
-def test_the_readmes_verbs_about_stored_steps_can_be_typed() -> None:
-    _, _, _, history, _ = README_CELL.findall((ROOT / "README.md").read_text())
-    lines = [line.removeprefix("%cloudshift ") for line in history.splitlines() if line]
-    assert [parse_line(line).verb.name for line in lines] == [
-        "log", "diff", "branch", "restore", "verify",
-    ]  # fmt: skip
+@pytest.mark.parametrize(
+    ("beginning", "verbs"),
+    [
+        ("%cloudshift log", ["log", "diff", "branch", "restore", "verify"]),
+        ("%cloudshift health", ["health", "goodput", "maintenance"]),
+    ],
+)
+def test_the_readmes_verbs_can_be_typed(beginning: str, verbs: list[str]) -> None:
+    lines = readme_cell(beginning).splitlines()
+    typed = [parse_line(line.removeprefix("%cloudshift ")).verb.name for line in lines]
+    assert typed == verbs
 
 
 def test_the_readmes_own_loop_saves_and_goes_on(tmp_path: Path) -> None:
-    _, _, _, _, loop = README_CELL.findall((ROOT / "README.md").read_text())
+    loop = readme_cell("from cloudshift_lab.training import (")
     url = (tmp_path / "store").as_uri()
     for old, new in (
         ("s3://bucket/folder", url),
