@@ -178,7 +178,8 @@ def test_all_ranks_stop_after_the_same_step_which_is_durable_before_the_machine_
         assert view.notice_until == pytest.approx(deadline, abs=5.0)
         if dialect == "azure":
             ready = stage.bed.wait(
-                lambda: stage.server.machines.state().events[0].started, "the answer to Azure"
+                lambda: stage.server.machines.state().events[0].started or None,
+                "the answer to Azure",
             )
             assert ready == (f"{CLOUD}.{stage.run_id}.1.0",)
 
