@@ -14,7 +14,7 @@ from cloudshift_lab.migration.state import Saga, Stepped, enter, roll_back
 
 ASK_AGAIN_S = 600.0
 _WORSE_SHARE = 0.10
-_WORSE_MICRO_USD = 10_000
+_WORSE_MICRO_USD = 1_000_000
 
 
 def check_decision(saga: Saga, decision: Decision, now: float) -> bool:
@@ -133,10 +133,16 @@ def repriced(saga: Saga, event: EffectDone) -> Stepped | None:
 
 
 def worse(plan: Plan, bill: Bill) -> str | None:
-    """Why a bill is so much worse than the plan's that its approval does not cover it, or None."""
+    """Why a bill is so much worse than the plan's that its approval does not cover it, or None.
+
+    Less than a dollar is not asked about: a few rehearsed steps measure no pace to the cent, and
+    being asked costs a person more.
+    """
     approved, found = plan.bill.total_micro_usd, bill.total_micro_usd
+    if found - approved <= _WORSE_MICRO_USD:
+        return None
     told = f"the bill is {format_usd(found)} as measured, {format_usd(approved)} was approved"
-    if found - approved > abs(approved) * _WORSE_SHARE + _WORSE_MICRO_USD:
+    if found - approved > abs(approved) * _WORSE_SHARE:
         return told
     if approved < 0 <= found:
         return f"{told}: staying is no dearer now"

@@ -293,5 +293,5 @@ class Scene:
         del source_step_s, target_step_s
         name = f"{saga.plan.migration_id}/{saga.tries}/{len(saga.earlier)}"
         chance = derived_random(self.history.seed, "bill", name)
-        more = chance.choice([0, 0, 5_000, 20_000, 500_000, -50])
+        more = chance.choice([0, 0, 5_000, 2_000_000, 50_000_000, -50])
         return sample_bill(saga.plan.bill.total_micro_usd + more)

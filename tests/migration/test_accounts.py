@@ -35,7 +35,7 @@ ASKED = Wanted(rehearsal_steps=3, limit_micro_usd=50_000)
 def asking(wanted: Wanted = ASKED, **more: float | int) -> Move:
     """A move whose rehearsal made its bill much worse."""
     move = Move(wanted).done("provision", "precopy")
-    told = EffectDone("rehearse", 1_010.0, bill=sample_bill(20_000), step_s=0.5)
+    told = EffectDone("rehearse", 1_010.0, bill=sample_bill(2_000_000), step_s=0.5)
     return move.tell(msgspec.structs.replace(told, **more))
 
 

@@ -350,7 +350,7 @@ def test_a_seal_outlives_the_target_that_was_given_up() -> None:
 
 
 def test_a_worse_bill_asks_again_with_another_plan() -> None:
-    move = Move(REHEARSED).done("provision", "precopy").measure("rehearse", 20_000)
+    move = Move(REHEARSED).done("provision", "precopy").measure("rehearse", 2_000_000)
     assert (move.saga.phase, pending(move.saga)) == ("asking", ())
     assert move.saga.plan.digest != move.plan.digest
     assert move.saga.plan.expires_at == move.at + 600.0
@@ -365,11 +365,11 @@ def test_the_answer_to_the_first_plan_sent_again_is_no_news_to_the_second() -> N
     move = Move(REHEARSED)
     first = move.saga.decision
     assert first is not None
-    move.done("provision", "precopy").measure("rehearse", 20_000)
+    move.done("provision", "precopy").measure("rehearse", 2_000_000)
     assert check_decision(move.saga, first, move.at) is False
 
 
-@pytest.mark.parametrize(("total", "asks"), [(10_099, False), (10_100, True), (-9, False)])
+@pytest.mark.parametrize(("total", "asks"), [(1_000_090, False), (1_000_091, True), (-9, False)])
 def test_a_bill_that_is_hardly_worse_asks_nobody(total: int, asks: bool) -> None:
     move = Move(REHEARSED).done("provision", "precopy").measure("rehearse", total)
     assert (move.saga.phase == "asking") == asks
@@ -379,7 +379,9 @@ def test_a_bill_that_is_hardly_worse_asks_nobody(total: int, asks: bool) -> None
 
 def test_a_saving_that_is_none_any_more_asks_again() -> None:
     move = Move(REHEARSED)
-    plan = with_digest(msgspec.structs.replace(move.plan, bill=sample_bill(-5_000), verdict="move"))
+    plan = with_digest(
+        msgspec.structs.replace(move.plan, bill=sample_bill(-20_000_000), verdict="move")
+    )
     move.saga = start(plan)
     move.decide().done("provision", "precopy").measure("rehearse", 0)
     assert move.saga.phase == "asking"
@@ -388,7 +390,7 @@ def test_a_saving_that_is_none_any_more_asks_again() -> None:
 
 @pytest.mark.parametrize("answer", ["reject", "expire", "abort"])
 def test_a_new_bill_that_nobody_wants_rolls_back(answer: str) -> None:
-    move = Move(REHEARSED).done("provision", "precopy").measure("rehearse", 20_000)
+    move = Move(REHEARSED).done("provision", "precopy").measure("rehearse", 2_000_000)
     if answer == "reject":
         move.decide("reject", by="bob")
     elif answer == "expire":
@@ -401,7 +403,7 @@ def test_a_new_bill_that_nobody_wants_rolls_back(answer: str) -> None:
 
 
 def test_a_forced_stop_skips_no_decision() -> None:
-    move = Move(REHEARSED).done("provision", "precopy").measure("rehearse", 20_000).tell(NOTICE)
+    move = Move(REHEARSED).done("provision", "precopy").measure("rehearse", 2_000_000).tell(NOTICE)
     assert (move.saga.phase, move.saga.effect) == ("asking", None)
     assert move.decide().way()[:3] == ["drain", "copy", "verify"]
 
@@ -456,7 +458,7 @@ def test_too_much_spent_before_the_commit_is_known_rolls_back(done: int) -> None
 
 
 def test_too_much_spent_while_a_new_bill_is_asked_about_rolls_back() -> None:
-    move = Move(REHEARSED).done("provision", "precopy").measure("rehearse", 20_000)
+    move = Move(REHEARSED).done("provision", "precopy").measure("rehearse", 2_000_000)
     assert move.tell(Overspent(1_030.0, 60_000)).saga.effect == "cancel"
 
 
