@@ -31,17 +31,22 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/tidy
 
-# Tests of real moves and notebooks mostly wait for processes: they run beside the others.
+# Tests of real moves and real ranks mostly wait for processes: they run beside the others.
 MOVING := tests/agent tests/bench tests/chaos
+TRAINING := tests/checkpoint tests/training tests/engines tests/formats
 APART := tests/ui tests/server tests/notebooks
+BESIDE := $(MOVING) $(TRAINING) $(APART)
+PYTEST := $(BIN)/python -m pytest -q --durations=10
 
 test: setup
-	@mkdir -p build; trap 'kill $$moving 2>/dev/null; exit 130' INT TERM; \
-	{ $(BIN)/python -m pytest -q $(MOVING); moved=$$?; \
-	  $(BIN)/python -m pytest -q tests/notebooks; exit $$((moved + $$?)); } >build/test-moving.log 2>&1 & moving=$$!; \
-	$(BIN)/python -m pytest -q tests $(MOVING:%=--ignore=%) $(APART:%=--ignore=%); others=$$?; \
-	wait $$moving; moved=$$?; cat build/test-moving.log; exit $$((others + moved))
-	$(BIN)/python -m pytest -q tests/server
+	@mkdir -p build; trap 'kill $$moving $$training 2>/dev/null; exit 130' INT TERM; \
+	{ $(PYTEST) $(MOVING); moved=$$?; $(PYTEST) tests/notebooks; exit $$((moved + $$?)); } \
+	  >build/test-moving.log 2>&1 & moving=$$!; \
+	$(PYTEST) $(TRAINING) >build/test-training.log 2>&1 & training=$$!; \
+	$(PYTEST) tests $(BESIDE:%=--ignore=%); others=$$?; \
+	wait $$training; trained=$$?; cat build/test-training.log; \
+	wait $$moving; moved=$$?; cat build/test-moving.log; exit $$((others + trained + moved))
+	$(PYTEST) tests/server
 
 test-ui: setup
 	$(BIN)/python -m pytest -q tests/ui --confcutdir=tests/ui

@@ -195,8 +195,9 @@ def test_several_approvers_change_nothing_of_what_is_simulated() -> None:
 
 
 def test_a_slower_target_than_thought_may_ask_again() -> None:
-    dear = msgspec.structs.replace(make_plan().bill, total_micro_usd=-100)
-    plan = with_digest(msgspec.structs.replace(make_plan(rehearsal_steps=2), bill=dear))
+    large = make_plan(rehearsal_steps=2, nodes=100)
+    dear = msgspec.structs.replace(large.bill, total_micro_usd=-100)
+    plan = with_digest(msgspec.structs.replace(large, bill=dear))
     futures = simulate(make_ask(plan, num=400), hazards=CALM)
     assert "ask again for a worse bill" in futures.basis
     assert futures.rolled_back == 0.0
