@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -q
 STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml constraints.txt hatch_build.py \
 	$(shell find extensions/jupyterlab/src extensions/jupyterlab/style extensions/jupyterlab/schema -type f 2>/dev/null) \
@@ -29,14 +30,13 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q tests/tidy
+	$(PYTEST) tests/tidy
 
 # Tests of real moves and real ranks mostly wait for processes: they run beside the others.
 MOVING := tests/agent tests/bench tests/chaos
 TRAINING := tests/checkpoint tests/training tests/engines tests/formats
 APART := tests/ui tests/server tests/notebooks
 BESIDE := $(MOVING) $(TRAINING) $(APART)
-PYTEST := $(BIN)/python -m pytest -q --durations=10
 
 test: setup
 	@mkdir -p build; trap 'kill $$moving $$training 2>/dev/null; exit 130' INT TERM; \
@@ -49,7 +49,7 @@ test: setup
 	$(PYTEST) tests/server
 
 test-ui: setup
-	$(BIN)/python -m pytest -q tests/ui --confcutdir=tests/ui
+	$(PYTEST) tests/ui --confcutdir=tests/ui
 
 bench: setup
 	$(BIN)/python -m cloudshift_lab sim --seeds 1000 --json build/bench/sim.json

@@ -377,15 +377,16 @@ def test_a_bill_that_is_hardly_worse_asks_nobody(total: int, asks: bool) -> None
     assert move.saga.step_s == 0.5
 
 
-def test_a_saving_that_is_none_any_more_asks_again() -> None:
+@pytest.mark.parametrize(
+    ("approved", "asks"), [(-20_000_000, True), (-1_000_001, True), (-1_000_000, False)]
+)
+def test_a_saving_that_is_none_any_more_asks_again(approved: int, asks: bool) -> None:
     move = Move(REHEARSED)
-    plan = with_digest(
-        msgspec.structs.replace(move.plan, bill=sample_bill(-20_000_000), verdict="move")
-    )
-    move.saga = start(plan)
+    bill = sample_bill(approved)
+    move.saga = start(with_digest(msgspec.structs.replace(move.plan, bill=bill, verdict="move")))
     move.decide().done("provision", "precopy").measure("rehearse", 0)
-    assert move.saga.phase == "asking"
-    assert move.saga.plan.verdict == "stay"
+    assert (move.saga.phase == "asking") == asks
+    assert move.saga.plan.verdict == ("stay" if asks else "move")
 
 
 @pytest.mark.parametrize("answer", ["reject", "expire", "abort"])

@@ -26,7 +26,7 @@ LIMIT_S = 600
 def readme_cell(beginning: str) -> str:
     """The one code cell of the README that begins so."""
     cells = README_CELL.findall((ROOT / "README.md").read_text())
-    (cell,) = [cell for cell in cells if beginning in cell.splitlines()[0]]
+    (cell,) = [cell for cell in cells if cell.startswith(beginning)]
     return str(cell)
 
 
