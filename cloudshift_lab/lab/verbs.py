@@ -360,6 +360,7 @@ _ELSEWHERE = {
     "bench": "cloudshift_lab.sim.bench.main",
     "chaos": "cloudshift_lab.sim.chaos.main",
     "health": "cloudshift_lab.sim.health.main",
+    "market": "cloudshift_lab.lab.advice.main",
 }
 _ACTIONS: dict[str, Callable[[Request], Shown | None]] = {
     "status": _status,

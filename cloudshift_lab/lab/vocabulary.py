@@ -374,6 +374,11 @@ VERBS: tuple[Verb, ...] = (
     Verb("demo", "the whole story without a browser", passes_on=True),
     Verb("sim", "thousands of simulated histories with injected faults", passes_on=True),
     Verb("bench", "measure against what people use today", passes_on=True),
+    Verb(
+        "market",
+        "prices, what to do about them, and how good such advice has been",
+        passes_on=True,
+    ),
     Verb("chaos", "kill real processes while a real run moves, then judge", passes_on=True),
     Verb("help", "this list", (Argument("topic", "text", "a verb"),)),
 )

@@ -39,6 +39,7 @@ CERTAIN = {
         "rows lost, acknowledged or not",
     },
     "steady": set(),
+    "advice": {"simulated markets, deadlines missed with lost work and exposed transfers"},
 }
 
 

@@ -18,7 +18,16 @@ from cloudshift_lab.sim.bench import surroundings
 from cloudshift_lab.sim.bench.rows import Result, Row, Say, Size, untimed
 from cloudshift_lab.sim.bench.table import table
 
-BENCHES = ("checkpoint", "restore", "codec", "corruption", "migration", "telemetry", "steady")
+BENCHES = (
+    "checkpoint",
+    "restore",
+    "codec",
+    "corruption",
+    "migration",
+    "telemetry",
+    "steady",
+    "advice",
+)
 
 
 def main(argv: list[str]) -> int:

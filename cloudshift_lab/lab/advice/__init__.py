@@ -1,0 +1,1 @@
+"""What ``market`` does: prices, advice, and how good the advice has been."""
