@@ -1,8 +1,6 @@
 """Where to run next: the expected cost to finish, compared over every place at every tick.
 
-The worth of an hour of training rises from a little above the usual spot price, while there is
-slack, to the price on demand, when there is none: the exponential threshold of one-way trading
-(pause-and-resume, arXiv 2303.17551). A place is worth what its machines train in the time they
+A place is worth what its machines train in the time they
 are expected to last, and what its region may still offer after them, less what they cost, the
 start and the egress.
 """
@@ -16,39 +14,8 @@ import numpy as np
 from cloudshift_lab.market.memory import Memory
 from cloudshift_lab.market.places import Choice, Floats, Look, Places, Task
 from cloudshift_lab.market.safety import SafetyNet
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """What the policy is set to; the plateau around these numbers is flat.
-
-    Args:
-        lowest: An hour's worth with all slack left, in usual spot prices.
-        steepness: How late the worth rises as slack is used; 1 is the one-way-trading curve.
-        longest_life_h: Machines are not expected to last longer.
-        horizon_h: How far a choice is looked ahead.
-        hysteresis: A move must be worth that many hours' worth more than staying.
-        spare_starts: Starts that are kept in reserve of the slack.
-        anxious_starts: Below so many starts of slack an hour is worth more than it costs on
-            demand: slack that is gone never comes back, and without it all the rest must be
-            bought on demand, so machines that fail often are not worth the starts they cost.
-        anxiety: That many times the price on demand is an hour worth without any slack.
-        overhead: Expected share of restarts in all training, before any was measured.
-        overhead_prior_h: Training that this expectation weighs as much as.
-        region_risk: How much more often a region's machines restart than it is without any.
-    """
-
-    lowest: float = 1.4
-    steepness: float = 0.7
-    longest_life_h: float = 3.5
-    horizon_h: float = 4.0
-    hysteresis: float = 0.03
-    spare_starts: float = 8.0
-    anxious_starts: float = 15.0
-    anxiety: float = 3.0
-    overhead: float = 0.03
-    overhead_prior_h: float = 10.0
-    region_risk: float = 1.5
+from cloudshift_lab.market.slack import Slack, hour_worth_usd, slack_of
+from cloudshift_lab.market.tuning import Tuning
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,25 +117,12 @@ class CostToFinish:
         return None if may_wait else weighing.on_demand
 
     def _value(self, look: Look) -> float:
-        task, tuning = self._task, self._tuning
         dearest = float((self._places.on_demand_usd_h / self._places.pace).min())
-        left_h = self._left_h(look)
-        usual = self.memory.usual_low_usd_h(look, left_h)
-        low = min(tuning.lowest * usual, 0.9 * dearest)
-        reserve_h = tuning.spare_starts * task.start_h
-        if not np.isfinite(task.deadline_h):
-            return low
-        prior_h = tuning.overhead_prior_h
-        seen = (tuning.overhead * prior_h + self._overhead_h) / (prior_h + look.done_h)
-        overhead = max(seen, tuning.overhead)
-        slack_h = task.deadline_h - look.at_h - left_h * (1 + overhead) - reserve_h
-        first_h = task.deadline_h - task.work_h * (1 + tuning.overhead) - reserve_h
-        had = max(first_h, task.tick_h) / task.work_h
-        used = float(np.clip(1 - slack_h / left_h / had, 0.0, 1.0))
-        calm_h = max(tuning.anxious_starts * task.start_h, 1e-9)
-        gone = float(np.clip(1 - (task.deadline_h - look.at_h - left_h) / calm_h, 0.0, 1.0))
-        worth = low * (dearest / low) ** (used**tuning.steepness)
-        return float(worth * (1 + (tuning.anxiety - 1) * gone))
+        usual = self.memory.usual_low_usd_h(look, self._left_h(look))
+        return hour_worth_usd(self._slack(look), self._tuning, usual, dearest)
+
+    def _slack(self, look: Look) -> Slack:
+        return slack_of(self._task, self._tuning, look, self._overhead_h)
 
     def _left_h(self, look: Look) -> float:
         return max(self._task.work_h - look.done_h, 1e-6)
