@@ -29,6 +29,7 @@ COMMANDS = {
     "demo": "make demo && cp build/demo/summary.json {path}",
     "sim": "python -m cloudshift_lab sim --seeds 10000 --json {path}",
     "chaos": "python -m cloudshift_lab chaos migration --kills 100 --json {path}",
+    "market": "python -m cloudshift_lab market replay --benchmark DIR --no-jobs --json {path}",
 }
 """What writes a result that neither a benchmark nor a planted bug does."""
 
@@ -146,6 +147,24 @@ CLAIMS = (
     Claim("codec", "A cut-over one step after a save moves far fewer bytes",
           "fp32 AdamW, one step later: saved"),
     Claim("codec", "A later save of a LoRA run stores far fewer bytes", "LoRA, later save: saved"),
+    Claim("market", "Replayed on recorded spot markets, a job costs, of what perfect foresight "
+          "would have paid (geometric mean over kinds of jobs)",
+          "cost / omniscient, geometric mean of the cells", (
+        ("staying put", "rival: stay, geometric mean of the cells"),
+        ("Uniform Progress", "rival: uniform progress, geometric mean of the cells"),
+    )),
+    Claim("market", "... jobs of half the length", "the same, jobs of half the length (H100)"),
+    Claim("market", "... sixteen GPUs at once with a checkpoint of 2 TB",
+          "16-GPU gang, 2 TB checkpoint"),
+    Claim("market", "... the same with $0.09/GB between regions, copied only after a preemption",
+          "across clouds, gang 16: 2 TB, $0.09/GB, exposed"),
+    Claim("market", "No deadline is missed, with lost work and slow transfers too",
+          "deadlines missed, lost work and exposed transfers included"),
+    Claim("market", "In its worst window it costs, of the better of staying and Uniform Progress",
+          "worst window against the better of {stay, Uniform Progress}"),
+    Claim("advice", "A decision over 200 offers takes",
+          "a decision over 200 offers, median",
+          (("p95", "a decision over 200 offers, p95"),)),
 )  # fmt: skip
 
 

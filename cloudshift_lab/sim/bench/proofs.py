@@ -12,6 +12,7 @@ from cloudshift_lab.core.wire import from_json
 from cloudshift_lab.sim.bench.rows import Machine, Result, Row, Size, at_least, exactly, row
 from cloudshift_lab.sim.chaos.report import Report as ChaosReport
 from cloudshift_lab.sim.dst import Report as SimReport
+from cloudshift_lab.sim.market.main import Replay
 
 PLANTED = "sim-"
 """What files of simulations with a planted bug begin with; the bug's name follows."""
@@ -108,7 +109,13 @@ def _chaos(data: bytes, what: str) -> Result:
     return _result("chaos", found, "full" if found.wanted >= _KILLS else "tiny", rows)
 
 
-_PROOFS: dict[str, Callable[[bytes, str], Result]] = {"demo": _demo, "sim": _sim, "chaos": _chaos}
+def _market(data: bytes, what: str) -> Result:
+    return from_json(data, Replay, what=what).result
+
+
+_PROOFS: dict[str, Callable[[bytes, str], Result]] = {
+    "demo": _demo, "sim": _sim, "chaos": _chaos, "market": _market,
+}  # fmt: skip
 
 
 def _result(

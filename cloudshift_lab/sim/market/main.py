@@ -56,7 +56,8 @@ def main(argv: list[str]) -> int:
         rows=untimed(rows) if options.quick else rows,
     )  # fmt: skip
     if options.json is not None:
-        data = msgspec.json.format(msgspec.json.encode(Replay(result, cases)), indent=1)
+        kept = {} if options.no_jobs else cases
+        data = msgspec.json.format(msgspec.json.encode(Replay(result, kept)), indent=1)
         Path(options.json).write_bytes(data + b"\n")
     print(table(result))
     return 0 if result.passed else 1
@@ -123,6 +124,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="folder with benchmark.json and the traces that it names",
     )  # fmt: skip
     parser.add_argument("--json", help="file for the table and every job behind it")
+    parser.add_argument("--no-jobs", action="store_true", help="leave the jobs out of the file")
     parser.add_argument("--quick", action="store_true", help="one job a cell: shows that it runs")
     return parser.parse_args(argv)
 
