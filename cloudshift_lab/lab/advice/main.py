@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 
 _WAYS = {
+    "prices": ("cloudshift_lab.lab.advice.prices", "what machines cost where, and how old that is"),
     "replay": (
         "cloudshift_lab.sim.market.main",
         "the policy on recorded markets, beside hindsight",
