@@ -9,6 +9,8 @@ from cloudshift_lab.market import egress
 from cloudshift_lab.market.estimate import num_requests
 from cloudshift_lab.market.inputs import MoveInputs
 
+NOT_COUNTED_SPOT = "spot machine"
+
 
 def bill_items(inputs: MoveInputs) -> tuple[BillItem, ...]:
     """All lines in the order they are shown: paid once, then compute, then notes."""
@@ -123,7 +125,7 @@ def note_items(inputs: MoveInputs) -> tuple[BillItem, ...]:
         price = _node_price(inputs.source_placement, inputs.source_offer)
         notes.append(("reserved capacity left idle", f"{price} goes on, not counted as a saving"))
     if inputs.target_offer.market == "spot":
-        notes.append(("spot machine", "it can be taken away; the cost of that is not counted"))
+        notes.append((NOT_COUNTED_SPOT, "it can be taken away; the cost of that is not counted"))
     if not inputs.source_egress and inputs.transfer_bytes:
         notes.append(("egress", f"no price configured for {inputs.source_placement.cloud}"))
     return tuple(

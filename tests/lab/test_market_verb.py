@@ -14,7 +14,7 @@ def test_help_lists_the_ways(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_unknown_way_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rply"]) == 2
-    assert "choose one of: prices, replay" in capsys.readouterr().err
+    assert "choose one of: prices, advise, replay" in capsys.readouterr().err
 
 
 def test_what_went_wrong_there_is_its_exit_status(

@@ -7,6 +7,10 @@ from importlib import import_module
 
 _WAYS = {
     "prices": ("cloudshift_lab.lab.advice.prices", "what machines cost where, and how old that is"),
+    "advise": (
+        "cloudshift_lab.lab.advice.advise",
+        "whether a run should move, itemised",
+    ),
     "replay": (
         "cloudshift_lab.sim.market.main",
         "the policy on recorded markets, beside hindsight",
