@@ -21,6 +21,7 @@ HOUR_S = 3600.0
 _LEAST_CHANCE = 0.8
 _LEAST_MICRO_USD = 5_000_000
 _LEAST_SHARE = 0.02
+_MOVE_MAY_TAKE_S = 6 * HOUR_S
 _P90 = NormalDist().inv_cdf(0.9)
 Verdict = Literal["move", "stay"]
 
@@ -51,6 +52,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
         commitments: Reserved capacity.
         budget_micro_usd: What the run may cost at all; None: as much as it takes.
         spent_micro_usd: Of it, until now.
+        most_slowdown: Places where the rest takes longer than so many times as here are left out.
     """
 
     here: Quote
@@ -68,6 +70,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     commitments: tuple[Commitment, ...] = ()
     budget_micro_usd: int | None = None
     spent_micro_usd: int = 0
+    most_slowdown: float = 2.0
 
 
 class Flip(msgspec.Struct, frozen=True):
@@ -204,19 +207,28 @@ def _weigh(question: Question, quote: Quote) -> _Weighed:
 def _in_time(
     question: Question, weighed: Sequence[_Weighed]
 ) -> tuple[list[_Weighed], list[Rejected]]:
-    """Those that keep the deadline, unless staying misses it and none keeps it either."""
-    if question.deadline_s is None:
-        return list(weighed), []
+    """Those that keep the deadline, and do not take far longer; the others with the reason."""
     good, late = [], []
     for each in weighed:
-        margin_s = question.deadline_s - each.costs.finish_s
-        if margin_s >= 0:
-            good.append(each)
-        else:
+        reason = _too_late(question, each.costs.finish_s)
+        if reason:
             what = f"{each.quote.place} {each.quote.instance_type} {each.quote.market}"
-            by = format_duration(-margin_s)
-            late.append(Rejected(what, f"it would miss the deadline by {by}"))
+            late.append(Rejected(what, reason))
+        else:
+            good.append(each)
     return good, late
+
+
+def _too_late(question: Question, finish_s: float) -> str:
+    if question.deadline_s is not None and finish_s > question.deadline_s:
+        return f"it would miss the deadline by {format_duration(finish_s - question.deadline_s)}"
+    left_s = HOUR_S if question.left_s is None else question.left_s
+    if finish_s - question.start_s > question.most_slowdown * left_s + _MOVE_MAY_TAKE_S:
+        return (
+            f"the rest would take {format_duration(finish_s)} instead of "
+            f"{format_duration(left_s)}; allow that with most_slowdown"
+        )
+    return ""
 
 
 def _enough(question: Question) -> int:

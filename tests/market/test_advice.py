@@ -103,6 +103,14 @@ def test_a_place_that_misses_the_deadline_is_named_and_left_out() -> None:
     assert "miss the deadline" in advice.rejected[0].reason
 
 
+def test_a_place_where_it_would_take_weeks_is_left_out_unless_that_is_allowed() -> None:
+    single = quote(1.0, num_accelerators=1)
+    advice = advise(question(offers=(single,)))
+    assert advice.verdict == "stay"
+    assert "allow that with most_slowdown" in advice.rejected[0].reason
+    assert advise(question(offers=(single,), most_slowdown=20.0)).verdict == "move"
+
+
 def test_a_deadline_that_is_missed_here_forces_a_dearer_move() -> None:
     faster = quote(150.0, accelerator="H100", num_accelerators=16)
     advice = advise(question(offers=(faster,), deadline_s=40 * 3600.0))

@@ -29,6 +29,7 @@ EXAMPLE = """
   deadline_h = 72                     # from now; left out: none
   budget_usd = 5000                   # left out: none
   spent_usd = 1200
+  most_slowdown = 2                   # the rest may take so many times as long
   egress_used_gb = 0                  # this month already
   accelerator = "H100"                # only offers with it; left out: all that are known
 
@@ -98,6 +99,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     start_s: float = 300.0
     spot_life_h: float | None = None
     simulated: bool = False
+    most_slowdown: float = 2.0
     offers: tuple[OfferEntry, ...] = ()
     commitments: tuple[CommitmentEntry, ...] = ()
 
@@ -141,7 +143,7 @@ def question_of(job: Job, known: Sequence[Quote], now: float) -> Question:
         egress_used_bytes=round(job.egress_used_gb * 1e9),
         commitments=tuple(_commitment(each) for each in job.commitments),
         budget_micro_usd=None if job.budget_usd is None else round(job.budget_usd * 1e6),
-        spent_micro_usd=round(job.spent_usd * 1e6),
+        spent_micro_usd=round(job.spent_usd * 1e6), most_slowdown=job.most_slowdown,
     )  # fmt: skip
 
 
