@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -18,9 +12,10 @@ from urllib.parse import quote, urlencode, urlsplit
 import msgspec
 
 from cloudshift_lab import __version__
-from cloudshift_lab.conductor import discovery
+from cloudshift_lab.conductor import discovery, launching
 from cloudshift_lab.conductor.answers import lost_message, problem
 from cloudshift_lab.core.asks import Carrier, ClosingWish, MoveAsk, NoticeAsk, Noticed, NoticeView
+from cloudshift_lab.core.costs import BudgetAsk, CostEntry
 from cloudshift_lab.core.errors import Corrupt, Denied, Unavailable
 from cloudshift_lab.core.home import home, open_home
 from cloudshift_lab.core.maintenance import (
@@ -34,18 +29,15 @@ from cloudshift_lab.core.run import RunSpec, RunView
 from cloudshift_lab.core.steps import BranchAsk, History, JobAsk, JobView
 from cloudshift_lab.core.views import Changes, Check, CostView, Health, Series, Target
 from cloudshift_lab.core.wire import from_json, to_json
-from cloudshift_lab.engines.process import environment, has_ended
 from cloudshift_lab.migration import Receipt
 
 if TYPE_CHECKING:  # the room of health needs numpy, which a command line can do without
     from cloudshift_lab.health.report import GoodputReport, HealthReport
 
 T = TypeVar("T")
-_START_DEADLINE_S = 45.0
 _QUICK_S = 15.0
 _SLOW_S = 150.0
 _HEALTH_S = 15.0
-_DISMISS_PATIENCE_S = (15.0, 5.0)
 
 
 class Logs(msgspec.Struct, frozen=True):
@@ -87,7 +79,7 @@ class Client:
             raise Unavailable(
                 f"no conductor runs for {place}; start one with: python -m cloudshift_lab status"
             )
-        client = client or _start(place)
+        client = client or launching.start(place, _attach)
         client._may_start = start
         return client
 
@@ -131,9 +123,28 @@ class Client:
         query = {"tail": tail, **({} if rank is None else {"rank": rank})}
         return self._get(f"/v1/runs/{quote(run, safe='')}/logs", Logs, query=query).text
 
-    def cost(self, run: str) -> CostView:
-        """What a run has cost so far, line by line."""
-        return self._get(f"/v1/runs/{quote(run, safe='')}/cost", CostView)
+    def cost(self, run: str, *, until: int | None = None) -> CostView:
+        """What a run has cost so far, with its ledger.
+
+        Args:
+            run: Id or name.
+            until: The step that it is to reach, for a forecast of the whole.
+
+        Raises:
+            UsageError: It is past that step.
+        """
+        path = f"/v1/runs/{quote(run, safe='')}/cost"
+        return self._get(path, CostView, query={} if until is None else {"until": until})
+
+    def charges(self, run: str) -> tuple[CostEntry, ...]:
+        """A run's ledger, cut at every full hour."""
+        path = f"/v1/runs/{quote(run, safe='')}/charges"
+        return self._get(path, tuple[CostEntry, ...], timeout_s=_SLOW_S)
+
+    def set_budget(self, run: str, micro_usd: int) -> CostView:
+        """Give a run another budget. Raises UsageError when that much is spent already."""
+        body = to_json(BudgetAsk(micro_usd))
+        return self._post(f"/v1/runs/{quote(run, safe='')}/budget", body, CostView)
 
     def series(self, run: str, *, points: int = 240) -> Series:
         """A run's curves in at most ``points`` points."""
@@ -414,84 +425,3 @@ def _attach(root: Path) -> Client | None:
         return None
     ours = health.pid == daemon.pid and Path(health.home).resolve() == root
     return client if ours and health.version == __version__ else None
-
-
-def _start(root: Path) -> Client:
-    with discovery.start_lock(root):
-        client = _attach(root) or _await_republished(root)
-        if client is not None:
-            return client
-        _dismiss(root)
-        discovery.remove_daemon_file(root)
-        return _spawn(root)
-
-
-def _await_republished(root: Path, *, patience_s: float = 4.0) -> Client | None:
-    """Give a living conductor whose file was damaged the moment it needs to write it again."""
-    until = time.monotonic() + patience_s
-    owner = discovery.lock_owner(root)
-    while owner is not None and time.monotonic() < until:
-        found = discovery.find_daemon(root)
-        if found is not None and found.version != __version__:
-            return None
-        client = _attach(root)
-        if client is not None:
-            return client
-        time.sleep(0.1)
-        owner = discovery.lock_owner(root)
-    return None
-
-
-def _dismiss(root: Path) -> None:
-    """End a conductor that is not usable (another version, or a hung one) before a new one.
-
-    Only the process that holds this directory's life lock is ever signalled: a pid that was
-    given to another program is left alone.
-    """
-    owner = discovery.lock_owner(root)
-    if owner is None:
-        return
-    signals = (signal.SIGTERM, signal.SIGKILL)
-    for number, patience_s in zip(signals, _DISMISS_PATIENCE_S, strict=True):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(owner.pid, number)
-        until = time.monotonic() + patience_s
-        while time.monotonic() < until:
-            if has_ended(owner.pid, owner.start_time):
-                return
-            time.sleep(0.05)
-    raise Unavailable(f"the old conductor (pid {owner.pid}) does not end; end it and try again")
-
-
-def _spawn(root: Path) -> Client:
-    """Start a conductor in its own session, its output in ``conductor.log``, and wait for it."""
-    log = os.open(root / discovery.LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "cloudshift_lab.conductor", "--home", str(root)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            cwd=root,
-            env=environment(),
-        )
-    finally:
-        os.close(log)
-    # collected should it end before us, so that it never lingers as a zombie
-    threading.Thread(target=process.wait, name="conductor-reaper", daemon=True).start()
-    until = time.monotonic() + _START_DEADLINE_S
-    while time.monotonic() < until:
-        client = _attach(root)
-        if client is not None:
-            return client
-        if process.poll() is not None:
-            raise Unavailable(
-                f"the conductor did not start ({discovery.log_tail(root) or 'no output'}); "
-                f"mend that, then try again (log: {root / discovery.LOG_FILE})"
-            )
-        time.sleep(0.05)
-    raise Unavailable(
-        f"the conductor did not answer within {_START_DEADLINE_S:.0f} s of its start; "
-        f"look into {root / discovery.LOG_FILE} and try again"
-    )

@@ -16,6 +16,7 @@ import tornado.web
 from cloudshift_lab.conductor.api import Service
 from cloudshift_lab.conductor.client import Logs
 from cloudshift_lab.core.asks import MoveAsk, NoticeAsk
+from cloudshift_lab.core.costs import BudgetAsk
 from cloudshift_lab.core.errors import CloudshiftError, Corrupt, StaleDecision, UsageError
 from cloudshift_lab.core.maintenance import MaintenanceAsk, MaintenanceMark
 from cloudshift_lab.core.plan import Decision
@@ -206,7 +207,19 @@ class _Logs(_Handler):
 
 class _Cost(_Handler):
     async def get(self, run: str) -> None:
-        self.reply(await self.quick(self.gate.service.cost, run))
+        until = int(self.number("until", 0, least=0, most=2**53))
+        self.reply(await self.quick(self.gate.service.cost, run, until=until or None))
+
+
+class _Charges(_Handler):
+    async def get(self, run: str) -> None:
+        self.reply(await self.quick(self.gate.service.charges, run))
+
+
+class _Budget(_Handler):
+    async def post(self, run: str) -> None:
+        ask = self.body(BudgetAsk)
+        self.reply(await self.quick(self.gate.service.set_budget, run, ask.micro_usd))
 
 
 class _Series(_Handler):
@@ -364,6 +377,8 @@ def application(gate: Gate) -> tornado.web.Application:
         (f"/v1/runs/{name}/resume", _Resume),
         (f"/v1/runs/{name}/logs", _Logs),
         (f"/v1/runs/{name}/cost", _Cost),
+        (f"/v1/runs/{name}/charges", _Charges),
+        (f"/v1/runs/{name}/budget", _Budget),
         (f"/v1/runs/{name}/series", _Series),
         (f"/v1/runs/{name}/health", _RunHealth),
         (f"/v1/runs/{name}/goodput", _RunGoodput),

@@ -20,6 +20,7 @@ from cloudshift_lab.conductor.fares import Fares, ends_of
 from cloudshift_lab.conductor.journal import Journal
 from cloudshift_lab.conductor.maintenance import Maintenance
 from cloudshift_lab.conductor.places import Places
+from cloudshift_lab.conductor.pricebook import PriceBook
 from cloudshift_lab.conductor.pricing import limit_of, move_lines, price_source, reprice
 from cloudshift_lab.conductor.receipts import Receipts
 from cloudshift_lab.conductor.records import (
@@ -68,6 +69,7 @@ class Surroundings:
         self.engine = engine
         self.world = world
         self.maintenance = Maintenance(root, world)
+        self.prices = PriceBook(root, places, world)
 
     def cordoned(self) -> tuple[str, ...]:
         """Machines on which nothing new is started."""
@@ -175,6 +177,12 @@ class Move:
     def receipt_key(self) -> str | None:
         """Where the receipt lies in the bucket, once it does."""
         return self._receipts.sent_key(self.opened.migration_id)
+
+    @property
+    def inputs(self) -> MoveInputs | None:
+        """What its bill is computed from where it goes now; None when that is not known."""
+        place = ends_of(self.plan, self.saga.fallbacks_used, self.saga.moved_to)[0]
+        return self._fares.inputs_at(self.plan, place)
 
     def tick(self) -> bool:
         """Push the move on; True when something changed.

@@ -9,6 +9,7 @@ import msgspec
 from cloudshift_lab.conductor.formerly import modernised
 from cloudshift_lab.conductor.journal import EventLog
 from cloudshift_lab.core.asks import NoticeView
+from cloudshift_lab.core.costs import Alarm
 from cloudshift_lab.core.errors import Corrupt
 from cloudshift_lab.core.money import HOUR_S
 from cloudshift_lab.core.placement import Offer
@@ -155,6 +156,19 @@ class RestartHeld(msgspec.Struct, frozen=True, tag="restart_held"):
     because: str
 
 
+class BudgetSet(msgspec.Struct, frozen=True, tag="budget"):
+    """Somebody gave the run another budget than it was started with."""
+
+    at: float
+    micro_usd: int
+
+
+class BudgetAlarm(msgspec.Struct, frozen=True, tag="budget_alarm"):
+    """So much of the budget was spent; told once for each budget and level."""
+
+    alarm: Alarm
+
+
 RunEvent = (
     RunCreated
     | AttemptStarted
@@ -166,6 +180,8 @@ RunEvent = (
     | Settled
     | RunResumed
     | RestartHeld
+    | BudgetSet
+    | BudgetAlarm
 )
 _DECODER: msgspec.json.Decoder[RunEvent] = msgspec.json.Decoder(RunEvent)
 
@@ -192,6 +208,7 @@ class RunRecord:
 
     ``notices`` are the newest by generation of the attempt whose machine goes. ``restarts``, also
     by generation, are all that nobody asked for, ``in_a_row`` those since a person's last word.
+    ``alarms`` are all that its budgets have raised, oldest first.
 
     Raises:
         Corrupt: The journal is empty or of another version.
@@ -214,6 +231,8 @@ class RunRecord:
         self.restarts: dict[int, Restarted] = {}
         self.in_a_row: list[Restarted] = []
         self.held: RestartHeld | None = None
+        self.budget_micro_usd = self.created.spec.budget_micro_usd
+        self.alarms: list[Alarm] = []
         for event in events[1:]:
             self._apply(event)
 
@@ -253,6 +272,11 @@ class RunRecord:
         self._journal.append(to_json(event))
         self._apply(event)
 
+    def alarms_told(self, budget_micro_usd: int) -> frozenset[int]:
+        """The levels of a budget, in percent, that somebody was told of."""
+        told = (alarm for alarm in self.alarms if alarm.budget_micro_usd == budget_micro_usd)
+        return frozenset(alarm.percent for alarm in told)
+
     def cost_micro_usd(self, now: float) -> int:
         """Sum of what all attempts have cost; overlapping ones both count."""
         return sum(attempt.cost_micro_usd(now) for attempt in self.attempts.values())
@@ -283,6 +307,14 @@ class RunRecord:
         elif isinstance(event, RestartHeld):
             self.held = self.held or event
         else:
+            self._count(event)
+
+    def _count(self, event: RunEvent) -> None:
+        if isinstance(event, BudgetSet):
+            self.budget_micro_usd = event.micro_usd
+        elif isinstance(event, BudgetAlarm):
+            self.alarms.append(event.alarm)
+        elif isinstance(event, Settled):
             self.is_settled = True
 
     def _end(self, event: RunEnded) -> None:

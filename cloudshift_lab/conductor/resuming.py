@@ -10,8 +10,7 @@ import msgspec
 from cloudshift_lab.checkpoint.branch import branch
 from cloudshift_lab.conductor.records import AttemptStarted, RunCreated, RunRecord
 from cloudshift_lab.conductor.side import Side
-from cloudshift_lab.core.errors import Conflict, Exhausted, NotFound, UsageError
-from cloudshift_lab.core.money import format_usd
+from cloudshift_lab.core.errors import Conflict, NotFound, UsageError
 from cloudshift_lab.core.orders import AgentStatus
 from cloudshift_lab.core.world import World
 from cloudshift_lab.migration import Saga
@@ -50,30 +49,24 @@ def take_over_origin(created: RunCreated, side: Side, world: World) -> None:
     branch(side.store, origin.run_id, origin.step, created.run_id, owner=owner, world=world)
 
 
-def refuse_resume(record: RunRecord, now: float, *, is_moving: bool) -> None:
+def refuse_resume(record: RunRecord, *, is_moving: bool) -> None:
     """Raise what stands against going on with a run now.
 
     Args:
         record: The run.
-        now: Wall-clock seconds.
         is_moving: Whether the end of a move is still being settled.
 
     Raises:
         UsageError: It has not ended, or it has finished.
         Conflict: It is moving.
-        Exhausted: Its budget is used up.
     """
-    run_id, ended, budget = record.run_id, record.ended, record.spec.budget_micro_usd
+    run_id, ended = record.run_id, record.ended
     if ended is None:
         raise UsageError(f"{run_id} has not ended; see: cloudshift watch {run_id}")
     if ended.state == "finished":
         raise UsageError(f"{run_id} has finished; nothing is left to resume")
     if is_moving:
         raise Conflict(f"the last move of {run_id} is not settled yet; try again soon")
-    if budget is not None and record.cost_micro_usd(now) >= budget:
-        raise Exhausted(
-            f"the budget of {format_usd(budget)} is used up; start a run with a larger --budget"
-        )
 
 
 def refuse_lost_checkpoint(store: Store, run_id: str, step: int | None, world: World) -> int | None:

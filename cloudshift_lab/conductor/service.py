@@ -14,7 +14,9 @@ import pyarrow as pa
 
 from cloudshift_lab import __version__
 from cloudshift_lab.conductor import doctor, shown
+from cloudshift_lab.conductor.accounts import Accountant
 from cloudshift_lab.conductor.archive import Archive
+from cloudshift_lab.conductor.budgets import set_budget
 from cloudshift_lab.conductor.fortune import Fortune
 from cloudshift_lab.conductor.jobs import Jobs
 from cloudshift_lab.conductor.maintenance import Postman
@@ -28,6 +30,7 @@ from cloudshift_lab.conductor.tending import RunTender
 from cloudshift_lab.conductor.vigil import Vigil
 from cloudshift_lab.core.approval import parse
 from cloudshift_lab.core.asks import MoveAsk, NoticeAsk, NoticeView, refuse_unused_places
+from cloudshift_lab.core.costs import CostEntry
 from cloudshift_lab.core.errors import Corrupt, NotFound, Unavailable, UsageError
 from cloudshift_lab.core.maintenance import (
     MaintenanceAsk,
@@ -101,6 +104,7 @@ class ConductorService:
         self._fortune = fortune
         self._archive = Archive(self._registry, self._jobs, world)
         self._postman = Postman(self._around.maintenance, self._changed)
+        self._accountant = Accountant(self._around, self.telemetry)
         self._vigil = Vigil(self._registry, self._around, self.telemetry)
 
     def start(self) -> None:
@@ -146,10 +150,33 @@ class ConductorService:
     def run(self, run: str) -> RunView:
         return self._show(self._registry.find(run))
 
-    def cost(self, run: str) -> CostView:
-        tender = self._registry.find(run)
+    def cost(self, run: str, *, until: int | None = None) -> CostView:
+        """What a run has cost, with its ledger.
+
+        Raises:
+            UsageError: It is past the step ``until`` that its cost shall be forecast for.
+            Corrupt: Its journal is damaged.
+        """
+        tender, now = self._registry.find(run), self._world.now()
+        account = self._accountant.account(tender, now, until_step=until)
         with tender.lock:
-            return shown.show_cost(tender, self.places, self._world.now())
+            view = shown.show_cost(tender, self.places, now)
+        return msgspec.structs.replace(view, account=account)
+
+    def charges(self, run: str) -> tuple[CostEntry, ...]:
+        """A run's ledger, cut at every full hour."""
+        return self._accountant.charges(self._registry.find(run), self._world.now())
+
+    def set_budget(self, run: str, micro_usd: int) -> CostView:
+        """Give a run another budget.
+
+        Raises:
+            UsageError: That much is spent already, or the run has finished.
+        """
+        tender = self._registry.find(run)
+        set_budget(tender, micro_usd, self._around)
+        self._changed()
+        return self.cost(run)
 
     def series(self, run: str, *, points: int) -> Series:
         tender = self._registry.find(run)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from cloudshift_lab.conductor.budgets import standing
 from cloudshift_lab.conductor.healing import is_soon, lost_words, restarted_words
 from cloudshift_lab.conductor.moves import Move
 from cloudshift_lab.conductor.noticing import is_outlived, standing_words
 from cloudshift_lab.conductor.places import Places
-from cloudshift_lab.conductor.pricing import move_lines
 from cloudshift_lab.conductor.records import Attempt, RunRecord
+from cloudshift_lab.conductor.spending import cost_lines
 from cloudshift_lab.conductor.tending import RunTender
-from cloudshift_lab.core.money import HOUR_S, MICRO, format_duration, format_usd
+from cloudshift_lab.core.money import HOUR_S, MICRO
 from cloudshift_lab.core.orders import AgentStatus
 from cloudshift_lab.core.plan import MigrationView
 from cloudshift_lab.core.run import Progress, RunState, RunView
-from cloudshift_lab.core.views import CostLine, CostView, Series
+from cloudshift_lab.core.views import CostView, Series
 from cloudshift_lab.core.views import Move as MoveMark
 from cloudshift_lab.migration import view
 
@@ -93,6 +94,8 @@ def show_run(
         restarts=len(record.restarts),
         restarted=restarted_words(record),
         restarted_at=max((each.at for each in record.restarts.values()), default=None),
+        budget="" if cost.budget is None else cost.budget.words,
+        budget_alarm=max((alarm.percent for alarm in record.alarms), default=0),
     )
 
 
@@ -157,35 +160,17 @@ def show_move(move: Move, tender: RunTender, now: float) -> MigrationView:
 def show_cost(tender: RunTender, places: Places, now: float) -> CostView:
     """Every attempt and every move's bytes; the total is the exact sum of the lines."""
     record = tender.record
-    lines = [_attempt_line(attempt, now) for attempt in record.attempts.values()]
-    clouds = {cloud.name: cloud for cloud in places.clouds().clouds}
-    carried: dict[str, int] = {}
-    for move in tender.moves.values():
-        source = move.plan.source.cloud
-        lines += move_lines(move.saga, clouds, egress_used_bytes=carried.get(source, 0))
-        carried[source] = carried.get(source, 0) + move.saga.bytes_moved
+    lines = cost_lines(record, tuple(tender.moves.values()), places, now)
+    total = sum(line.amount_micro_usd for line in lines)
     return CostView(
         run_id=record.run_id,
-        lines=tuple(lines),
-        total_micro_usd=sum(line.amount_micro_usd for line in lines),
+        lines=lines,
+        total_micro_usd=total,
         price_micro_usd_per_h=0 if record.ended is not None else record.price_micro_usd_per_h(),
         simulated=any(line.simulated for line in lines),
         as_of=now,
         saves=None if tender.status is None else tender.status.saves,
-    )
-
-
-def _attempt_line(attempt: Attempt, now: float) -> CostLine:
-    started, placement = attempt.started, attempt.job.placement
-    until = now if attempt.ended_at is None else attempt.ended_at
-    return CostLine(
-        label=f"attempt {attempt.job.generation}",
-        target=placement.target,
-        amount_micro_usd=attempt.cost_micro_usd(now),
-        basis=f"{format_duration(max(0.0, until - started.at))} x "
-        f"{format_usd(started.price_micro_usd_per_h)}/h "
-        f"({placement.nodes} x {placement.instance_type}, {started.price_source})",
-        simulated=started.simulated,
+        budget=standing(tender, total),
     )
 
 

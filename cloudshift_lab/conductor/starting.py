@@ -26,6 +26,7 @@ from cloudshift_lab.core.placement import Cloud, Offer
 from cloudshift_lab.core.run import RESTARTS, JobSpec, RunSpec
 from cloudshift_lab.core.save_policy import parse_save_policy
 from cloudshift_lab.core.steps import BranchAsk
+from cloudshift_lab.market.budget import check_budget
 from cloudshift_lab.storage.store import Store, probe_store
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -181,6 +182,8 @@ class RunStarter:
             raise UsageError(f"a run has 1 to {_MOST_NODES} nodes, not {spec.nodes}; mend the call")
         if spec.restart not in RESTARTS:
             raise UsageError(f"restart is one of {', '.join(RESTARTS)}, not '{spec.restart}'")
+        if spec.budget_micro_usd is not None:
+            check_budget(spec.budget_micro_usd, 0)
         parse_save_policy(spec.save_policy)
         parse_keep(spec.keep)
         parse_approval(spec.approve)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 
 from cloudshift_lab.conductor.automation import load_automation
+from cloudshift_lab.conductor.budgets import is_spent, keep_budget, used_up_words
 from cloudshift_lab.conductor.ending import ended_as, loss_words
 from cloudshift_lab.conductor.healing import Loss, Ruled, decide, held_words, loss_of, restart
 from cloudshift_lab.conductor.inbox import ends_attempt
@@ -46,7 +47,6 @@ from cloudshift_lab.core.errors import (
     Unavailable,
     UsageError,
 )
-from cloudshift_lab.core.money import format_usd
 from cloudshift_lab.core.orders import AgentStatus, Order
 from cloudshift_lab.core.plan import Plan
 from cloudshift_lab.telemetry.spool import Ingest, replay
@@ -226,8 +226,11 @@ class RunTender:
         self._changed()
 
     def _refuse_resume(self) -> None:
-        now, is_moving = self._around.world.now(), self.open_move is not None
-        refuse_resume(self.record, now, is_moving=is_moving)
+        is_moving = self.open_move is not None
+        refuse_resume(self.record, is_moving=is_moving)
+        budget = self.record.budget_micro_usd
+        if budget is not None and is_spent(self, self._around):
+            raise Exhausted(used_up_words(self.record, budget))
 
     def submit(self) -> None:
         """Start the owner, unless it was started before.
@@ -444,12 +447,8 @@ class RunTender:
             move.driver.abort("the run is being stopped")
 
     def _keep_budget(self) -> None:
-        budget = self.record.spec.budget_micro_usd
-        if budget is None or self.record.stop_asked or self.record.ended:
-            return
-        spent = self.record.cost_micro_usd(self._around.world.now())
-        if spent >= budget:
-            self.ask_to_stop(f"the budget of {format_usd(budget)} is used up; raise it to train on")
+        if keep_budget(self, self._around):
+            self._changed()
 
     def _replay(self) -> None:
         """Take in telemetry that was spooled into the bucket while we were away.

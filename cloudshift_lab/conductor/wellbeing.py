@@ -20,7 +20,7 @@ from cloudshift_lab.conductor.tending import RunTender
 from cloudshift_lab.core.orders import STARTED_AGAIN, AgentStatus
 from cloudshift_lab.core.plan import FINAL_PHASES
 from cloudshift_lab.core.save_policy import assumed_mtbf_s
-from cloudshift_lab.health.course import Ending, Happened, course_of
+from cloudshift_lab.health.course import Course, Ending, Happened, course_of
 from cloudshift_lab.health.expected import Shown, expect
 from cloudshift_lab.health.finding import Finding
 from cloudshift_lab.health.goodput import measured
@@ -189,11 +189,7 @@ def goodput_report(
         UsageError: It has not trained yet.
         Corrupt: Its journal is damaged.
     """
-    trained = sessions(telemetry, tender.run_id)
-    since = _counted_since(telemetry, tender, trained)
-    saved = saves(telemetry, tender.run_id, since=since)
-    happened = _happened(telemetry, tender, folder, saved, now=now, is_still=is_still)
-    happened = replace(happened, created_at=since)
+    trained, saved, happened = _lived(telemetry, tender, folder, now, is_still=is_still)
     course = course_of(trained, happened)
     shown = _shown(tender, trained, saved)
     found, basis = (None, ()) if not trained else expect(course, shown)
@@ -218,6 +214,32 @@ def goodput_report(
         expected=found,
         basis=basis,
     )
+
+
+def course_so_far(
+    telemetry: TelemetryStore, tender: RunTender, folder: Path, now: float
+) -> Course | None:
+    """What a run's time went into; None while no step of it is known.
+
+    Args:
+        telemetry: Where its steps are.
+        tender: The run.
+        folder: Of the run, where its journal is.
+        now: Wall-clock seconds.
+    """
+    trained, _, happened = _lived(telemetry, tender, folder, now, is_still=False)
+    return course_of(trained, happened) if trained else None
+
+
+def _lived(
+    telemetry: TelemetryStore, tender: RunTender, folder: Path, now: float, *, is_still: bool
+) -> tuple[tuple[Session, ...], Saves, Happened]:
+    """Its training, its saves, and what happened beside them since it is counted."""
+    trained = sessions(telemetry, tender.run_id)
+    since = _counted_since(telemetry, tender, trained)
+    saved = saves(telemetry, tender.run_id, since=since)
+    happened = _happened(telemetry, tender, folder, saved, now=now, is_still=is_still)
+    return trained, saved, replace(happened, created_at=since)
 
 
 def _counted_since(

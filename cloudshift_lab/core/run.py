@@ -120,7 +120,8 @@ class RunView(msgspec.Struct, frozen=True):
     ``origin`` is the step that a branch began from: ``run-1@400``. ``notice_until``: when its
     machine goes, once that was said, and in ``notice`` what will be saved by then. ``restart`` is
     what was asked for, ``restarts`` how often the run went on by itself, ``restarted`` why and how
-    the last time, at ``restarted_at``.
+    the last time, at ``restarted_at``. ``budget`` says how the run stands with its budget, empty
+    without one, and ``budget_alarm`` the highest level it has reached, in percent.
     """
 
     run_id: str
@@ -155,3 +156,5 @@ class RunView(msgspec.Struct, frozen=True):
     restarts: int = 0
     restarted: str = ""
     restarted_at: float | None = None
+    budget: str = ""
+    budget_alarm: int = 0

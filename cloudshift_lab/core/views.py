@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from cloudshift_lab.core.costs import Account, Budget
 from cloudshift_lab.core.run import SaveStats
 
 
@@ -63,7 +64,11 @@ class CostLine(msgspec.Struct, frozen=True):
 
 
 class CostView(msgspec.Struct, frozen=True):
-    """``total_micro_usd`` is the exact sum of the lines."""
+    """``total_micro_usd`` is the exact sum of the lines.
+
+    ``budget``: how the run stands with it, None without one. ``account``: its ledger and what is
+    told beside it, where that was asked for.
+    """
 
     run_id: str
     lines: tuple[CostLine, ...]
@@ -72,6 +77,8 @@ class CostView(msgspec.Struct, frozen=True):
     simulated: bool
     as_of: float
     saves: SaveStats | None = None
+    budget: Budget | None = None
+    account: Account | None = None
 
 
 class Changes(msgspec.Struct, frozen=True):

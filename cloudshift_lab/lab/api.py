@@ -231,9 +231,14 @@ def resume(name: str | None = None) -> Run:
     return run(name).resume()
 
 
-def cost(name: str | None = None) -> Report:
-    """What a run has cost so far, line by line."""
-    return run(name).cost()
+def cost(name: str | None = None, *, until: int | None = None) -> Report:
+    """What a run has cost so far, what that went into, and what other ways would have cost.
+
+    Args:
+        name: Name or id; the only run by default.
+        until: The step that it is to reach, for a forecast of the whole.
+    """
+    return run(name).cost(until)
 
 
 def goodput(name: str | None = None) -> Report:

@@ -12,7 +12,8 @@ from cloudshift_lab.core.money import to_micro_usd
 from cloudshift_lab.core.plan import FINAL_PHASES, MigrationView, MissingNodesPolicy
 from cloudshift_lab.core.run import FINAL_STATES, RunView
 from cloudshift_lab.lab.desk import Desk, open_move
-from cloudshift_lab.lab.render import card, move, reports
+from cloudshift_lab.lab.render import card, move
+from cloudshift_lab.lab.render.cost import cost_sheet
 from cloudshift_lab.lab.render.markup import MONO, box, tag
 from cloudshift_lab.lab.render.records import notice_sheet, receipts_sheet
 from cloudshift_lab.lab.render.sheet import sheet_html, sheet_text
@@ -140,10 +141,18 @@ class Run(Displayed):
         """The newest lines a rank printed."""
         return self._desk.client().logs(self.run_id, rank=rank, tail=tail)
 
-    def cost(self) -> Report:
-        """What it has cost so far, line by line."""
-        view = self._desk.client().cost(self.run_id)
-        return Report(view, reports.cost_text(view), reports.cost_html(view))
+    def cost(self, until: int | None = None) -> Report:
+        """What it has cost so far, what that went into, and what other ways would have cost.
+
+        Args:
+            until: The step that it is to reach, for a forecast of the whole.
+
+        Raises:
+            UsageError: It is past that step.
+        """
+        view = self._desk.client().cost(self.run_id, until=until)
+        sheet = cost_sheet(view, self.name, self._desk.prompt)
+        return Report(view, sheet_text(sheet), sheet_html(sheet))
 
     def health(self) -> Report:
         """What its detectors find, with evidence; ``report.data`` is a ``HealthReport``."""

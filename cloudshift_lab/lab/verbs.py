@@ -18,6 +18,7 @@ from cloudshift_lab.core.run import FINAL_STATES, RunSpec
 from cloudshift_lab.core.views import Target
 from cloudshift_lab.core.wire import to_json
 from cloudshift_lab.lab import machines, stored
+from cloudshift_lab.lab.charges import check_export, write_charges
 from cloudshift_lab.lab.desk import Desk
 from cloudshift_lab.lab.doctor import examine
 from cloudshift_lab.lab.grammar import help_text
@@ -187,7 +188,16 @@ def _seconds(word: str | None, prompt: str) -> float:
 
 def _cost(request: Request) -> Shown:
     args, desk = request.args, request.desk
-    return Run(desk, desk.find_run(args.run)).cost()
+    path = None if args.export is None else Path(args.export).expanduser()
+    if path is not None:
+        check_export(path)
+    run = Run(desk, desk.find_run(args.run))
+    if args.budget is not None:
+        desk.client().set_budget(run.run_id, to_micro_usd(args.budget))
+    if path is None:
+        return run.cost(args.until)
+    charges = desk.client().charges(run.run_id)
+    return note(write_charges(path, charges, run_id=run.run_id, name=run.name))
 
 
 def _health(request: Request) -> Shown:

@@ -189,7 +189,21 @@ VERBS: tuple[Verb, ...] = (
             "and move do what they would do.",
         ),
     ),
-    Verb("cost", "what a run has cost so far, line by line", (RUN, JSON)),
+    Verb(
+        "cost",
+        "what a run has cost so far, what that went into, and what other ways would have cost",
+        (
+            RUN,
+            Argument("--until", "int", "forecast the whole up to this step"),
+            Argument("--budget", "usd", "most it may spend from now on, all in all, US dollars"),
+            Argument("--export", "path", "write its ledger to this file (.csv or .parquet, FOCUS)"),
+            JSON,
+        ),
+        (
+            "At 50, 80 and 100 % of its budget it says so; before its end it saves and stops.",
+            "Other ways: never moved, always cheapest, perfect foresight, at the recorded prices.",
+        ),
+    ),
     Verb(
         "health",
         "what its detectors find about a run, with evidence and what to do",

@@ -173,7 +173,7 @@ def test_a_conductor_that_hangs_is_replaced(home: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("cloudshift_lab.conductor.client._HEALTH_S", 1.0)
     before = Client.connect(home).health().pid
     os.kill(before, signal.SIGSTOP)
-    monkeypatch.setattr("cloudshift_lab.conductor.client._DISMISS_PATIENCE_S", (0.5, 20.0))
+    monkeypatch.setattr("cloudshift_lab.conductor.launching._DISMISS_PATIENCE_S", (0.5, 20.0))
     assert Client.connect(home).health().pid != before
 
 
@@ -183,7 +183,7 @@ def test_a_conductor_of_another_version_is_replaced(
     before = Client.connect(home).health()
     monkeypatch.setattr("cloudshift_lab.conductor.client.__version__", "0.0.0-test")
     with pytest.raises(Unavailable):
-        monkeypatch.setattr("cloudshift_lab.conductor.client._START_DEADLINE_S", 5.0)
+        monkeypatch.setattr("cloudshift_lab.conductor.launching._START_DEADLINE_S", 5.0)
         Client.connect(home)
     assert process_start_time(before.pid) is None
     monkeypatch.undo()

@@ -17,6 +17,7 @@ from cloudshift_lab import __version__
 from cloudshift_lab.conductor import discovery
 from cloudshift_lab.conductor.http import Gate, application
 from cloudshift_lab.core.asks import MoveAsk, NoticeAsk, NoticeView
+from cloudshift_lab.core.costs import CostEntry
 from cloudshift_lab.core.errors import NotFound, StaleDecision, UsageError
 from cloudshift_lab.core.placement import Placement
 from cloudshift_lab.core.plan import Bill, BillItem, Decision, MigrationView, PhaseTime, Plan
@@ -75,6 +76,7 @@ class ScriptedService:
         self.specs: list[RunSpec] = []
         self.decisions: list[Decision] = []
         self.asks: list[MoveAsk] = []
+        self.budgets: list[tuple[str, int]] = []
         self.notices: list[NoticeAsk] = []
         self.chain: tuple[Receipt, ...] = ()
         self.started: RunView = _make_run(state="starting", step=None, losses=())
@@ -104,9 +106,21 @@ class ScriptedService:
     def logs(self, run: str, *, rank: int | None, tail: int) -> str:
         return f"hello <b>from</b> rank {rank}, last {tail}\n"
 
-    def cost(self, run: str) -> CostView:
+    def cost(self, run: str, *, until: int | None = None) -> CostView:
         line = CostLine("attempt 1", AWS.target, 8_833, "60 s x $0.53/h", simulated=True)
         return CostView(run, (line,), 8_833, 530_000, simulated=True, as_of=NOW)
+
+    def charges(self, run: str) -> tuple[CostEntry, ...]:
+        return (
+            CostEntry(
+                kind="compute", part="training", micro_usd=8_833, begin=NOW - 60, end=NOW,
+                placement=AWS, seconds=60.0, generation=1, simulated=True,
+            ),
+        )  # fmt: skip
+
+    def set_budget(self, run: str, micro_usd: int) -> CostView:
+        self.budgets.append((run, micro_usd))
+        return self.cost(run)
 
     def series(self, run: str, *, points: int) -> Series:
         return Series(run)

@@ -49,6 +49,19 @@ def test_cost_as_json_and_as_text(service, make_run) -> None:
     assert "$0.0088" in call("cost", "first")[1]
 
 
+def test_a_budget_is_given_and_a_ledger_written(service, make_run, tmp_path: Path) -> None:
+    service.views = [make_run()]
+    assert call("cost", "first", "--budget", "2.50")[0] == 0
+    assert service.budgets == [("run-1", 2_500_000)]
+    path = tmp_path / "costs.csv"
+    status, out, _ = call("cost", "first", "--export", str(path))
+    assert (status, "the ledger of first (1 charges) was written" in out) == (0, True)
+    assert "0.008833" in path.read_text()
+    status, _, err = call("cost", "first", "--export", "costs.txt")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "has to end in .csv or .parquet" in err
+
+
 def test_train_sends_the_script_and_every_flag(service, tmp_path: Path) -> None:
     script = tmp_path / "gpt.py"
     script.write_text("print(1)\n")

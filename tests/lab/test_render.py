@@ -8,8 +8,10 @@ import pytest
 from cloudshift_lab.core.plan import Decision, PhaseTime
 from cloudshift_lab.core.views import Check, CostLine, CostView, Target
 from cloudshift_lab.lab.render import card, move, reports
+from cloudshift_lab.lab.render.cost import cost_sheet
 from cloudshift_lab.lab.render.figures import age, sparkline_svg, sparkline_text
 from cloudshift_lab.lab.render.markup import tag
+from cloudshift_lab.lab.render.sheet import sheet_html, sheet_text
 
 
 def words(html: str) -> str:
@@ -213,7 +215,8 @@ def test_cost_lines_sum_and_say_when_they_are_simulated() -> None:
         CostLine("attempt 1", "aws-sim:us-east-1", 100_000, "10 min x $0.60/h", simulated=True),
     )
     view = CostView("run-1", lines, 100_000, 600_000, simulated=True, as_of=1_764_000_000.0)
-    for shown in (reports.cost_text(view), words(reports.cost_html(view))):
+    sheet = cost_sheet(view, "gpt", "%cloudshift")
+    for shown in (sheet_text(sheet), words(sheet_html(sheet))):
         assert "10 min x $0.60/h, simulated" in shown
         assert "$0.60/h" in shown
         assert "total" in shown

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from cloudshift_lab.core.run import SaveStats
 from cloudshift_lab.core.views import CostView
-from cloudshift_lab.lab.render import card, reports
+from cloudshift_lab.lab.render import card
+from cloudshift_lab.lab.render.cost import cost_sheet
 from cloudshift_lab.lab.render.saves import saves_lines
+from cloudshift_lab.lab.render.sheet import sheet_html, sheet_text
 
 SAVES = SaveStats(
     raw_bytes=587_000_000, stored_bytes=484_000_000, new_bytes=30_000_000, save_s=12.3, lost_s=0.2,
@@ -40,5 +42,6 @@ def test_what_a_run_has_cost_is_told_with_what_its_checkpoints_cost() -> None:
         run_id="run-1", lines=(), total_micro_usd=0, price_micro_usd_per_h=0, simulated=False,
         as_of=1e9, saves=SAVES,
     )  # fmt: skip
-    for shown in (reports.cost_text(view), reports.cost_html(view)):
+    sheet = cost_sheet(view, "gpt", "%cloudshift")
+    for shown in (sheet_text(sheet), sheet_html(sheet)):
         assert "every 4 min (Young/Daly" in shown and "0.2 s of training lost" in shown

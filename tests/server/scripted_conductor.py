@@ -96,7 +96,7 @@ class ScriptedService:
             moves=(Move("mig-0", at[half], half, SOURCE.target, TARGET.target),), simulated=True,
         )  # fmt: skip
 
-    def cost(self, run: str) -> CostView:
+    def cost(self, run: str, *, until: int | None = None) -> CostView:
         return CostView(run, (), 512_300, 1_800_000, simulated=True, as_of=time.time())
 
     def migrations(self, run: str | None) -> tuple[MigrationView, ...]:

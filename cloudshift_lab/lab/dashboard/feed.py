@@ -11,11 +11,12 @@ from cloudshift_lab.conductor.client import Client
 from cloudshift_lab.conductor.discovery import find_daemon
 from cloudshift_lab.core.errors import CloudshiftError, Unavailable
 from cloudshift_lab.core.run import FINAL_STATES, RunView
-from cloudshift_lab.core.views import Series
+from cloudshift_lab.core.views import CostView, Series
 
 POINTS = 500
 _PERIOD_S = 1.0
 _FORGET_S = 5.0
+_COSTS_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Feed:
         self._root = root
         self._snapshot = Snapshot()
         self._series: dict[str, Series] = {}
+        self._costs: dict[str, CostView] = {}
+        self._costed: dict[str, float] = {}
         self._watched: dict[str, float] = {}
         self._looked_at = 0.0
         self._lock = threading.Lock()
@@ -64,6 +67,11 @@ class Feed:
                 self._watched[run_id] = self._looked_at
             return self._snapshot, self._series.get(run_id or "")
 
+    def costs(self, run_id: str) -> CostView | None:
+        """What a run has cost, as far as it was asked for; a few seconds old at most."""
+        with self._lock:
+            return self._costs.get(run_id)
+
     def _poll(self) -> None:
         while not self._ended.is_set():
             started = time.monotonic()
@@ -80,10 +88,19 @@ class Feed:
                 series = client.series(run_id, points=POINTS)
                 with self._lock:
                     self._series[run_id] = series
+                self._ask_costs(client, run_id, now)
         except CloudshiftError as error:
             known = self._snapshot
             since = known.offline_since or time.time()
             self._keep(replace(known, offline_since=since, problem=error.message))
+
+    def _ask_costs(self, client: Client, run_id: str, now: float) -> None:
+        """The ledger, less often than the curves: it is made of all of a run's rows."""
+        if now - self._costed.get(run_id, float("-inf")) < _COSTS_EVERY_S:
+            return
+        view = client.cost(run_id)
+        with self._lock:
+            self._costs[run_id], self._costed[run_id] = view, now
 
     def _connect(self) -> Client:
         """The running conductor, looked up anew each time: it may have been restarted elsewhere.
@@ -105,7 +122,9 @@ class Feed:
                 run.run_id
                 for run in runs
                 if run.run_id in self._watched
-                and not (run.state in FINAL_STATES and self._is_whole(run))
+                and not (
+                    run.state in FINAL_STATES and self._is_whole(run) and self._is_settled(run)
+                )
             ]
 
     def _is_whole(self, run: RunView) -> bool:
@@ -113,6 +132,11 @@ class Feed:
         if series is None or run.step is None:
             return series is not None
         return bool(series.step) and series.step[-1] >= run.step
+
+    def _is_settled(self, run: RunView) -> bool:
+        """Whether the cost of an ended run was asked for after its end."""
+        view = self._costs.get(run.run_id)
+        return view is not None and view.as_of >= (run.ended_at or 0.0)
 
     def _keep(self, snapshot: Snapshot) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""One open dashboard page: run picker, head line and four charts, refreshed once a second."""
+"""One open dashboard page: run picker, head line, charts and costs, refreshed once a second."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from panel.io.resources import LOCAL_DIST
 
 from cloudshift_lab.core.money import format_duration, format_usd
 from cloudshift_lab.core.run import FINAL_STATES, RunView
-from cloudshift_lab.core.views import Series
-from cloudshift_lab.lab.dashboard import charts
+from cloudshift_lab.core.views import CostView, Series
+from cloudshift_lab.lab.dashboard import charts, costs
 from cloudshift_lab.lab.dashboard.feed import Feed, Snapshot
 
 pn: Any = panel  # has no types
@@ -41,6 +41,8 @@ class Page:
         self._head = _html_pane()
         self._status = _html_pane()
         self._charts = [self._empty_chart() for _ in range(4)]
+        self._costed: tuple[CostView | None, str] = (None, "")
+        self._ways, self._ledger = self._empty_chart(), _html_pane()
 
     def view(self) -> Any:
         """The page; starts its periodic refresh."""
@@ -52,6 +54,8 @@ class Page:
             pn.Row(self._picker, self._status, sizing_mode="stretch_width"),
             self._head,
             grid,
+            self._ways,
+            self._ledger,
             sizing_mode="stretch_width",
             styles={"background": self._look.page, "color": self._look.text},
             margin=8,
@@ -67,6 +71,8 @@ class Page:
         _set(self._head, head_html(run, snapshot, now))
         if run is not None and series is not None and series.run_id == run.run_id:
             self._draw(series, run.placement.target)
+        if run is not None:
+            self._account(self._feed.costs(run.run_id), run.name)
 
     def _offer(self, runs: tuple[RunView, ...]) -> None:
         options = {f"{run.name} · {run.state}": run.run_id for run in runs}
@@ -89,6 +95,14 @@ class Page:
         )
         for pane, figure in zip(self._charts, figures, strict=True):
             pane.param.update(object=figure, visible=True)
+
+    def _account(self, view: CostView | None, name: str) -> None:
+        if view is None or self._costed == (view, name):
+            return
+        self._costed = (view, name)
+        figure = costs.ways_figure(view, self._look)
+        self._ways.param.update(object=figure, visible=figure is not None)
+        _set(self._ledger, costs.costs_html(view, name))
 
     def _empty_chart(self) -> Any:
         return pn.pane.Plotly(

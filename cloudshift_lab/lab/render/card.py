@@ -55,7 +55,7 @@ def run_text(view: RunView, prompt: str, move: MigrationView | None = None) -> s
         *(f"  {line}" for line in saves_lines(view.saves)),
         f"  {_as_of(view)}",
         *([f"  {_notice(view)}"] if view.notice_until is not None else []),
-        *(f"  {line}" for line in _restarted(view)),
+        *(f"  {line}" for line in (*_restarted(view), *_budget(view))),
     ]
     if move is not None:
         lines += [f"  move to {move.plan.target.target}: {state_line(move)}"]
@@ -87,7 +87,8 @@ def run_html(view: RunView, move: MigrationView | None = None) -> str:
         f"run {view.name}", _headline(view), facts,
         tag("div", _notice(view), role="alert") if view.notice_until is not None else None,
         _move_html(view, move), _trouble_html(view),
-        *(dim(line) for line in (*saves_lines(view.saves), *_restarted(view))), dim(_as_of(view)),
+        *(dim(line) for line in (*saves_lines(view.saves), *_restarted(view), *_budget(view))),
+        dim(_as_of(view)),
         *(next_command(line) for line in _next(view, "%cloudshift")),
     )  # fmt: skip
 
@@ -167,6 +168,11 @@ def _restarted(view: RunView) -> list[str]:
     times = "once" if view.restarts == 1 else f"{view.restarts} times"
     last = f"{clock(view.restarted_at)}: {view.restarted}"
     return [f"restarted {times}, {'at' if view.restarts == 1 else 'last at'} {last}"]
+
+
+def _budget(view: RunView) -> list[str]:
+    """How it stands with its budget; marked once half of it is spent."""
+    return [f"{'! ' if view.budget_alarm else ''}{view.budget}"] if view.budget else []
 
 
 def _failure(view: RunView) -> str:

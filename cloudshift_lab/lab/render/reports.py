@@ -1,61 +1,21 @@
-"""Cost, checks and targets as tables."""
+"""Checks and targets as tables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cloudshift_lab.core.money import format_usd
-from cloudshift_lab.core.views import Check, CostLine, CostView, Target
-from cloudshift_lab.lab.render.figures import clock, rate
+from cloudshift_lab.core.views import Check, Target
+from cloudshift_lab.lab.render.figures import rate
 from cloudshift_lab.lab.render.markup import (
     SIMULATED,
     box,
     dim,
-    simulated_badge,
     table,
-    tag,
     text_table,
 )
-from cloudshift_lab.lab.render.saves import saves_lines
 
-COST_HEAD = ("spent on", "where", "amount", "basis")
 CHECK_HEAD = ("", "check", "found", "what to do")
 TARGET_HEAD = ("target", "price", "what it is")
-
-
-def cost_text(view: CostView) -> str:
-    """What a run has cost, line by line, as text."""
-    lines = text_table(COST_HEAD, _cost_rows(view), frozenset({2}))
-    return "\n".join([*lines, *saves_lines(view.saves), _cost_note(view)])
-
-
-def cost_html(view: CostView) -> str:
-    """What a run has cost, line by line, as HTML."""
-    return box(
-        f"cost of {view.run_id}",
-        tag("div", tag("strong", f"Cost of {view.run_id}"),
-            simulated_badge(simulated=view.simulated)),
-        table(COST_HEAD, _cost_rows(view), frozenset({2})),
-        *(dim(line) for line in saves_lines(view.saves)), dim(_cost_note(view)),
-    )  # fmt: skip
-
-
-def _cost_rows(view: CostView) -> list[tuple[str, ...]]:
-    rows = [
-        (line.label, line.target, format_usd(line.amount_micro_usd),
-         _basis(line))
-        for line in view.lines
-    ]  # fmt: skip
-    return [*rows, ("total", "", format_usd(view.total_micro_usd), "sum of the lines")]
-
-
-def _basis(line: CostLine) -> str:
-    unmarked = line.simulated and SIMULATED not in line.basis
-    return f"{line.basis}, {SIMULATED}" if unmarked else line.basis
-
-
-def _cost_note(view: CostView) -> str:
-    return f"now {rate(view.price_micro_usd_per_h)}; as of {clock(view.as_of)}"
 
 
 def checks_text(checks: Sequence[Check]) -> str:
