@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from cloudshift_lab.conductor.moves import Move, Surroundings
 from cloudshift_lab.conductor.places import is_sold_as
 from cloudshift_lab.conductor.pricing import ASSUMED_PROVISION_S
+from cloudshift_lab.conductor.spending import clouds_of
 from cloudshift_lab.conductor.tending import RunTender
 from cloudshift_lab.core.costs import Ledger
 from cloudshift_lab.core.placement import Cloud, Offer, Placement
@@ -138,7 +139,10 @@ def _carrying(
     tender: RunTender, places: Sequence[Offer | Placement], around: Surroundings
 ) -> tuple[tuple[int, ...], ...]:
     """[from][to], egress and requests of the state that a move carries."""
-    clouds = {cloud.name: cloud for cloud in around.places.clouds().clouds}
+    clouds = {
+        name: cloud for move in tender.moves.values() for name, cloud in clouds_of(move).items()
+    }
+    clouds |= {cloud.name: cloud for cloud in around.places.clouds().clouds}
     num_bytes = _state_bytes(tender)
     return tuple(
         tuple(

@@ -11,6 +11,7 @@ from cloudshift_lab.conductor.places import Places
 from cloudshift_lab.conductor.pricing import move_lines
 from cloudshift_lab.conductor.records import Attempt, RunRecord
 from cloudshift_lab.core.money import format_duration, format_usd
+from cloudshift_lab.core.placement import Cloud
 from cloudshift_lab.core.views import CostLine
 
 
@@ -34,9 +35,10 @@ def cost_lines(
 def carried_lines(moves: Iterable[Move], places: Places) -> dict[str, tuple[CostLine, ...]]:
     """Per move, egress and requests as they happened; empty where nothing was carried.
 
-    Bytes of the month count as the move's own bill counted them, so that both end in the same tier.
+    Prices, and the bytes of the month before, are those of the move's own bill: what was paid does
+    not change with a price, nor is it forgotten with a cloud that is not configured any more.
     """
-    clouds = {cloud.name: cloud for cloud in places.clouds().clouds}
+    sold = {cloud.name: cloud for cloud in places.clouds().clouds}
     carried: dict[str, int] = {}
     found = {}
     for move in moves:
@@ -45,9 +47,30 @@ def carried_lines(moves: Iterable[Move], places: Places) -> dict[str, tuple[Cost
         if known is not None:
             used = max(used, known.egress_used_bytes)
         saga = msgspec.structs.replace(move.saga, bytes_moved=carried_bytes(move))
+        clouds = sold | clouds_of(move)
         found[move.opened.migration_id] = move_lines(saga, clouds, egress_used_bytes=used)
         carried[source] = carried.get(source, 0) + saga.bytes_moved
     return found
+
+
+def clouds_of(move: Move) -> dict[str, Cloud]:
+    """Both ends of a move with the prices that its bill was made of; empty where it has none."""
+    plan, known = move.plan, move.opened.inputs
+    if known is None or move.saga.moved_to is not None:
+        return {}
+    source = Cloud(
+        name=plan.source.cloud,
+        title=plan.source.cloud,
+        store_url=plan.source_url,
+        egress=known.source_egress,
+        get_micro_usd_per_1000=known.source_get_micro_usd_per_1000,
+        put_micro_usd_per_1000=known.target_put_micro_usd_per_1000,
+        simulated=known.is_simulated,
+    )
+    target = msgspec.structs.replace(
+        source, name=plan.target.cloud, title=plan.target.cloud, store_url=plan.target_url
+    )
+    return {target.name: target, source.name: source}
 
 
 def carried_bytes(move: Move) -> int:

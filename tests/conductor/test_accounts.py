@@ -11,12 +11,14 @@ from cloudshift_lab.core.costs import Account
 from cloudshift_lab.core.errors import Corrupt, UsageError
 from cloudshift_lab.core.home import save_clouds
 from cloudshift_lab.core.money import HOUR_S
+from cloudshift_lab.core.orders import OrderResult
 from cloudshift_lab.core.placement import Clouds
 from cloudshift_lab.market.focus import focus_rows
 from cloudshift_lab.telemetry.batch import encode
 from cloudshift_lab.telemetry.schema import StepRow
 
 from .bench import AWS, GCP, Bench, bench
+from .test_money import GB, copying, say
 
 __all__ = ["bench"]
 RANKS = 2
@@ -160,6 +162,25 @@ def _ask(to: str) -> Any:
     from cloudshift_lab.core.asks import MoveAsk
 
     return MoveAsk(to=to, expires_s=600)
+
+
+def test_what_a_move_carried_stays_paid_when_its_clouds_are_not_configured_any_more(
+    bench: Bench,
+) -> None:
+    run_id = bench.train()
+    view, target, order_id = copying(bench, run_id, limit_micro_usd=10**9)
+    say(target, order_id, OrderResult(state="done", num_bytes=12 * GB))
+    assert bench.settle(view.migration_id).phase == "source_retired"
+    for _ in range(3):
+        bench.step()
+    train_until(bench, bench.world.clock_s + 100.0)
+    before = bench.service.cost(run_id)
+    save_clouds(bench.root, Clouds(clouds=()))
+    after = bench.service.cost(run_id)
+    assert after.total_micro_usd == before.total_micro_usd
+    assert sums(bench, run_id)["egress"] == pytest.approx(12 * GB * 90_000 / 2**30, rel=1e-6)
+    check = next(each for each in account_of(bench, run_id).checks if each.kind == "egress")
+    assert check.apart == 0.0
 
 
 # -- other ways --------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from math import isinf
 
 from cloudshift_lab.core.costs import COST_KINDS, Account, BillCheck, Finish, Ledger, Otherwise
 from cloudshift_lab.core.money import format_duration, format_usd
@@ -90,7 +91,7 @@ def _check(each: BillCheck) -> tuple[str, ...]:
     amounts = (each.forecast_micro_usd, each.settled_micro_usd, each.ledger_micro_usd)
     return (
         each.migration_id, each.label, *(format_usd(amount) for amount in amounts),
-        "-" if apart is None else f"{apart:+.2%}",
+        "-" if apart is None else "missing" if isinf(apart) else f"{apart:+.2%}",
     )  # fmt: skip
 
 
