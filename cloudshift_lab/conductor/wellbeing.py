@@ -25,10 +25,17 @@ from cloudshift_lab.health.expected import Shown, expect
 from cloudshift_lab.health.finding import Finding
 from cloudshift_lab.health.goodput import measured
 from cloudshift_lab.health.live import AgentWord, LiveWatch, Looked
-from cloudshift_lab.health.outcome import find_end, find_healing, find_notice, find_troubles
+from cloudshift_lab.health.outcome import (
+    find_budget,
+    find_end,
+    find_healing,
+    find_notice,
+    find_troubles,
+)
 from cloudshift_lab.health.policy import rule
 from cloudshift_lab.health.report import Bygone, GoodputReport, HealthReport, Told
 from cloudshift_lab.health.standing import Standing, stand
+from cloudshift_lab.market.budget import budget_words
 from cloudshift_lab.telemetry.findings import (
     Saves,
     Session,
@@ -101,6 +108,11 @@ def facts_found(tender: RunTender, now: float) -> tuple[Finding, ...]:
     found = find_troubles(tender.trouble, others, now)
     if heal is not None and status is not None and (status.step or 0) <= heal.step:
         found += (find_healing(heal.words, now),)
+    budget = record.budget_micro_usd
+    told = [each for each in record.alarms if each.budget_micro_usd == budget]
+    if budget is not None and told:
+        words = budget_words(budget, told[-1].spent_micro_usd, None)
+        found += (find_budget(told[-1].percent, words, told[-1].at),)
     notice = record.notices.get(tender.owner.job.generation)
     if notice is not None and notice.deadline > now:
         found += (find_notice(notice.deadline - now, now, notice.words or "its machine goes"),)

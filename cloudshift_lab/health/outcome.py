@@ -75,6 +75,13 @@ def find_healing(words: str, at: float) -> Finding:
     return _found("ranks.healing", _RUN, evidence, "none", words, severity="warning")
 
 
+def find_budget(percent: int, words: str, at: float) -> Finding:
+    """A budget of which ``percent`` or more is spent; ``words`` say how much, and for how long."""
+    evidence = [Evidence("of the budget is spent", float(percent), "%", 50.0, at=at)]
+    severity: Severity = "watch" if percent < 80 else "warning"
+    return _found("run.budget", _RUN, evidence, "none", words, severity=severity)
+
+
 def find_notice(left_s: float, at: float, words: str) -> Finding:
     """A machine that will be taken away; ``left_s`` seconds from ``at``."""
     evidence = [Evidence("seconds until the machine goes", round(left_s, 1), "s", at=at)]

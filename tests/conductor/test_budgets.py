@@ -37,6 +37,21 @@ def test_each_level_is_told_once_also_after_a_restart(bench: Bench) -> None:
     assert alarms(bench, run_id) == [50, 80, 100]
 
 
+def test_the_highest_level_stands_among_the_run_s_findings(bench: Bench) -> None:
+    run_id = bench.train(budget_micro_usd=USD)
+    assert bench.service.run_health(run_id).standing == ()
+    found = []
+    for clock_s in (505.0, 805.0):
+        bench.world.clock_s = clock_s
+        bench.step()
+        (told,) = bench.service.run_health(run_id).standing
+        found.append((told.finding.rule_id, told.finding.severity, told.finding.words))
+    assert found == [
+        ("run.budget", "watch", "$0.51 of the budget of $1.00 is spent (51%)"),
+        ("run.budget", "warning", "$0.81 of the budget of $1.00 is spent (81%)"),
+    ]
+
+
 def test_a_run_is_saved_before_the_last_of_its_budget_is_spent(bench: Bench) -> None:
     run_id = bench.train(budget_micro_usd=USD)
     puppet = bench.engine.puppets[run_id, 1]
