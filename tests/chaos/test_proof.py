@@ -87,6 +87,13 @@ def test_a_loss_that_is_not_the_controls_and_a_step_that_nobody_did_are_found():
     assert "[5]" in proof.missing_steps([t for t in trace if t.step != 5], 30)[0]
 
 
+def test_a_step_whose_first_rank_died_with_the_gradients_in_hand_counts_by_the_other_ranks_line():
+    trace = [Traced(rank, s, s, s + 1, 1.0, 9 + rank) for s in range(1, 4) for rank in (0, 1)]
+    torn = [each for each in trace if (each.rank, each.step) != (0, 2)]
+    assert proof.missing_steps(torn, 3) == []
+    assert "[2]" in proof.missing_steps([each for each in torn if each.step != 2], 3)[0]
+
+
 def test_a_cancel_after_a_failed_owner_released_its_log_is_no_split_brain():
     released = log(
         ("acquire", 1, None), ("commit", 1, 10), ("release", 1, None), ("cancel", 1, None)
