@@ -13,6 +13,10 @@ def test_no_history_of_racing_owners_breaks_the_log() -> None:
     assert sum(history.injected_faults for history in histories) > 400
 
 
+def test_what_a_sleeper_wrote_in_the_calm_is_progress_though_it_had_dated_it_before() -> None:
+    assert run_log_history(7068).violations == []
+
+
 def test_a_log_without_fencing_is_found_out() -> None:
     histories = [run_log_history(seed, UnfencedLog) for seed in range(10)]
     assert all(history.violations for history in histories)
