@@ -62,7 +62,12 @@ def test_the_quickstart_is_shipped_without_outputs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "num_pictures"), [("02_live_migration.ipynb", 4), ("03_failures.ipynb", 3)]
+    ("name", "num_pictures"),
+    [
+        ("02_live_migration.ipynb", 4),
+        ("03_failures.ipynb", 3),
+        ("04_is_it_worth_moving.ipynb", 2),
+    ],
 )
 def test_a_story_is_shipped_with_small_outputs_and_without_errors(
     name: str, num_pictures: int
