@@ -1,4 +1,4 @@
-"""Which victims are hit in which phases: every pair once before any comes twice, by seed."""
+"""Which victims are hit in which phases, by seed: first pairs that were not hit, then any."""
 
 from __future__ import annotations
 
@@ -62,18 +62,17 @@ class Schedule:
     def draw(self, most: int) -> Attack:
         """The next move's attack, of at most ``most`` strikes."""
         if not self._pool:
-            self._pool = [(phase, victim) for phase in PHASES for victim in VICTIMS]
-            self._random.shuffle(self._pool)
+            self._pool = self._shuffled()
         first = self._pool.pop(0)
         closing: ClosingKind = "copy" if self._random.random() < _COPY_SHARE else "replay"
         closing = _ONLY.get(first[0], closing)
         pairs = [first]
-        for pair in list(self._pool):
+        for pair in (*self._pool, *self._again()):
             if len(pairs) >= min(most, _MOST_PER_MOVE):
                 break
             if self._fits(pair, pairs, closing):
-                self._pool.remove(pair)
                 pairs.append(pair)
+        self._pool = [pair for pair in self._pool if pair not in pairs]
         if len(pairs) < most and any(v in FATAL and p not in _AFTER_COMMIT for p, v in pairs):
             pairs.append(("rolling_back", self._random.choice(_GENTLE)))
         pairs.sort(key=lambda pair: _ORDER.index(pair[0]))
@@ -85,8 +84,17 @@ class Schedule:
         if missed.phase not in PHASES:
             return
         self._misses[pair] += 1
-        if self._misses[pair] <= _MOST_MISSES:
+        if self._misses[pair] <= _MOST_MISSES and pair not in self._pool:
             self._pool.append(pair)
+
+    def _shuffled(self) -> list[tuple[Phase, Victim]]:
+        pairs = [(phase, victim) for phase in PHASES for victim in VICTIMS]
+        self._random.shuffle(pairs)
+        return pairs
+
+    def _again(self) -> list[tuple[Phase, Victim]]:
+        """Fills a move up: few rare pairs left to hit would leave most of it in peace."""
+        return [pair for pair in self._shuffled() if not self._misses[pair]]
 
     def _fits(
         self, pair: tuple[Phase, Victim], pairs: list[tuple[Phase, Victim]], closing: ClosingKind
